@@ -1,0 +1,232 @@
+"""The native MLLM: tower + 2-layer GELU projector + any causal language model, on transformers' own LLaVA.
+
+    mllm = load("runs/sft/export")
+    mllm.answer([[{"role": "user", "content": "<image>\\nWhat is it?"}]], [[picture]], max_new_tokens=16)
+
+transformers' LlavaForConditionalGeneration is used as it is: our tower is its `vision_tower` (by AutoModel), and hands it the
+right layer without prefix tokens. What is ours is around it: building it from parts, the placeholder token, the chat text (one
+function for training and evaluation), and answering in batches.
+
+Shapes: B samples, S tokens, N visual tokens a picture.
+"""
+
+import hashlib
+import json
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from PIL import Image
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from . import register
+from .tower import VisionTower, digest
+
+IMAGE = "<image>"  # the marker in messages and in LLaVA's data
+FEATURES_KEPT = 512  # pictures whose features `answer` keeps: benchmarks ask several questions about one picture in a row
+
+
+# --- building -------------------------------------------------------------------------------------------------------------
+
+
+def build(tower: VisionTower, llm: str, dtype: torch.dtype = torch.float32, seed: int = 0):
+    """(LlavaForConditionalGeneration, tokenizer) from a tower and a language model's folder or hub id.
+
+    The projector is drawn from its own seed, so that two encoders of equal width start from the same one. Raises ValueError
+    where the language model or its chat template is missing.
+    """
+    try:
+        language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(llm)
+    except OSError as e:
+        raise ValueError(f"no language model in {llm}: bring it with python -m llava_plugin.fetch {Path(llm).name} ({e})") from e
+    if not tokenizer.chat_template:
+        raise ValueError(f"the tokenizer of {llm} has no chat template: use the -Instruct variant of the model")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    image_token_id = _image_token(tokenizer, language)
+    config = LlavaConfig(
+        vision_config=tower.config,
+        text_config=language.config,
+        image_token_index=image_token_id,
+        image_seq_length=tower.spec.tokens,
+        projector_hidden_act="gelu",
+        vision_feature_select_strategy="full",  # the tower has dropped its prefix tokens already
+        vision_feature_layer=-1,  # and hands over exactly one layer, the right one
+        tie_word_embeddings=language.config.tie_word_embeddings,
+        dtype=dtype,
+    )
+    with init_empty_weights():
+        model = LlavaForConditionalGeneration(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.model.multi_modal_projector = LlavaMultiModalProjector(config).to(dtype)
+    model.model.vision_tower = tower.to(dtype)
+    model.model.language_model = language.base_model
+    model.lm_head = language.get_output_embeddings()
+    model.generation_config = language.generation_config
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.suppress_tokens = [image_token_id]  # a placeholder is never an answer
+    return model, tokenizer
+
+
+def _image_token(tokenizer: PreTrainedTokenizerBase, language) -> int:
+    """The id of the placeholder: Qwen's own `<|image_pad|>`, or `<image>`, added where the tokenizer lacks it.
+
+    The embedding grows by one row only where it has no spare one; that row is never looked up and never generated, so that
+    text alone is answered exactly as by the bare language model.
+    """
+    vocabulary = tokenizer.get_vocab()
+    token = "<|image_pad|>" if "<|image_pad|>" in vocabulary else IMAGE
+    if token not in vocabulary:
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]}, replace_extra_special_tokens=False)
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    if token_id >= language.get_input_embeddings().num_embeddings:
+        language.resize_token_embeddings(token_id + 1, mean_resizing=False)
+    return token_id
+
+
+def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, export: Path, provenance: dict) -> None:
+    """Write an export: weights, configs, tokenizer and, last, provenance.json with the digest of all weights."""
+    model.save_pretrained(export)
+    tokenizer.save_pretrained(export)
+    provenance = provenance | {"weights_digest": digest(model), "encoder_digest": digest(model.model.vision_tower)}
+    (export / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
+
+
+def load(export: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Mllm":
+    """Read an export and check its weights against its provenance. Raises ValueError where one of the two is missing or differs.
+
+    `device` defaults to a GPU where there is one; `dtype` to what the weights were saved in.
+    """
+    register()
+    export = Path(export)
+    if not (export / "provenance.json").is_file():
+        raise ValueError(f"{export} has no provenance.json: give the export/ folder of a run of train_mllm (runs/NAME/export)")
+    provenance = json.loads((export / "provenance.json").read_text())
+    model = LlavaForConditionalGeneration.from_pretrained(export, dtype=dtype or "auto")
+    for part in ("weights", "encoder") if dtype is None else ():
+        found = digest(model if part == "weights" else model.model.vision_tower)
+        if found != provenance[f"{part}_digest"]:
+            raise ValueError(
+                f"{export}: its {part} have digest {found[:8]}, its provenance says {provenance[f'{part}_digest'][:8]}: "
+                "the files were changed after training; copy the export again or train again"
+            )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Mllm(model.to(device).eval(), AutoTokenizer.from_pretrained(export), provenance)
+
+
+# --- chat text ------------------------------------------------------------------------------------------------------------
+
+
+def plain(content: str | list[dict]) -> str:
+    """A message's content as one string with `<image>` markers: structured parts are joined in order, each picture on a line
+    of its own, which is LLaVA's form "<image>\\nquestion"."""
+    if isinstance(content, str):
+        return content
+    parts = [part["text"] if part["type"] == "text" else IMAGE for part in content]
+    kinds = [part["type"] for part in content]
+    if unknown := set(kinds) - {"text", "image"}:
+        raise ValueError(f"a message holds {', '.join(sorted(unknown))}: this model reads text and pictures")
+    return "".join(p + ("\n" if kind == "image" and i + 1 < len(parts) else "") for i, (p, kind) in enumerate(zip(parts, kinds)))
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], image_token_id: int, image_tokens: int) -> list[int]:
+    """Token ids up to where the assistant's next answer begins, each `<image>` marker expanded to `image_tokens` placeholders.
+
+    The same function serves training and evaluation, so the two prompts are equal token by token.
+    """
+    text = tokenizer.apply_chat_template(
+        [{"role": m["role"], "content": plain(m["content"])} for m in messages], add_generation_prompt=True, tokenize=False
+    )
+    ids: list[int] = []
+    for i, piece in enumerate(text.split(IMAGE)):
+        if i:
+            ids += [image_token_id] * image_tokens
+        ids += tokenizer(piece, add_special_tokens=False).input_ids
+    return ids
+
+
+# --- answering ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Mllm:
+    """A loaded export. `answer` decodes greedily, in batches; batch size never changes an answer."""
+
+    model: LlavaForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    provenance: dict
+    _features: OrderedDict = field(default_factory=OrderedDict, repr=False)
+
+    @property
+    def digest(self) -> str:
+        return self.provenance["weights_digest"]
+
+    @property
+    def tower(self) -> VisionTower:
+        return self.model.model.vision_tower
+
+    @torch.inference_mode()
+    def features(self, images: list[Image.Image]) -> torch.Tensor:
+        """(B, N, D) tower features of the pictures; those met before come from a cache keyed by the pixels."""
+        keys = [hashlib.sha1(f"{image.size} {image.mode}".encode() + image.tobytes()).digest() for image in images]
+        fresh = {key: image for key, image in zip(keys, images) if key not in self._features}
+        if fresh:
+            pixels = self.tower.preprocess(list(fresh.values())).to(self.model.device)
+            self._features.update(zip(fresh, self.tower(pixels).last_hidden_state))
+        out = torch.stack([self._features[key] for key in keys])
+        for key in keys:
+            self._features.move_to_end(key)
+        while len(self._features) > FEATURES_KEPT:
+            self._features.popitem(last=False)
+        return out
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        conversations: list[list[dict]],
+        images: list[list[Image.Image]],
+        max_new_tokens: int,
+        stop: tuple[str, ...] = (),
+    ) -> list[str]:
+        """One greedy answer to each conversation, cut at the end of turn or at the first of `stop`.
+
+        conversations: chat messages whose content is text with `<image>` markers, or structured parts; images: for each
+        conversation its PIL pictures in order. Raises ValueError where markers and pictures do not match.
+        """
+        config, tokenizer = self.model.config, self.tokenizer
+        prompts = []
+        for messages, pictures in zip(conversations, images, strict=True):
+            markers = sum(plain(m["content"]).count(IMAGE) for m in messages)
+            if markers != len(pictures):
+                raise ValueError(f"a conversation has {markers} {IMAGE} markers and {len(pictures)} pictures; they must match")
+            prompts.append(prompt_ids(tokenizer, messages, config.image_token_id, self.tower.spec.tokens))
+        longest = max(map(len, prompts))
+        pad = tokenizer.pad_token_id
+        input_ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self.model.device)
+        attention_mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
+        pictures = [picture for per_sample in images for picture in per_sample]
+        out = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=self.features(pictures) if pictures else None,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            **({"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}),
+        )
+        answers = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+        for s in stop:
+            answers = [answer.split(s)[0] for answer in answers]
+        return [answer.strip() for answer in answers]
+
+
+def llm_shape(llm: str) -> dict:
+    """The language model's own config as a dictionary (for plans and provenance)."""
+    return AutoConfig.from_pretrained(llm).to_dict()
