@@ -4,9 +4,16 @@ These are the values of the released training, not the (different) defaults of t
 """
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
+
+
+def square(image: Image.Image, size: int) -> np.ndarray:
+    """A picture as (size, size, 3) uint8 RGB, turned as its EXIF tag says, resized as a whole."""
+    image = ImageOps.exif_transpose(image).convert("RGB")
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 class GenLIPImageProcessor(BaseImageProcessor):
@@ -24,12 +31,10 @@ class GenLIPImageProcessor(BaseImageProcessor):
         """`images`: a PIL picture or a list of them; `size` overrides the processor's own (pixels a side)."""
         size = size or self.size
         images = images if isinstance(images, (list, tuple)) else [images]
-        pixels = np.stack([self._square(image, size) for image in images])
-        pixels = (pixels.astype(np.float32) / 255.0 - self.image_mean) / self.image_std
-        return BatchFeature({"pixel_values": pixels.transpose(0, 3, 1, 2)}, tensor_type=return_tensors)
+        pixels = self.normalise(np.stack([square(image, size) for image in images]))
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
-    @staticmethod
-    def _square(image: Image.Image, size: int) -> np.ndarray:
-        """(H, W, 3) uint8, turned as its EXIF tag says."""
-        image = ImageOps.exif_transpose(image).convert("RGB")
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    def normalise(self, squares: np.ndarray) -> torch.Tensor:
+        """(B, R, R, 3) uint8 -> (B, 3, R, R) fp32."""
+        pixels = torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255.0
+        return (pixels - self.image_mean) / self.image_std

@@ -3,7 +3,10 @@
 The loop reads nothing but its Recipe, which is written to the run folder before step 0.
 """
 
-from dataclasses import dataclass
+import argparse
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
 # About 0.95 M encoder parameters: 64 x 64 pixels are 4 x 4 patches. Head size 32, so 6/5/5 rotary channels a side.
 TINY = {
@@ -51,3 +54,46 @@ def tiny_s1() -> Recipe:
 
 
 PRESETS = {"tiny-s1": tiny_s1}
+
+
+def add_flags(parser, recipe) -> None:
+    """One flag for every field of a recipe, its default the recipe's value. Dictionaries (the model) come from the preset alone."""
+    group = parser.add_argument_group(f"fields of the recipe {recipe.preset}")
+    for field in fields(recipe):
+        default = getattr(recipe, field.name)
+        flag = f"--{field.name.replace('_', '-')}"
+        if field.name == "preset" or isinstance(default, dict):
+            continue
+        if isinstance(default, bool):
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
+        elif isinstance(default, tuple):
+            group.add_argument(flag, nargs=len(default), type=type(default[0]), default=default, metavar="X", help=f"default {default}")
+        else:
+            group.add_argument(flag, type=type(default), default=default, metavar=type(default).__name__.upper(), help=f"default {default!r}")
+
+
+def from_args(recipe, args):
+    """The recipe with what the flags say."""
+    values = {f.name: getattr(args, f.name) for f in fields(recipe) if f.name in vars(args) and f.name != "preset"}
+    return replace(recipe, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def claim_run_folder(recipe) -> Path:
+    """Write recipe.json into the run folder before step 0, or check that the run there is of this very recipe.
+
+    Raises ValueError with the fields that differ: a run goes on only as it began.
+    """
+    folder = Path(recipe.out)
+    file = folder / "recipe.json"
+    mine = json.loads(json.dumps(asdict(recipe)))
+    if file.is_file():
+        theirs = json.loads(file.read_text())
+        keys = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+        if keys:
+            changes = "; ".join(f"{k}: {theirs.get(k)!r} there, {mine.get(k)!r} asked" for k in keys)
+            raise ValueError(f"{folder} holds a run of another recipe ({changes}). Give another --out, or remove that folder")
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.json.part").write_text(json.dumps(mine, indent=1) + "\n")
+    (folder / "recipe.json.part").replace(file)
+    return folder
