@@ -1,0 +1,85 @@
+"""What a fine-tuning run is: a frozen dataclass, presets as functions. Every field is a flag of `python -m train_mllm.train`.
+
+The paper says: LLaVA-NeXT's settings, Qwen2.5-1.5B/7B-Instruct, a 2-layer GELU projector, a projector stage, then SFT on LLaVA-
+OneVision's single-image data; frozen means the encoder is frozen in both stages, 576 tokens, no anyres. Where it is silent the
+numbers are those of LLaVA-NeXT's published scripts (finetune_ov.sh and its projector stage), one epoch over the mix.
+"""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One stage of fine-tuning. `batch` is conversations a device and micro-step; `warmup` is a share of the steps."""
+
+    preset: str
+    stage: str = "sft"  # "projector": only the projector learns; "sft": the language model too
+    encoder: str = "genlip-g16"
+    llm: str = "Qwen/Qwen2.5-7B-Instruct"
+    data: str = ""  # LLaVA or OpenAI JSON, parquet, or a folder made by train_mllm.prepare_data
+    images: str = ""  # the folder that the JSON's picture paths start from
+    out: str = ""  # the run folder
+    init: str = ""  # the export of a projector stage to start from
+    train_encoder: bool = False
+    resolution: int = 0  # pixels a side; 0: the encoder's own (24 x 24 tokens for the released ones)
+    turns: str = "dialogue"  # "independent": each turn sees the picture and itself alone, packed in one row without loss
+    max_length: int = 32_768  # tokens; longer conversations are cut at a turn's border and counted
+    epochs: float = 1.0
+    max_steps: int = 0  # 0: as many as `epochs` says
+    batch: int = 1
+    accumulation: int = 1
+    lr: float = 1e-5
+    encoder_lr: float = 2e-6  # of an encoder that is trained
+    weight_decay: float = 0.0
+    warmup: float = 0.03
+    clip: float = 1.0
+    bf16: bool = True
+    gradient_checkpointing: bool = True
+    cache_features: bool = False  # compute a frozen encoder's features once, keep them under the data folder
+    workers: int = 1
+    save_every: int = 500
+    max_bad: float = 0.01  # share of unusable conversations above which nothing is trained
+    seed: int = 0
+
+
+def projector() -> Recipe:
+    """LLaVA-NeXT's first stage: 558K picture-caption pairs, lr 1e-3, batch 16 a GPU, length 8192."""
+    return Recipe("projector", stage="projector", lr=1e-3, batch=16, max_length=8192)
+
+
+def sft_qwen7b_frozen() -> Recipe:
+    """Tables 3 and 4 of the paper. Global batch 256: on 8 GPUs 1 x 32 accumulated."""
+    return Recipe("sft-qwen7b-frozen", accumulation=32)
+
+
+def sft_qwen1_5b_frozen() -> Recipe:
+    return replace(sft_qwen7b_frozen(), preset="sft-qwen1.5b-frozen", llm="Qwen/Qwen2.5-1.5B-Instruct", batch=4, accumulation=8)
+
+
+def sft_qwen7b_unfrozen() -> Recipe:
+    """No anyres: not the setting of the paper's unfrozen table."""
+    return replace(sft_qwen7b_frozen(), preset="sft-qwen7b-unfrozen", train_encoder=True)
+
+
+def sft_qwen1_5b_unfrozen() -> Recipe:
+    return replace(sft_qwen1_5b_frozen(), preset="sft-qwen1.5b-unfrozen", train_encoder=True)
+
+
+def tiny_sft() -> Recipe:
+    """A language model of a million parameters from scratch, on two cores: so it takes a pretraining's learning rate."""
+    return Recipe(
+        "tiny-sft",
+        encoder="genlip-tiny",
+        llm="weights/llama-tiny",
+        turns="independent",
+        max_length=2048,
+        max_steps=800,
+        batch=16,
+        lr=1e-3,
+        bf16=False,
+        gradient_checkpointing=False,
+        cache_features=True,
+    )
+
+
+PRESETS = {make().preset: make for make in (projector, sft_qwen7b_frozen, sft_qwen1_5b_frozen, sft_qwen7b_unfrozen, sft_qwen1_5b_unfrozen, tiny_sft)}
