@@ -210,16 +210,18 @@ class Mllm:
         input_ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self.model.device)
         attention_mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
         pictures = [picture for per_sample in images for picture in per_sample]
+        options = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
+        if pictures:
+            options["pixel_values"] = self.features(pictures)
         out = self.model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            pixel_values=self.features(pictures) if pictures else None,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             temperature=None,
             top_p=None,
             top_k=None,
-            **({"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}),
+            **options,
         )
         answers = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
         for s in stop:

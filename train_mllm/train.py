@@ -115,6 +115,7 @@ def train(recipe: Recipe) -> Path:
         seed=recipe.seed,
         dataloader_num_workers=recipe.workers,
         remove_unused_columns=False,
+        dataloader_pin_memory=on_gpu,
         report_to="none",
         disable_tqdm=not sys.stderr.isatty(),
     )
