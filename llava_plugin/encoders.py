@@ -200,6 +200,19 @@ def find_weights(spec: EncoderSpec) -> str | None:
     raise ValueError(f"no weights of {spec.key}: {folder} does not exist. Bring them: python -m llava_plugin.fetch {spec.key}")
 
 
+def find_llm(name: str) -> str:
+    """A language model's folder or hub id: `weights/NAME` where it exists, a folder as it is, else the hub id.
+
+    Raises ValueError where there is nothing to load, with the command that brings it.
+    """
+    for folder in (weights_dir() / name, Path(name)):
+        if (folder / "config.json").is_file():
+            return str(folder)
+    if name.count("/") == 1 and not name.startswith((".", "/", "weights/")) and os.environ.get("HF_HUB_OFFLINE", "0") != "1":
+        return name
+    raise ValueError(f"no language model {name}: neither {weights_dir() / name} nor {name} is a folder. Bring it: python -m llava_plugin.fetch {name}")
+
+
 def main(argv: list[str] | None = None) -> int:
     import argparse
 

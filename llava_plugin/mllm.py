@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from PIL import Image
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from . import register
@@ -42,7 +42,7 @@ def build(tower: VisionTower, llm: str, dtype: torch.dtype = torch.float32, seed
         language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(llm)
     except OSError as e:
-        raise ValueError(f"no language model in {llm}: bring it with python -m llava_plugin.fetch {Path(llm).name} ({e})") from e
+        raise ValueError(f"the language model in {llm} cannot be read ({e}): bring it again with python -m llava_plugin.fetch") from e
     if not tokenizer.chat_template:
         raise ValueError(f"the tokenizer of {llm} has no chat template: use the -Instruct variant of the model")
     if tokenizer.pad_token is None:
@@ -227,8 +227,3 @@ class Mllm:
         for s in stop:
             answers = [answer.split(s)[0] for answer in answers]
         return [answer.strip() for answer in answers]
-
-
-def llm_shape(llm: str) -> dict:
-    """The language model's own config as a dictionary (for plans and provenance)."""
-    return AutoConfig.from_pretrained(llm).to_dict()

@@ -70,7 +70,7 @@ def tiny_sft() -> Recipe:
     return Recipe(
         "tiny-sft",
         encoder="genlip-tiny",
-        llm="weights/llama-tiny",
+        llm="llama-tiny",
         turns="independent",
         max_length=2048,
         max_steps=800,

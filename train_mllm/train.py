@@ -12,7 +12,6 @@ Loss = sum over supervised tokens / their number in the whole step (the Trainer 
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -34,8 +33,10 @@ def missing(recipe: Recipe) -> list[str]:
         encoders.find_weights(encoders.resolve(recipe.encoder, recipe.resolution or None))
     except ValueError as e:
         lacks.append(str(e))
-    if not (Path(recipe.llm) / "config.json").is_file() and (os.environ.get("HF_HUB_OFFLINE") == "1" or recipe.llm.startswith(("weights/", "."))):
-        lacks.append(f"no language model in {recipe.llm}. Bring it: python -m llava_plugin.fetch {Path(recipe.llm).name}")
+    try:
+        encoders.find_llm(recipe.llm)
+    except ValueError as e:
+        lacks.append(str(e))
     if not recipe.data or not Path(recipe.data).exists():
         lacks.append(f"no conversations at {recipe.data or '--data'!r}: give --data a .json or .parquet file of LLaVA-form conversations")
     if recipe.init and not (Path(recipe.init) / "provenance.json").is_file():
@@ -77,7 +78,7 @@ def train(recipe: Recipe) -> Path:
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if recipe.bf16 and on_gpu else torch.float32
     tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None)
-    model, tokenizer = mllm.build(tower, recipe.llm, dtype=dtype, seed=recipe.seed)
+    model, tokenizer = mllm.build(tower, encoders.find_llm(recipe.llm), dtype=dtype, seed=recipe.seed)
     if recipe.init:
         _start_from(model, recipe)
     if not recipe.train_encoder:
