@@ -5,6 +5,7 @@ ours, yet read with `weights_only=True`, so that nothing in them can run.
 """
 
 import os
+import pickle
 from pathlib import Path
 
 import torch
@@ -36,6 +37,6 @@ def newest(run: Path) -> dict | None:
     for file in sorted((run / "checkpoints").glob("step-*.pt"), reverse=True):
         try:
             return torch.load(file, weights_only=True)
-        except (RuntimeError, EOFError, OSError) as e:
-            print(f"{file} is not whole ({e}); going on from the one before")
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as e:
+            print(f"{file} is not whole ({type(e).__name__}); going on from the one before")
     return None

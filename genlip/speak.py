@@ -21,12 +21,11 @@ def captions(model, tokenizer, pixel_values, prompt: str, max_new_tokens: int = 
     with torch.inference_mode():
         out = model.generate(
             input_ids=ids,
-            attention_mask=torch.ones_like(ids),
             pixel_values=pixel_values.to(model.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=end,
-            pad_token_id=end,
+            pad_token_id=tokenizer.pad_token_id,
         )
     return [text.strip() for text in tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)]
 

@@ -109,7 +109,6 @@ def test_a_stopped_run_goes_on_bit_equal(recipe, tmp_path, monkeypatch):
         if step == 6:
             raise Stop
 
-    monkeypatch.setattr(train_module, "learning_rate", train_module.learning_rate)
     monkeypatch.setattr(checkpoint, "save", stop_after)
     other = replace(recipe, out=str(tmp_path / "b"))
     with pytest.raises(Stop):
@@ -118,15 +117,9 @@ def test_a_stopped_run_goes_on_bit_equal(recipe, tmp_path, monkeypatch):
     (tmp_path / "b/checkpoints/step-000006.pt").write_bytes(b"cut short")  # the crash hit the newest: the one before serves
     resumed = load_file(train(other) / "model.safetensors")
     assert all(undisturbed[key].equal(resumed[key]) for key in undisturbed)
-    for name in ("metrics.jsonl", "ledger.json"):
-        drop = ("tokens_per_s",)
-        a, b = (
-            [{k: v for k, v in json.loads(line).items() if k not in drop} for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
-            for run in "ab"
-        )
-        assert a == b
-        if name == "ledger.json":
-            assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
+    assert (tmp_path / "a/ledger.json").read_text() == (tmp_path / "b/ledger.json").read_text()
+    a, b = ([json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()] for run in "ab")
+    assert [r | {"tokens_per_s": 0} for r in a] == [r | {"tokens_per_s": 0} for r in b]
 
 
 def test_bad_samples_are_counted_by_reason(recipe, shards):
@@ -140,8 +133,9 @@ def test_bad_samples_are_counted_by_reason(recipe, shards):
         add(tar, "e.png", png("red"))
         add(tar, "e.json", b"{")
     ledger = next(r.ledger for r in first_rows(recipe, 9) if r.position["epoch"] == 1)
-    assert ledger["skipped"] == {"no caption": 1, "undecodable picture": 1, "no picture": 1, "empty caption": 1, "unreadable json": 1}
-    assert ledger["names"]["undecodable picture"] == ["b in train-9.tar"]
+    offenders = {"no caption": "a", "undecodable picture": "b", "no picture": "c", "empty caption": "d", "unreadable json": "e"}
+    assert {reason: set(names) for reason, names in ledger["names"].items()} == {r: {f"{n} in train-9.tar"} for r, n in offenders.items()}
+    assert ledger["read"] == ledger["used"] + sum(ledger["skipped"].values())
     with pytest.raises(ValueError, match="--max-bad"):
         train_module.check_ledger({"read": 100, "skipped": {"no caption": 11}, "names": {}}, recipe)
 
