@@ -112,7 +112,7 @@ def visible(block: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     i = torch.arange(block.shape[1])
     causal = i[None, :] <= i[:, None]
     same = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
-    real = i[None, None, :] < lengths[:, None, None]
+    real = (i < lengths[:, None, None]) & (i[:, None] < lengths[:, None, None])
     return ((causal & same & real) | (i[None, :] == i[:, None])).unsqueeze(1)
 
 

@@ -96,7 +96,14 @@ def train(recipe: Recipe) -> Path:
     dataset = Conversations(data, tokenizer, model.config, recipe, features)
     collator = Collator(tokenizer.pad_token_id, tower.preprocess, recipe.turns)
 
-    # The loop is transformers' own.
+    class StrictTrainer(Trainer):
+        """transformers' own loop. Only: LLaVA's weights are saved under the names of older versions, which `Trainer` then fails to
+        find on a resume and passes over with a warning; read by `from_pretrained`, every one of them must be there."""
+
+        def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+            saved = type(self.model).from_pretrained(resume_from_checkpoint)
+            self.model.load_state_dict(saved.state_dict())
+
     args = TrainingArguments(
         output_dir=str(run / "checkpoints"),
         per_device_train_batch_size=recipe.batch,
@@ -120,7 +127,8 @@ def train(recipe: Recipe) -> Path:
         report_to="none",
         disable_tqdm=not sys.stderr.isatty(),
     )
-    trainer = Trainer(model, args, data_collator=collator, train_dataset=dataset, optimizers=(_optimizer(model, recipe), None), callbacks=[guard])
+    optimizers = (_optimizer(model, recipe), None)
+    trainer = StrictTrainer(model, args, data_collator=collator, train_dataset=dataset, optimizers=optimizers, callbacks=[guard])
     trainer.train(resume_from_checkpoint=bool(list((run / "checkpoints").glob("checkpoint-*"))) or None)
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in trainer.state.log_history))
 
