@@ -87,9 +87,13 @@ def number(metrics: dict, column: Column) -> tuple[float | None, str | None]:
     return float(value), None
 
 
+def _bare(column: Column) -> Cell:
+    return Cell(column.name, column.task, column.metric, column.unit, column.scale, None, None, None)
+
+
 def make_cell(column: Column, metrics: dict, n: int | None, n_expected: int | None, scores: stats.Scores | None, digest: str = "") -> Cell:
     """The column's cell of one result: checked, scaled, with its standard error where the samples are there."""
-    bare = Cell(column.name, column.task, column.metric, column.unit, column.scale, None, n, n_expected, digest=digest)
+    bare = replace(_bare(column), n=n, n_expected=n_expected, digest=digest)
     value, why = number(metrics, column)
     if why:
         return replace(bare, refused=why)
@@ -125,7 +129,8 @@ def read_scores(path: Path, column: Column) -> stats.Scores:
                 values.append(float(score["score"] if isinstance(score, dict) else score))
                 categories.append(score["category"] if column.aggregate == "mme" else "")
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {line_number}: not a sample of {column.task} ({error!r}); delete the task's folder and run it again") from error
+                what = f"{path}, line {line_number}: not a sample of {column.task} ({error!r})"
+                raise ValueError(f"{what}; delete the task's folder and run it again") from error
     if not ids:
         raise ValueError(f"{path} holds no sample with {metric}; delete the task's folder and run it again")
     strata = np.unique(np.array(categories), return_inverse=True)[1]
@@ -167,7 +172,7 @@ def read_row(folder: Path, suite: Suite) -> Row | None:
     for column in suite.columns:
         result = results.get(column.task)
         if result is None:
-            cells[column.name] = Cell(column.name, column.task, column.metric, column.unit, column.scale, None, None, column.n, refused="not evaluated")
+            cells[column.name] = replace(_bare(column), n_expected=column.n, refused="not evaluated")
             continue
         scores[column.name] = read_scores(folder / column.task / "samples.jsonl", column)
         n_expected = column.n if column.n is not None else result["n_expected"]
@@ -188,8 +193,8 @@ def read_rows(root: Path, suite: Suite) -> list[Row]:
     return sorted(rows, key=lambda row: (row.llm, row.encoder, row.digest))
 
 
-def cells_of_file(path: Path) -> list[Cell]:
-    """Cells of one JSON file: a result.json of ours (its folder's samples are read too) or a results file of lmms-eval 0.2 to 0.7."""
+def cells_of_file(path: Path) -> tuple[str, list[Cell]]:
+    """(what answered, cells) of a JSON file: a result.json of ours with the samples beside it, or results of lmms-eval 0.2 to 0.7."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -198,28 +203,38 @@ def cells_of_file(path: Path) -> list[Cell]:
         raise ValueError(f"{path} holds no results")
     if "key" in content and "suite" in content:
         row = read_row(path.parent.parent, suites.get(content["suite"]))
-        return [cell for cell in row.cells.values() if cell.task == content["task"]]
-    columns = {column.name: column for suite in suites.SUITES.values() for column in suite.columns}
+        return row.digest, [cell for cell in row.cells.values() if cell.task == content["task"]]
     config = content.get("config") or content.get("model_configs") or {}
     cells = []
     for task, metrics in content["results"].items():
-        matching = [column for column in columns.values() if column.task == task.removesuffix("_local")]
-        if not matching:
-            scored = [column for column in columns.values() if column.task.rsplit("_", 1)[0] == task.rsplit("_", 1)[0] and "_" in task]
-            hint = f"; the scored task is {scored[0].task}, split {scored[0].split}" if scored else ""
-            cells.append(Cell(task, task, "", "", 1.0, None, None, None, refused=f"no column is declared for task {task!r}{hint}"))
         n = (content.get("n-samples") or {}).get(task, {}).get("effective")
-        for column in matching:
-            cell = make_cell(column, metrics, n, column.n, None)
-            # Files of lmms-eval before 0.3 name no n: then only a limit that is written down as null speaks for a full run.
-            if n is None and cell.complete and ("limit" not in config or config["limit"] is not None):
-                cell = replace(cell, value=None, refused=f"the file names no n, and its limit is {config.get('limit', 'not recorded')}")
-            cells.append(cell)
-    return cells
+        cells += [_foreign_cell(column, metrics, n, config) for column in _columns(task)] or [_undeclared(task)]
+    return json.dumps([config.get("model"), config.get("model_args")]), cells
+
+
+def _columns(task: str) -> list[Column]:
+    """Columns of any suite that the task fills, under its packaged name or that of a resolved definition."""
+    columns = {column.name: column for suite in suites.SUITES.values() for column in suite.columns}
+    return [column for column in columns.values() if column.task == task.removesuffix("_local")]
+
+
+def _foreign_cell(column: Column, metrics: dict, n: int | None, config: dict) -> Cell:
+    """A cell of lmms-eval's own file. Before 0.3 such a file names no n: then only a limit written down as null speaks for a full run."""
+    cell = make_cell(column, metrics, n, column.n, None)
+    if n is None and cell.complete and config.get("limit", "not recorded") is not None:
+        return replace(cell, value=None, refused=f"the file names no n, and its limit is {config.get('limit', 'not recorded')}")
+    return cell
+
+
+def _undeclared(task: str) -> Cell:
+    stem = task.rpartition("_")[0]
+    scored = [column for suite in suites.SUITES.values() for column in suite.columns if stem and column.task.rpartition("_")[0] == stem]
+    hint = f"; the scored task is {scored[0].task}, split {scored[0].split}" if scored else ""
+    return Cell(task, task, "", "", 1.0, None, None, None, refused=f"no column is declared for task {task!r}{hint}")
 
 
 def read_cells(paths: list[Path]) -> list[Cell]:
-    """Cells of files and of every result below folders. Two files that disagree about a number refuse it."""
+    """Cells of files and of every result below folders. Where two files of one model disagree about a number, neither is taken."""
     files = []
     for path in paths:
         if not path.exists():
@@ -227,21 +242,24 @@ def read_cells(paths: list[Path]) -> list[Cell]:
         files += sorted([*path.rglob("result.json"), *path.rglob("*_results.json")]) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"no result.json and no *_results.json under {', '.join(map(str, paths))}")
-    cells = [cell for file in files for cell in cells_of_file(file)]
-    seen: dict[tuple, set] = {}
-    for cell in cells:
+    keyed = [((model, cell.benchmark), cell) for file in files for model, cells in [cells_of_file(file)] for cell in cells]
+    values: dict[tuple, set[float]] = {}
+    for key, cell in keyed:
         if cell.complete:
-            seen.setdefault((cell.benchmark, cell.metric, cell.digest), set()).add(cell.value)
-    refuse = {key: f"files disagree: {' and '.join(f'{value:g}' for value in sorted(values))}" for key, values in seen.items() if len(values) > 1}
-    keys = [(cell.benchmark, cell.metric, cell.digest) for cell in cells]
-    return [replace(cell, value=None, refused=refuse[key]) if key in refuse and cell.complete else cell for key, cell in zip(keys, cells)]
+            values.setdefault(key, set()).add(cell.value)
+    return [
+        replace(cell, value=None, refused=f"files disagree: {' and '.join(f'{value:g}' for value in sorted(values[key]))}")
+        if cell.complete and len(values[key]) > 1
+        else cell
+        for key, cell in keyed
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m eval_suites.results",
         description="Print the cells of result files, each a number with its n or a reason why it is none.",
-        epilog="example: python -m eval_suites.results results/ --json\n         python -m eval_suites.results logs/20250101_120000_results.json",
+        epilog="examples:\n  python -m eval_suites.results results/ --json\n  python -m eval_suites.results logs/20250101_120000_results.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paths", nargs="+", type=Path, help="result.json, lmms-eval's *_results.json, or folders that hold such files")
@@ -256,8 +274,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.json:
             print(json.dumps(asdict(cell)))
         else:
-            shown = "-" if cell.value is None else f"{cell.value:.4g} {cell.unit}{'' if cell.stderr is None else f' +- {cell.stderr:.2g}'}"
-            print(f"{cell.benchmark:<12} {cell.metric:<28} {shown:<24} n={cell.n}/{cell.n_expected}{f'  refused: {cell.refused}' if cell.refused else ''}")
+            error = "" if cell.stderr is None else f" +- {cell.stderr:.2g}"
+            shown = "-" if cell.value is None else f"{cell.value:.4g} {cell.unit}{error}"
+            refused = f"  refused: {cell.refused}" if cell.refused else ""
+            print(f"{cell.benchmark:<12} {cell.metric:<28} {shown:<24} n={cell.n}/{cell.n_expected}{refused}")
     return 0
 
 

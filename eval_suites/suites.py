@@ -34,7 +34,7 @@ class Column:
     range: tuple[float, float] = (0.0, 1.0)  # of lmms-eval's number
     full_mark: float = 100.0
     higher_is_better: bool = True
-    aggregate: str = "mean"  # how lmms-eval gets the number from samples: "mean", "mme" (per category, by pair), "points" (sum / 1000)
+    aggregate: str = "mean"  # lmms-eval's way from samples to the number: "mean", "mme" (by pair and category), "points" (sum / 1000)
     aliases: tuple[str, ...] = ()  # the same number's key in older lmms-eval versions
 
 
@@ -105,19 +105,24 @@ _EASYVQA = tuple(
     for name, title, n in (("shape", "shape", 1257), ("colour", "colour", 1280), ("yes_no", "yes/no", 7136))
 )
 
-SUITES = {
-    suite.name: suite
-    for suite in (
-        Suite("genlip14", _DOC_OCR + _GENERAL_VQA + _CAPTION, "the 14 benchmarks that the paper's printed averages are made of", paper=("3", "4")),
-        Suite(
-            "genlip15",
-            (*_DOC_OCR, *_GENERAL_VQA, _MME_C, *_CAPTION),
-            "the paper's 14 and, as the 15th, MME-Cognition / 800 x 100. The 15th is ours: the paper speaks of 15 once and prints 14",
-        ),
-        Suite("easyvqa", _EASYVQA, "easy-VQA's test pictures, by kind of question; floors: best answer without the picture 34.8, 12.0, 82.5, "
-              "overall 67.0", overall=True, shared_pictures=True),
-    )
-}  # fmt: skip
+_ALL = (
+    Suite(
+        "genlip14", _DOC_OCR + _GENERAL_VQA + _CAPTION, "the 14 benchmarks that the paper's printed averages are made of", paper=("3", "4")
+    ),
+    Suite(
+        "genlip15",
+        (*_DOC_OCR, *_GENERAL_VQA, _MME_C, *_CAPTION),
+        "the paper's 14 and, as the 15th, MME-Cognition / 800 x 100. The 15th is ours: the paper speaks of 15 once and prints 14",
+    ),
+    Suite(
+        "easyvqa",
+        _EASYVQA,
+        "easy-VQA's test pictures, by kind of question. Without the picture the best answers get 34.8, 12.0 and 82.5, overall 67.0",
+        overall=True,
+        shared_pictures=True,
+    ),
+)
+SUITES = {suite.name: suite for suite in _ALL}
 
 
 def get(name: str) -> Suite:
@@ -135,7 +140,7 @@ def choose(name: str, known, what: str) -> str:
 
 
 def select(suite: Suite, names: str | None) -> tuple[str, ...]:
-    """Tasks of a comma-separated list that names tasks or columns (`docvqa` and `docvqa_val` are the same); None: all of them."""
+    """The suite's tasks named in a comma-separated list, by task or column (`docvqa` is `docvqa_val`); None: all."""
     if not names:
         return suite.tasks
     task_of = {column.name: column.task for column in suite.columns} | {task: task for task in suite.tasks}

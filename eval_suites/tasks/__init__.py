@@ -16,6 +16,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -95,8 +96,6 @@ def _merged(path: Path) -> dict:
 
 def _files_of(path: Path) -> list[Path]:
     """A definition's file, those it includes, and the Python files beside it that it may name: what a score depends on."""
-    import re
-
     text = path.read_text(encoding="utf-8")
     names = set(re.findall(r"!function\s+(\w+)\.\w+", text))
     included = re.findall(r"^include:\s*(\S+)", text, re.M)
@@ -148,10 +147,12 @@ def locate(task: str, root: Path) -> Data:
         if files:
             break
     else:
-        raise ValueError(f"{task}: no {f'{subset}/' if subset else ''}{split}-*.parquet under {_folders(task, root)[0]}. Bring it: {fetch_command(task, root)}")
+        wanted = f"{subset}/{split}-*.parquet" if subset else f"{split}-*.parquet"
+        raise ValueError(f"{task}: no {wanted} under {_folders(task, root)[0]}. Bring it: {fetch_command(task, root)}")
     images = _parquet(folder, GQA_IMAGES, split) if task == "gqa" else ()
     if task == "gqa" and not images:
-        raise ValueError(f"gqa: the questions are there, its pictures ({GQA_IMAGES}/{split}-*.parquet) are not under {folder}. Bring them: {fetch_command(task, root)}")
+        wanted = f"{GQA_IMAGES}/{split}-*.parquet"
+        raise ValueError(f"gqa: questions without pictures, no {wanted} under {folder}. Bring them: {fetch_command(task, root)}")
     rows, digest = 0, hashlib.sha256()
     for file in (*files, *images):
         footer, count = _footer(file)
@@ -190,8 +191,10 @@ def fetch_command(task: str, root: Path) -> str:
     """The command that brings a task's data to where `locate` looks."""
     if task in OURS:
         return f"python -m eval_suites.easyvqa --out {root}"
-    path = definition(task)["dataset_path"]
-    return f"hf download --repo-type dataset {path} --local-dir {root / path}"
+    config = definition(task)
+    path, subset, split = config["dataset_path"], config.get("dataset_name"), config["test_split"]
+    pattern = "testdev_balanced_*/*" if task == "gqa" else f"{subset}/{split}-*" if subset else f"*{split}-*"
+    return f"hf download --repo-type dataset {path} --include '{pattern}' --local-dir {root / path}"
 
 
 def resolved(data: Data) -> dict:

@@ -16,13 +16,13 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="where the definitions go, one <task>_local.yaml each")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="data as hub snapshots lie: ROOT/<org>/<set>/... (default: data)")
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="ROOT/<org>/<set>/..., as hub snapshots lie (default: data)")
     parser.add_argument("--suite", default="genlip14", help=f"one of {', '.join(suites.SUITES)} (default: genlip14)")
     parser.add_argument("--tasks", help="comma-separated tasks or columns of the suite (default: all)")
     args = parser.parse_args(argv)
     try:
         names = suites.select(suites.get(args.suite), args.tasks)
-        found = [tasks.locate(name, args.data_root.absolute()) for name in names]  # all of them, before anything is written
+        found = [tasks.locate(name, args.data_root) for name in names]  # all of them, before anything is written
         for data in found:
             print(f"{tasks.write(args.folder, data)}: {data.rows} rows")
     except (ValueError, OSError) as error:
