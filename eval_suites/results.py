@@ -259,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m eval_suites.results",
         description="Print the cells of result files, each a number with its n or a reason why it is none.",
-        epilog="examples:\n  python -m eval_suites.results results/ --json\n  python -m eval_suites.results logs/20250101_120000_results.json",
+        epilog="examples:\n  python -m eval_suites.results results/ --json\n  python -m eval_suites.results logs/20260101_results.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paths", nargs="+", type=Path, help="result.json, lmms-eval's *_results.json, or folders that hold such files")

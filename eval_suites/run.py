@@ -11,6 +11,7 @@ Exit code: 0 every asked column is complete; 1 a task failed; 2 refused before a
 
 import argparse
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,8 +187,8 @@ def locked(folder: Path):
 # --- running ----------------------------------------------------------------------------------------------------------------
 
 
-def run_job(job: Job, lm, suite: Suite, export: Export) -> None:
-    """Evaluate one task by lmms-eval and write its samples.jsonl, then its result.json."""
+def run_job(job: Job, lm, suite: Suite, export: Export, log: io.StringIO) -> None:
+    """Evaluate one task by lmms-eval, whose own words go to `log`, and write its samples.jsonl, then its result.json."""
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
@@ -198,16 +199,17 @@ def run_job(job: Job, lm, suite: Suite, export: Export) -> None:
         manager = TaskManager(include_path=folder, include_defaults=False)
         # Read by lmms-eval: where tasks may drop submission files, and that scoring needs no pictures decoded again.
         options = SimpleNamespace(output_path=folder, process_with_media=False, reasoning_tags=None)
-        out = simple_evaluate(
-            model=lm,
-            tasks=[name],
-            task_manager=manager,
-            limit=job.key["limit"],
-            bootstrap_iters=0,
-            log_samples=True,
-            cli_args=options,
-            process_docs_parallel=1,
-        )
+        with redirect_stdout(log), redirect_stderr(log):  # its own bars, five a task; ours goes to the real stderr
+            out = simple_evaluate(
+                model=lm,
+                tasks=[name],
+                task_manager=manager,
+                limit=job.key["limit"],
+                bootstrap_iters=0,
+                log_samples=True,
+                cli_args=options,
+                process_docs_parallel=1,
+            )
     metrics = {column.metric.split(",")[0] for column in suite.columns if column.task == job.task}
     samples = [_record(sample, lm.asked[name, sample["doc_id"]], metrics) for sample in out["samples"][name]]
     wanted = job.key["limit"] or job.data.rows
@@ -275,13 +277,13 @@ def run_jobs(jobs: list[Job], suite: Suite, export: Export, batch_size: int) -> 
     lm = EvaluatedMllm(mllm=mllm.load(export.folder), batch_size=batch_size)
     failed = []
     for job in jobs:
-        start = time.monotonic()
+        start, log = time.monotonic(), io.StringIO()
         try:
-            run_job(job, lm, suite, export)
+            run_job(job, lm, suite, export, log)
         # Whatever a task's code raises, the other tasks' columns are still worth having; the exit code and the file tell.
         except Exception as error:
             failed.append(job.task)
-            _write(job.folder / "failed.txt", traceback.format_exc())
+            _write(job.folder / "failed.txt", f"{traceback.format_exc()}\n{log.getvalue()}")
             cause = getattr(error, "last_attempt", None)  # lmms-eval retries, and wraps what it gave up on
             print(f"error: {job.task} failed: {cause.exception() if cause else error} ({job.folder / 'failed.txt'})", file=sys.stderr)
         else:

@@ -24,8 +24,10 @@ from eval_suites.suites import GROUPS, Column, Suite
 
 PAPER = Path(__file__).parent / "paper" / "tables.json"
 CELLS_HEADER = ("encoder", "benchmark", "value", "unit", "n", "n_expected", "stderr", "low", "high", "refused")
-# What may differ between two rows without a word in a comparison: what an encoder is, and names of files.
-_ENCODERS_OWN = {"encoder", "encoder_key", "arch", "untrained", "weights_digest", "encoder_digest", "resolution", "git_commit"}
+# What may differ between two MLLMs without a word in a comparison: what an encoder is, what follows from it, names of files. Digests
+# say whether data and language model were the same, so their paths need not.
+_ENCODERS_OWN = {"encoder", "encoder_key", "arch", "untrained", "resolution", "weights_digest", "encoder_digest", "encoder_digest_before"}
+_NOT_COMPARED = {*_ENCODERS_OWN, "llm_digest", "git_commit", "out", "init", "data", "images", "workers", "cache_features"}
 
 
 # --- averages ---------------------------------------------------------------------------------------------------------------
@@ -92,8 +94,8 @@ def paper_report(number: str, as_csv: bool) -> str:
         (row.model, " ".join((row.arch, row.note)).strip(), str(row.printed), f"{row.recomputed:.3f}", "DOES NOT ADD UP" * row.flag)
         for row in rows
     ]
-    flagged = sum(row.flag for row in rows)
-    return f"Table {number} of the paper: {caption}\n\n{_markdown(head, lines)}\n{len(rows)} averages, {flagged} of them not the mean of their row.\n"
+    count = f"{len(rows)} averages, {sum(row.flag for row in rows)} of them not the mean of their row."
+    return f"Table {number} of the paper: {caption}\n\n{_markdown(head, lines)}\n{count}\n"
 
 
 # --- comparison -------------------------------------------------------------------------------------------------------------
@@ -151,7 +153,7 @@ def differences(a: Row, b: Row) -> list[str]:
     """What differs between the two rows' MLLMs besides the encoder: language model, data, recipe, token budget, ..."""
     one, two = (next(iter(row.results.values()))["provenance"] for row in (a, b))
     flat = [{**x, **{f"recipe.{k}": v for k, v in (x.get("recipe") or {}).items()}, "recipe": None} for x in (one, two)]
-    names = [name for name in {**flat[0], **flat[1]} if name.removeprefix("recipe.") not in _ENCODERS_OWN]
+    names = [name for name in {**flat[0], **flat[1]} if name.removeprefix("recipe.") not in _NOT_COMPARED]
     return [
         f"{name}: {_short(flat[0].get(name))} against {_short(flat[1].get(name))}"
         for name in names

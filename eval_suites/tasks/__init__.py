@@ -2,8 +2,8 @@
 
 Why: lmms-eval fetches data by name and believes whatever its cache gives back; a stale card once gave 4 rows of 12,578. Here the files
 are found first, counted, and named one by one in a resolved definition. What such a definition may change of the packaged one: the name
-(an included folder cannot shadow a packaged name), where the data lie, for captions the list of metrics (CIDEr alone: the others take
-Java minutes), for GQA the look-up of pictures (the packaged one copies them all into memory). Nothing else.
+(an included folder cannot shadow a packaged name), where the data lie and that their picture columns are pictures, for captions the list
+of metrics (CIDEr alone: the others take Java minutes), for GQA the look-up of pictures (the packaged one copies them all). Nothing else.
 
     python -m eval_suites.tasks my_tasks --data-root /data/hub --tasks chartqa,gqa
     lmms-eval --include_path my_tasks --tasks chartqa_local --model genlip_eval --model_args export=runs/NAME/export
@@ -105,7 +105,7 @@ def _files_of(path: Path) -> list[Path]:
 
 def definition_digest(task: str) -> str:
     """sha256 of everything the task's prompts and scores come from, lmms-eval's version among it; where the data lie is not."""
-    own = [HERE / "captions.py"] if task in CIDER else [HERE / "gqa.py"] if task == "gqa" else []
+    own = [HERE / "pictures.py", *([HERE / "captions.py"] if task in CIDER else [])]
     digest = hashlib.sha256(f"lmms-eval {importlib.metadata.version('lmms-eval')} {task}".encode())
     for file in [*_files_of(definition_path(task)), *own]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
@@ -205,6 +205,7 @@ def resolved(data: Data) -> dict:
         "dataset_path": "parquet",
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {data.split: [str(file) for file in data.files]}},
+        "process_docs": _Function("eval_suites.tasks.pictures.decoded"),
     }
     if data.task in CIDER:
         prefix = CIDER[data.task]
@@ -212,8 +213,7 @@ def resolved(data: Data) -> dict:
         config["metric_list"] = [{"metric": f"{prefix}_CIDEr", "aggregation": function, "higher_is_better": True}]
     if data.task == "gqa":
         packaged = definition("gqa")["lmms_eval_specific_kwargs"]["default"]
-        config["process_docs"] = None
-        config["doc_to_visual"] = _Function("eval_suites.tasks.gqa.doc_to_visual")
+        config["doc_to_visual"] = _Function("eval_suites.tasks.pictures.gqa_doc_to_visual")
         config["lmms_eval_specific_kwargs"] = {"default": {**packaged, "images": [str(file) for file in data.images]}}
     return config
 
