@@ -2,17 +2,18 @@
 
 Questions about one picture fail together, so the picture is the unit that is drawn, never the question. Two encoders answered the same
 questions, so their difference is taken question by question before anything is drawn: most of the noise is common to both and cancels.
-Numpy only; 2,000 draws over 1,000 pictures take 0.1 s.
+Numpy only; 4,000 draws over 1,000 pictures take 0.1 s.
 
 Shapes: `n` scored units (questions; MME: pairs), `C` pictures, `K` strata (MME: categories; else 1), `R` draws.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 Z = 1.959964  # two-sided 95 %
-DRAWS = 2000
+DRAWS = 4000  # the error that is left in a 2.5 % quantile is 0.25 %
 # Below this many pictures the percentile interval of a bootstrap is too narrow to be believed.
 FEWEST_PICTURES = 30
 
@@ -121,6 +122,17 @@ def bootstrap(parts: list[Scores], weights: list[float], shared_pictures: bool, 
     return total
 
 
+def _tail(pictures: int) -> float:
+    """Share of draws to leave out at either end: 2.5 % for many pictures, less for few.
+
+    A percentile interval is too narrow by sqrt((C-1)/C) and by the normal in place of the t quantile; this widens it by both
+    (Hesterberg 2015, "What teachers should know about the bootstrap", the expanded percentile interval).
+    """
+    degrees = max(pictures - 1, 1)
+    t = Z + (Z**3 + Z) / (4 * degrees) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * degrees**2)
+    return (1 + math.erf(-math.sqrt(pictures / degrees) * t / math.sqrt(2))) / 2
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A difference with its 95 % interval, and what may be said of it."""
@@ -135,9 +147,9 @@ class Verdict:
 def judge(parts: list[Scores], weights: list[float], shared_pictures: bool, higher_is_better: bool = True) -> Verdict:
     """What the paired differences `parts` (from `difference`) say of sum(weight x value): a word only where 0 is outside the interval."""
     value = sum(weight * part.value for weight, part in zip(weights, parts))
-    draws = bootstrap(parts, weights, shared_pictures)
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
     pictures = min(len(np.unique(part.pictures)) for part in parts)
+    tail = _tail(pictures)
+    low, high = np.nanpercentile(bootstrap(parts, weights, shared_pictures), [100 * tail, 100 * (1 - tail)])
     sign = (1 if low > 0 else -1 if high < 0 else 0) * (1 if higher_is_better else -1)
     word = {1: "better", -1: "worse", 0: "not told apart"}[sign if pictures >= FEWEST_PICTURES else 0]
     return Verdict(float(value), float(low), float(high), pictures, word)
