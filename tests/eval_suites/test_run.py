@@ -38,7 +38,8 @@ def test_three_columns_over_pictures_end_in_a_table(small_easyvqa, capsys):
     small_easyvqa.export("a", "genlip-tiny", reply=lambda prompt: right[prompt].upper() + " ")  # exact match is lower-cased
     assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa") == 0
     (row,) = table()
-    assert list(row) == "encoder arch llm frozen resolution tokens source shape colour yes_no all_avg overall complete digest".split()
+    header = "encoder,arch,llm,frozen,resolution,tokens,source,shape,colour,yes_no,all_avg,overall,complete,digest"
+    assert ",".join(row) == header
     assert [float(row[name]) for name in ("shape", "colour", "yes_no", "all_avg", "overall")] == [100.0] * 5
     assert (row["encoder"], row["source"], row["complete"], row["frozen"]) == ("genlip-tiny", "measured", "3/3", "true")
     assert "[91.2, 100.0]" in capsys.readouterr().out  # Wilson at 40 of 40 pictures: 100 % right is not certainty
