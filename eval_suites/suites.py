@@ -1,0 +1,148 @@
+"""The benchmarks, declared once: which number of which task is a column of the table, in what unit, over how many samples.
+
+Why: a metric without a declared name, unit, scale, range and expected n is a wrong number waiting to happen. Everything that
+reads, checks, averages or prints a score takes these declarations from here, and nowhere else.
+
+    python -c "from eval_suites import suites; print(*suites.get('genlip14').columns, sep='\\n')"
+
+Standard library only. Keys and sample counts: lmms-eval 0.7.3 and the data sets it names. ALL AVG: the GenLIP paper (arXiv
+2605.00809) says 14 benchmarks in its body and 15 in an appendix; its printed averages recompute with 14.
+"""
+
+import difflib
+from dataclasses import dataclass, replace
+
+GROUPS = {"doc_ocr": "Doc & OCR", "general_vqa": "General VQA", "caption": "Caption"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of the table.
+
+    The printed value is `scale` times lmms-eval's number; `full_mark` is the printed value that counts as 100 in ALL AVG.
+    """
+
+    name: str  # in CSV headers, on the command line and in files
+    title: str  # as the paper prints it
+    task: str  # lmms-eval's task name
+    metric: str  # exact key in lmms-eval's results, "metric,filter"
+    n: int | None  # rows of the task's data; None: the data's own manifest says
+    split: str
+    group: str = ""  # a key of GROUPS, or "" for none
+    unit: str = "%"
+    scale: float = 100.0
+    range: tuple[float, float] = (0.0, 1.0)  # of lmms-eval's number
+    full_mark: float = 100.0
+    higher_is_better: bool = True
+    aggregate: str = "mean"  # lmms-eval's way from samples to the number: "mean", "mme" (by pair and category), "points" (sum / 1000)
+    aliases: tuple[str, ...] = ()  # the same number's key in older lmms-eval versions
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Columns whose plain mean is ALL AVG.
+
+    `overall` adds a micro-average over all samples. `shared_pictures` says that the columns ask about the same pictures, so
+    that a resampled picture takes its questions in every column along.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    note: str = ""
+    overall: bool = False
+    shared_pictures: bool = False
+    paper: tuple[str, ...] = ()  # tables of eval_suites/paper whose rows stand beside ours
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """lmms-eval tasks in column order; MME is one task and two columns."""
+        return tuple(dict.fromkeys(column.task for column in self.columns))
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(group for group in GROUPS if any(column.group == group for column in self.columns))
+
+    @property
+    def n(self) -> int | None:
+        """Samples of all columns together, for the micro-average; None where a manifest has to say."""
+        counts = [column.n for column in self.columns]
+        return None if None in counts else sum(counts)
+
+
+def _caption(name: str, title: str, task: str, metric: str, n: int, split: str) -> Column:
+    """CIDEr has no upper bound of 1: scores of single pictures reach 10, and columns of the paper 145 (x 100)."""
+    return Column(name, title, task, metric, n, split, "caption", unit="CIDEr", range=(0.0, 10.0))
+
+
+_DOC_OCR = (
+    Column("chartqa", "ChartQA", "chartqa", "relaxed_overall,none", 2500, "test", "doc_ocr"),
+    Column("ocrbench", "OCRBench", "ocrbench", "ocrbench_accuracy,none", 1000, "test", "doc_ocr", aggregate="points"),
+    Column("docvqa", "DocVQA", "docvqa_val", "anls,none", 5349, "validation", "doc_ocr"),
+    Column("textvqa", "TextVQA", "textvqa_val", "exact_match,none", 5000, "validation", "doc_ocr"),
+    Column("ai2d", "AI2D", "ai2d", "exact_match,flexible-extract", 3088, "test", "doc_ocr"),
+    Column("infovqa", "InfoVQA", "infovqa_val", "anls,none", 2801, "validation", "doc_ocr"),
+    Column("seed2plus", "SEED2+", "seedbench_2_plus", "seedbench_2_plus_all,none", 2277, "test", "doc_ocr"),
+)
+_MME_P = Column(
+    "mme_p", "MME-P", "mme", "mme_perception_score,none", 2374, "test", "general_vqa", unit="points", scale=1.0,
+    range=(0.0, 2000.0), full_mark=2000.0, aggregate="mme", aliases=("mme_percetion_score,none",),
+)  # fmt: skip
+_MME_C = replace(_MME_P, name="mme_c", title="MME-C", metric="mme_cognition_score,none", range=(0.0, 800.0), full_mark=800.0, aliases=())
+_GENERAL_VQA = (
+    Column("vqav2", "VQAv2", "vqav2_val", "exact_match,none", 214354, "validation", "general_vqa"),
+    Column("gqa", "GQA", "gqa", "exact_match,none", 12578, "testdev", "general_vqa"),
+    Column("scienceqa", "SQA", "scienceqa_img", "exact_match,none", 2017, "test", "general_vqa"),
+    _MME_P,
+)
+_CAPTION = (
+    _caption("nocaps", "NoCaps", "nocaps_val", "nocaps_CIDEr,none", 4500, "validation"),
+    _caption("coco", "COCO", "coco2017_cap_val", "coco_CIDEr,none", 5000, "val"),
+    _caption("textcaps", "TextCaps", "textcaps_val", "textcaps_CIDEr,none", 3166, "val"),
+)
+# Questions of the package easy-vqa's 1,000 test pictures, told apart by their answers: yes or no, one of 3 shapes, one of 8 colours.
+_EASYVQA = tuple(
+    Column(name, title, f"easyvqa_{name}", "exact_match,none", n, "test")
+    for name, title, n in (("shape", "shape", 1257), ("colour", "colour", 1280), ("yes_no", "yes/no", 7136))
+)
+
+_ALL = (
+    Suite(
+        "genlip14", _DOC_OCR + _GENERAL_VQA + _CAPTION, "the 14 benchmarks that the paper's printed averages are made of", paper=("3", "4")
+    ),
+    Suite(
+        "genlip15",
+        (*_DOC_OCR, *_GENERAL_VQA, _MME_C, *_CAPTION),
+        "the paper's 14 and, as the 15th, MME-Cognition / 800 x 100. The 15th is ours: the paper speaks of 15 once and prints 14",
+    ),
+    Suite(
+        "easyvqa",
+        _EASYVQA,
+        "easy-VQA's test pictures, by kind of question. Without the picture the best answers get 34.8, 12.0 and 82.5, overall 67.0",
+        overall=True,
+        shared_pictures=True,
+    ),
+)
+SUITES = {suite.name: suite for suite in _ALL}
+
+
+def get(name: str) -> Suite:
+    """The suite of that exact name; ValueError with the nearest name and the list otherwise."""
+    return SUITES[choose(name, SUITES, "suite")]
+
+
+def choose(name: str, known, what: str) -> str:
+    """`name` if it is one of `known`; ValueError that says "did you mean" and lists what exists otherwise."""
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {what} {name!r}.{hint} There are: {', '.join(known)}")
+
+
+def select(suite: Suite, names: str | None) -> tuple[str, ...]:
+    """The suite's tasks named in a comma-separated list, by task or column (`docvqa` is `docvqa_val`); None: all."""
+    if not names:
+        return suite.tasks
+    task_of = {column.name: column.task for column in suite.columns} | {task: task for task in suite.tasks}
+    wanted = {task_of[choose(name.strip(), task_of, f"task of suite {suite.name}")] for name in names.split(",")}
+    return tuple(task for task in suite.tasks if task in wanted)

@@ -1,0 +1,238 @@
+"""lmms-eval's own task definitions, pointed at local data: the prompts, filters and metrics of a packaged task, the files of a folder.
+
+Why: lmms-eval fetches data by name and believes whatever its cache gives back; a stale card once gave 4 rows of 12,578. Here the files
+are found first, counted, and named one by one in a resolved definition. What such a definition may change of the packaged one: the name
+(an included folder cannot shadow a packaged name), where the data lie and that their picture columns are pictures, for captions the list
+of metrics (CIDEr alone: the others take Java minutes), for GQA the look-up of pictures (the packaged one copies them all). Nothing else.
+
+    python -m eval_suites.tasks my_tasks --data-root /data/hub --tasks chartqa,gqa
+    lmms-eval --include_path my_tasks --tasks chartqa_local --model genlip_eval --model_args export=runs/NAME/export
+
+Nothing here imports lmms_eval, torch or datasets at import; a count reads parquet footers only.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+HERE = Path(__file__).parent
+# Task -> its definition inside lmms_eval/tasks, or inside this folder for ours.
+DEFINITIONS = {
+    "chartqa": "chartqa/chartqa.yaml",
+    "ocrbench": "ocrbench/ocrbench.yaml",
+    "docvqa_val": "docvqa/docvqa_val.yaml",
+    "textvqa_val": "textvqa/textvqa_val.yaml",
+    "ai2d": "ai2d/ai2d.yaml",
+    "infovqa_val": "infovqa/infovqa_val.yaml",
+    "seedbench_2_plus": "seedbench_2_plus/seedbench_2_plus.yaml",
+    "vqav2_val": "vqav2/vqav2_val.yaml",
+    "gqa": "gqa/gqa.yaml",
+    "scienceqa_img": "scienceqa/scienceqa_img.yaml",
+    "mme": "mme/mme.yaml",
+    "nocaps_val": "nocaps/nocaps_val.yaml",
+    "coco2017_cap_val": "coco_cap/coco2017_cap_val.yaml",
+    "textcaps_val": "textcaps/textcaps_val.yaml",
+}
+# Task -> subset of the data set of ours; their one definition is easyvqa.yaml.
+OURS = {"easyvqa_shape": "shape", "easyvqa_colour": "colour", "easyvqa_yes_no": "yes_no"}
+CIDER = {"nocaps_val": "nocaps", "coco2017_cap_val": "coco", "textcaps_val": "textcaps"}
+GQA_IMAGES = "testdev_balanced_images"
+
+
+def local_name(task: str) -> str:
+    """Name of the resolved definition; the packaged name cannot be shadowed."""
+    return f"{task}_local"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The files of one task's split, found and counted."""
+
+    task: str
+    split: str
+    files: tuple[Path, ...]
+    images: tuple[Path, ...]  # GQA only: the files that hold its pictures
+    rows: int
+    declared: int | None  # n by the data set's own manifest.json, where it has one
+    digest: str  # of names, sizes and parquet footers: other data, other digest, without reading the pictures
+
+
+@lru_cache(maxsize=1)
+def lmms_eval_tasks() -> Path:
+    """Folder of the packaged definitions, found without importing lmms_eval (5-8 s)."""
+    spec = importlib.util.find_spec("lmms_eval")
+    if spec is None:
+        raise ValueError("lmms-eval is not installed: pip install --no-deps -r requirements-nodeps.txt (make setup does it)")
+    return Path(spec.submodule_search_locations[0]) / "tasks"
+
+
+def definition_path(task: str) -> Path:
+    return HERE / "easyvqa.yaml" if task in OURS else lmms_eval_tasks() / DEFINITIONS[task]
+
+
+@lru_cache(maxsize=64)
+def definition(task: str) -> dict:
+    """The task's definition with its includes merged, `!function` entries as text."""
+    return _merged(definition_path(task))
+
+
+def _merged(path: Path) -> dict:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!function", lambda loader, node: f"!function {loader.construct_scalar(node)}")
+    config = yaml.load(path.read_text(encoding="utf-8"), Loader)  # a SafeLoader with one more tag, read as text
+    included = config.pop("include", None)
+    return {**(_merged(path.parent / included) if included else {}), **config}
+
+
+def _files_of(path: Path) -> list[Path]:
+    """A definition's file, those it includes, and the Python files beside it that it may name: what a score depends on."""
+    text = path.read_text(encoding="utf-8")
+    names = set(re.findall(r"!function\s+(\w+)\.\w+", text))
+    included = re.findall(r"^include:\s*(\S+)", text, re.M)
+    python = [path.parent / f"{name}.py" for name in sorted(names)]
+    return [path, *(file for file in python if file.exists()), *(file for name in included for file in _files_of(path.parent / name))]
+
+
+def definition_digest(task: str) -> str:
+    """sha256 of everything the task's prompts and scores come from, lmms-eval's version among it; where the data lie is not."""
+    own = [HERE / "pictures.py", *([HERE / "captions.py"] if task in CIDER else [])]
+    digest = hashlib.sha256(f"lmms-eval {importlib.metadata.version('lmms-eval')} {task}".encode())
+    for file in [*_files_of(definition_path(task)), *own]:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _folders(task: str, root: Path) -> list[Path]:
+    """Where the task's data set may lie: ROOT/<org>/<set> under its present and its former name, then the hub's cache likewise."""
+    path = definition(task)["dataset_path"]
+    names = [path, *([path.replace("lmms-lab-encoder/", "lmms-lab/", 1)] if path.startswith("lmms-lab-encoder/") else [])]
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface") / "hub")
+    folders = [root / name for name in names]
+    for name in names:
+        repository = cache / f"datasets--{name.replace('/', '--')}"
+        head = repository / "refs" / "main"
+        if head.exists():
+            folders.append(repository / "snapshots" / head.read_text().strip())
+    return folders
+
+
+def _parquet(folder: Path, subset: str | None, split: str) -> tuple[Path, ...]:
+    """Shards of a split as hub repositories name them: `<subset>/<split>-*.parquet`, `data/...`, or in the folder itself."""
+    for place in (folder / subset if subset else folder / "data", folder / "data", folder):
+        files = sorted(place.glob(f"{split}-*.parquet")) or sorted(place.glob(f"{split}.parquet"))
+        if files:
+            return tuple(file.absolute() for file in files)
+    return ()
+
+
+def locate(task: str, root: Path) -> Data:
+    """Find and count the task's data under `root` (as hub snapshots lie: ROOT/<org>/<set>/...) or in the hub's cache.
+
+    ValueError where there are none (with the command that brings them) or where a file cannot be read.
+    """
+    config = definition(task)
+    subset, split = OURS.get(task) or config.get("dataset_name"), config["test_split"]
+    for folder in _folders(task, root):
+        files = _parquet(folder, subset, split)
+        if files:
+            break
+    else:
+        wanted = f"{subset}/{split}-*.parquet" if subset else f"{split}-*.parquet"
+        raise ValueError(f"{task}: no {wanted} under {_folders(task, root)[0]}. Bring it: {fetch_command(task, root)}")
+    images = _parquet(folder, GQA_IMAGES, split) if task == "gqa" else ()
+    if task == "gqa" and not images:
+        wanted = f"{GQA_IMAGES}/{split}-*.parquet"
+        raise ValueError(f"gqa: questions without pictures, no {wanted} under {folder}. Bring them: {fetch_command(task, root)}")
+    rows, digest = 0, hashlib.sha256()
+    for file in (*files, *images):
+        footer, count = _footer(file)
+        rows += count if file in files else 0
+        digest.update(f"{file.name} {file.stat().st_size} ".encode() + footer)
+    return Data(task, split, files, images, rows, _declared(folder, subset), digest.hexdigest())
+
+
+def _footer(file: Path) -> tuple[bytes, int]:
+    """A parquet file's footer (schema, offsets, statistics) and its number of rows."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.ParquetFile(file).metadata.num_rows
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} is not a whole parquet file ({error}): copy or download it again") from error
+    with file.open("rb") as stream:
+        stream.seek(-8, os.SEEK_END)
+        length = int.from_bytes(stream.read(4), "little")
+        stream.seek(-8 - length, os.SEEK_END)
+        return stream.read(length), rows
+
+
+def _declared(folder: Path, subset: str | None) -> int | None:
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        return None
+    try:
+        return json.loads(manifest.read_text(encoding="utf-8"))["sets"][subset]["n"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{manifest} does not say the n of {subset!r} ({error!r}): build the data again") from error
+
+
+def fetch_command(task: str, root: Path) -> str:
+    """The command that brings a task's data to where `locate` looks."""
+    if task in OURS:
+        return f"python -m eval_suites.easyvqa --out {root}"
+    config = definition(task)
+    path, subset, split = config["dataset_path"], config.get("dataset_name"), config["test_split"]
+    pattern = "testdev_balanced_*/*" if task == "gqa" else f"{subset}/{split}-*" if subset else f"*{split}-*"
+    return f"hf download --repo-type dataset {path} --include '{pattern}' --local-dir {root / path}"
+
+
+def resolved(data: Data) -> dict:
+    """Our definition of the task over these files: an `include:` of the packaged one, and only what the module's docstring allows."""
+    config = {
+        "include": str(definition_path(data.task)),
+        "task": local_name(data.task),
+        "dataset_path": "parquet",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {data.split: [str(file) for file in data.files]}},
+        "process_docs": _Function("eval_suites.tasks.pictures.decoded"),
+    }
+    if data.task in CIDER:
+        prefix = CIDER[data.task]
+        function = _Function(f"eval_suites.tasks.captions.{prefix}_cider")
+        config["metric_list"] = [{"metric": f"{prefix}_CIDEr", "aggregation": function, "higher_is_better": True}]
+    if data.task == "gqa":
+        packaged = definition("gqa")["lmms_eval_specific_kwargs"]["default"]
+        config["doc_to_visual"] = _Function("eval_suites.tasks.pictures.gqa_doc_to_visual")
+        config["lmms_eval_specific_kwargs"] = {"default": {**packaged, "images": [str(file) for file in data.images]}}
+    return config
+
+
+class _Function(str):
+    """A dotted name that YAML shows as `!function name`."""
+
+
+def write(folder: Path, data: Data) -> Path:
+    """Write the resolved definition of one task to FOLDER/<task>_local.yaml."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_representer(_Function, lambda dumper, name: dumper.represent_scalar("!function", str(name)))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{local_name(data.task)}.yaml"
+    aside = path.with_suffix(".partial")
+    aside.write_text(yaml.dump(resolved(data), Dumper=Dumper, sort_keys=False, width=200), encoding="utf-8")
+    aside.replace(path)
+    return path

@@ -1,0 +1,300 @@
+"""The main job on small data with a stand-in MLLM: lmms-eval's real engine, prompts and metrics; our plan, resume and exit codes."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import chart_rows, make_easyvqa, write_parquet
+
+from eval_suites import results, suites
+
+
+@pytest.fixture
+def small_easyvqa(place, monkeypatch):
+    """The suite easyvqa over 40 pictures, declared so."""
+    make_easyvqa(Path("data"))
+    full = suites.SUITES["easyvqa"]
+    monkeypatch.setitem(suites.SUITES, "easyvqa", replace(full, columns=tuple(replace(column, n=40) for column in full.columns)))
+    return place
+
+
+def truth() -> dict[str, str]:
+    """Prompt -> right answer, over the small easy-VQA."""
+    import pyarrow.parquet as pq
+
+    rows = [row for file in Path("data").rglob("*.parquet") for row in pq.read_table(file, columns=["question", "answer"]).to_pylist()]
+    return {row["question"] + "\nAnswer the question using a single word or phrase.": row["answer"] for row in rows}
+
+
+def table(path="tables/easyvqa.csv") -> list[dict]:
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_three_columns_over_pictures_end_in_a_table(small_easyvqa, capsys):
+    right = truth()
+    small_easyvqa.export("a", "genlip-tiny", reply=lambda prompt: right[prompt].upper() + " ")  # exact match is lower-cased
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa") == 0
+    (row,) = table()
+    header = "encoder,arch,llm,frozen,resolution,tokens,source,shape,colour,yes_no,all_avg,overall,complete,digest"
+    assert ",".join(row) == header
+    assert [float(row[name]) for name in ("shape", "colour", "yes_no", "all_avg", "overall")] == [100.0] * 5
+    assert (row["encoder"], row["source"], row["complete"], row["frozen"]) == ("genlip-tiny", "measured", "3/3", "true")
+    assert "[91.2, 100.0]" in capsys.readouterr().out  # Wilson at 40 of 40 pictures: 100 % right is not certainty
+
+
+def test_samples_keep_prompt_answer_and_picture(small_easyvqa):
+    small_easyvqa.export("a", "genlip-tiny")
+    small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa")
+    (folder,) = Path("results/easyvqa/genlip-tiny").glob("llm-tiny@*")
+    samples = [json.loads(line) for line in (folder / "easyvqa_shape" / "samples.jsonl").open()]
+    assert [sample["doc_id"] for sample in samples] == list(range(40))
+    assert samples[3]["prompt"] == "which shape, 3?\nAnswer the question using a single word or phrase."
+    assert samples[3]["answer"] == "yes" and samples[3]["doc"]["image_id"] == 3
+    other = [json.loads(line)["image"] for line in (folder / "easyvqa_yes_no" / "samples.jsonl").open()]
+    assert [sample["image"] for sample in samples] == other and len(set(other)) == 40  # one picture, one cluster, in every column
+
+
+def test_done_tasks_are_skipped_until_the_weights_change(small_easyvqa):
+    small_easyvqa.export("a", "genlip-tiny")
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa")
+    assert small_easyvqa.run(*arguments) == 0
+    before = Path("tables/easyvqa.csv").read_bytes()
+    assert small_easyvqa.run(*arguments) == 0
+    assert small_easyvqa.loads == 1 and Path("tables/easyvqa.csv").read_bytes() == before
+    # One task lost: only that one is answered again.
+    (done,) = Path("results").rglob("easyvqa_colour/result.json")
+    done.unlink()
+    asked = len(small_easyvqa.models[Path("runs/a/export")].batches)
+    assert small_easyvqa.run(*arguments) == 0
+    again = small_easyvqa.models[Path("runs/a/export")].batches[asked:]
+    assert sum(len(prompts) for prompts, *_ in again) == 40 and all("which colour" in p for prompts, *_ in again for p in prompts)
+    assert Path("tables/easyvqa.csv").read_bytes() == before
+    # The same folder, other weights: nothing old is taken for theirs.
+    changed = json.loads(Path("runs/a/export/provenance.json").read_text()) | {"weights_digest": "f" * 64}
+    Path("runs/a/export/provenance.json").write_text(json.dumps(changed))
+    small_easyvqa.models[Path("runs/a/export")].reply = lambda prompt: "no"
+    assert small_easyvqa.run(*arguments) == 0
+    assert {row["digest"][:8] for row in table()} == {"f" * 8, before.decode().splitlines()[1].split(",")[-1][:8]}
+
+
+def test_other_data_or_a_changed_definition_is_evaluated_anew(small_easyvqa, monkeypatch):
+    small_easyvqa.export("a", "genlip-tiny")
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
+    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 1
+    make_easyvqa(Path("data"), seed=1)
+    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 2
+    monkeypatch.setattr("eval_suites.tasks.definition_digest", lambda task: "another")
+    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 3
+
+
+def test_a_limit_is_partial_and_never_costs_a_full_result(small_easyvqa, capsys):
+    small_easyvqa.export("a", "genlip-tiny")
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
+    assert small_easyvqa.run(*arguments, "--limit", "7") == 3
+    assert "(7 of 40)" in capsys.readouterr().out
+    (row,) = table()
+    assert (row["shape"], row["all_avg"], row["overall"], row["complete"]) == ("", "", "", "0/3")
+    assert small_easyvqa.run(*arguments) == 0
+    assert table()[0]["shape"] != "" and table()[0]["complete"] == "1/3" and table()[0]["all_avg"] == ""
+    assert small_easyvqa.run(*arguments, "--limit", "7") == 0 and small_easyvqa.loads == 2
+    assert table()[0]["complete"] == "1/3"
+
+
+def test_a_failing_task_leaves_the_other_columns_and_exit_code_1(small_easyvqa, capsys):
+    def reply(prompt):
+        if "which colour" in prompt:
+            raise RuntimeError("out of everything")
+        return "yes"
+
+    small_easyvqa.export("a", "genlip-tiny", reply=reply)
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa") == 1
+    assert "easyvqa_colour failed: out of everything" in capsys.readouterr().err
+    (row,) = table()
+    assert row["colour"] == "" and row["yes_no"] != "" and row["complete"] == "2/3" and row["all_avg"] == ""
+    assert "out of everything" in next(Path("results").rglob("failed.txt")).read_text()
+
+
+def test_fewer_answers_than_questions_is_a_failure_not_an_empty_answer(small_easyvqa, capsys):
+    small_easyvqa.export("a", "genlip-tiny")
+    model = small_easyvqa.models[Path("runs/a/export")]
+    whole = model.answer
+    model.answer = lambda *args, **kwargs: whole(*args, **kwargs)[:-1]
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape") == 1
+    assert "16 questions were answered by 15 texts" in capsys.readouterr().err
+    model.answer = lambda *args, **kwargs: [None for _ in whole(*args, **kwargs)]  # lmms-eval would score the word "None"
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape") == 1
+
+
+def test_stopped_in_the_middle_it_goes_on(small_easyvqa):
+    asked = []
+
+    def reply(prompt):
+        asked.append(prompt)
+        if len(asked) == 50:
+            raise KeyboardInterrupt
+        return "yes"
+
+    small_easyvqa.export("a", "genlip-tiny", reply=reply)
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa")
+    with pytest.raises(KeyboardInterrupt):
+        small_easyvqa.run(*arguments)
+    assert [path.parent.name for path in Path("results").rglob("result.json")] == ["easyvqa_shape"]
+    assert small_easyvqa.run(*arguments) == 0
+    assert len([prompt for prompt in asked if "which shape" in prompt]) == 40  # the done task was not asked again
+
+
+def test_real_charts_through_the_packaged_definition(place, capsys):
+    rows = chart_rows()
+    assert len(rows) == 3
+    write_parquet(Path("hub/lmms-lab/ChartQA/data/test-00000-of-00001.parquet"), rows)  # under the set's former name
+    place.export("a", "dinov2-s14", reply=lambda prompt: "Yes")
+    arguments = ("--encoder", "dinov2-s14", "--tasks", "chartqa", "--data-root", "hub")
+    assert place.run(*arguments) == 2 and place.loads == 0
+    assert "3 rows where 2500 are declared" in capsys.readouterr().err
+    assert place.run(*arguments, "--allow-partial") == 3
+    out = capsys.readouterr().out
+    assert "33.3" in out and "(3 of 2500)" in out
+    measured = next(row for row in table("tables/genlip14.csv") if row["source"] == "measured")
+    assert (measured["chartqa"], measured["all_avg"], measured["complete"]) == ("", "", "0/14")
+    cell = next(row for row in table("tables/genlip14_cells.csv") if row["benchmark"] == "chartqa")
+    assert (cell["n"], cell["n_expected"], cell["refused"]) == ("3", "2500", "3 of 2500")
+    samples = [json.loads(line) for line in next(Path("results").rglob("samples.jsonl")).open()]
+    assert [sample["prompt"] for sample in samples] == [f"{row['question']}\nAnswer the question with a single word." for row in rows]
+    assert [sample["scores"]["relaxed_overall"] for sample in samples] == [1.0, 0.0, 0.0]
+    ((_, pictures, new_tokens, stop),) = place.models[Path("runs/a/export")].batches
+    assert (new_tokens, stop) == (16, ("\n\n",)) and len({picture[0].size for picture in pictures}) == 2
+
+
+# --- refused before anything runs -------------------------------------------------------------------------------------------
+
+
+def refusal(place, capsys, *arguments: str) -> str:
+    assert place.run(*arguments) == 2
+    assert place.loads == 0 and not list(Path().rglob("result.json"))
+    return capsys.readouterr().err
+
+
+def test_unknown_names_say_did_you_mean(place, capsys):
+    assert "did you mean genlip-g16" in refusal(place, capsys, "--encoder", "genlip-g61")
+    assert "Did you mean 'easyvqa'" in refusal(place, capsys, "--encoder", "genlip-tiny", "--suite", "easy-vqa")
+    assert "Did you mean 'chartqa'" in refusal(place, capsys, "--encoder", "genlip-tiny", "--tasks", "chartaq")
+
+
+def test_the_literal_command_without_weights_says_what_is_missing(place, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    text = refusal(place, capsys, "--encoder", "genlip-g16")
+    assert "ENCODER=genlip-g16 bash train_mllm/sft_qwen1.5b_frozen.sh" in text
+    assert "python -m llava_plugin.fetch genlip-g16" in text
+    assert text.count("hf download --repo-type dataset") == 14
+
+
+def test_a_projector_stage_does_not_count_unless_named(small_easyvqa, capsys):
+    small_easyvqa.export("a", "genlip-tiny", stage="projector")
+    assert "does not count" in refusal(small_easyvqa, capsys, "--encoder", "genlip-tiny", "--suite", "easyvqa")
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--mllm", "runs/a/export") == 0
+    assert "not fine-tuned" in capsys.readouterr().err
+
+
+def test_several_mllms_are_named(small_easyvqa, capsys):
+    for name, llm in (("a", "llm-tiny"), ("b", "llm-large")):
+        small_easyvqa.export(name, "genlip-tiny", llm=llm)
+    text = refusal(small_easyvqa, capsys, "--encoder", "genlip-tiny", "--suite", "easyvqa")
+    assert "--mllm runs/a/export" in text and "--mllm runs/b/export" in text
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--llm", "llm-large") == 0
+    assert table()[0]["llm"] == "llm-large"
+
+
+def test_exports_that_cannot_be_trusted(small_easyvqa, capsys):
+    export = small_easyvqa.export("a", "genlip-tiny")
+    arguments = ("--suite", "easyvqa", "--mllm", str(export))
+    assert "holds encoder genlip-tiny, not dinov2-s14" in refusal(small_easyvqa, capsys, "--encoder", "dinov2-s14", *arguments)
+    (export / "provenance.json").write_text('{"stage": "sft"}')
+    assert "does not say encoder" in refusal(small_easyvqa, capsys, "--encoder", "genlip-tiny", *arguments)
+    (export / "provenance.json").unlink()
+    assert "no provenance.json" in refusal(small_easyvqa, capsys, "--encoder", "genlip-tiny", *arguments)
+
+
+def test_data_that_are_not_what_was_declared(small_easyvqa, capsys, monkeypatch):
+    small_easyvqa.export("a", "genlip-tiny")
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
+    make_easyvqa(Path("data"), pictures=39)
+    assert "40 samples by suite easyvqa, 39 by the data's manifest" in refusal(small_easyvqa, capsys, *arguments)
+    make_easyvqa(Path("data"))
+    shard = Path("data/genlip-eval/easy-vqa/shape/test-00000-of-00001.parquet")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-20])
+    assert "not a whole parquet file" in refusal(small_easyvqa, capsys, *arguments)
+    shard.unlink()
+    assert "python -m eval_suites.easyvqa --out data" in refusal(small_easyvqa, capsys, *arguments)
+    make_easyvqa(Path("data"), pictures=41)
+    Path("data/genlip-eval/easy-vqa/manifest.json").unlink()
+    assert "41 rows where 40 are declared" in refusal(small_easyvqa, capsys, *arguments, "--allow-partial")
+
+
+def test_java_is_asked_for_before_a_caption_task(place, capsys, monkeypatch):
+    place.export("a", "genlip-tiny")
+    rows = [{"image": None, "question_id": f"{i}.jpg", "answer": ["a"], "id": i, "question": ""} for i in range(5000)]
+    write_parquet(Path("data/lmms-lab-encoder/COCO-Caption2017/data/val-00000-of-00001.parquet"), rows)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "needs Java" in refusal(place, capsys, "--encoder", "genlip-tiny", "--tasks", "coco")
+
+
+def test_mme_wants_pairs_and_limits_are_whole(place, capsys):
+    place.export("a", "genlip-tiny")
+    write_parquet(Path("data/lmms-lab-encoder/MME/data/test-00000-of-00001.parquet"), [{"question_id": "1"}] * 2374)
+    assert "--limit 7 is odd" in refusal(place, capsys, "--encoder", "genlip-tiny", "--tasks", "mme_p", "--limit", "7")
+    for limit in ("0.5", "0"):
+        with pytest.raises(SystemExit) as exit:
+            place.run("--encoder", "genlip-tiny", "--limit", limit)
+        assert exit.value.code == 2
+
+
+def test_comparing_with_what_was_never_evaluated_says_the_command(small_easyvqa, capsys):
+    small_easyvqa.export("a", "genlip-tiny")
+    text = refusal(small_easyvqa, capsys, "--encoder", "genlip-tiny", "--suite", "easyvqa", "--compare", "random-tiny")
+    assert "python eval_suites/run.py --encoder random-tiny --suite easyvqa" in text
+
+
+def test_two_runs_into_one_folder(small_easyvqa, capsys):
+    from eval_suites import run
+
+    small_easyvqa.export("a", "genlip-tiny")
+    (folder,) = [Path("results/easyvqa/genlip-tiny") / f"llm-tiny@{small_easyvqa.models[Path('runs/a/export')].digest[:8]}"]
+    with run.locked(folder):
+        assert "another run is writing" in refusal(small_easyvqa, capsys, "--encoder", "genlip-tiny", "--suite", "easyvqa")
+
+
+def test_dry_run_runs_nothing(small_easyvqa, capsys):
+    small_easyvqa.export("a", "genlip-tiny")
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "easyvqa_shape" in out and "40 of 40 samples  to run" in out
+    assert small_easyvqa.loads == 0 and not Path("results").exists() and not Path("tables").exists()
+
+
+def test_compare_pairs_the_rows(small_easyvqa, capsys):
+    right = truth()
+    small_easyvqa.export("a", "genlip-tiny", reply=lambda prompt: right[prompt])
+    wrong_shapes = lambda prompt: "none" if "which shape" in prompt else right[prompt]  # noqa: E731
+    small_easyvqa.export("b", "random-tiny", reply=wrong_shapes, recipe={"lr": 0.1, "encoder": "random-tiny"})
+    small_easyvqa.run("--encoder", "random-tiny", "--suite", "easyvqa")
+    capsys.readouterr()
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--compare", "random-tiny") == 0
+    lines = [line for line in capsys.readouterr().out.split("##")[1].splitlines() if line.startswith("|")]
+    said = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in lines}
+    assert said["shape"] == said["ALL AVG"] == said["overall"] == "better"
+    assert said["colour"] == said["yes/no"] == "not told apart"
+    text = Path("tables/easyvqa.md").read_text()
+    assert "random-tiny (untrained)" in text and "recipe.lr: 0.001 against 0.1" in text and "recipe.encoder" not in text
+    assert len(table()) == 2
+
+
+def test_rows_read_back_are_those_written(small_easyvqa):
+    small_easyvqa.export("a", "genlip-tiny")
+    small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa")
+    (row,) = results.read_rows(Path("results"), suites.get("easyvqa"))
+    assert row.cells["yes_no"].complete and row.cells["yes_no"].n == 40 and row.cells["shape"].value == 0.0
+    assert row.results["easyvqa_shape"]["generation"]["max_new_tokens"] == 16
