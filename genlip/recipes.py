@@ -69,7 +69,9 @@ def add_flags(parser, recipe) -> None:
         elif isinstance(default, tuple):
             group.add_argument(flag, nargs=len(default), type=type(default[0]), default=default, metavar="X", help=f"default {default}")
         else:
-            group.add_argument(flag, type=type(default), default=default, metavar=type(default).__name__.upper(), help=f"default {default!r}")
+            group.add_argument(
+                flag, type=type(default), default=default, metavar=type(default).__name__.upper(), help=f"default {default!r}"
+            )
 
 
 def from_args(recipe, args):

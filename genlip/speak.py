@@ -1,7 +1,7 @@
 """Let the ViT speak: captions for pictures, by greedy decoding as in the paper's own test.
 
-    python -m genlip.speak runs/tiny-s1/export photo.jpg folder/            # a line each: file, caption
-    python -m genlip.speak runs/tiny-s1/export shards/test-000000.tar       # also says how many captions match word for word
+python -m genlip.speak runs/tiny-s1/export photo.jpg folder/            # a line each: file, caption
+python -m genlip.speak runs/tiny-s1/export shards/test-000000.tar       # also says how many captions match word for word
 """
 
 import argparse

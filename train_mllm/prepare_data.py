@@ -188,7 +188,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    print(f"{args.out}: {ledger['used']} of {ledger['read']} conversations, skipped {ledger['skipped'] or 'none'}, digest {ledger['digest'][:8]}")
+    skipped = ledger["skipped"] or "none"
+    print(f"{args.out}: {ledger['used']} of {ledger['read']} conversations, skipped {skipped}, digest {ledger['digest'][:8]}")
     return 0
 
 

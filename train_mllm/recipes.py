@@ -82,4 +82,7 @@ def tiny_sft() -> Recipe:
     )
 
 
-PRESETS = {make().preset: make for make in (projector, sft_qwen7b_frozen, sft_qwen1_5b_frozen, sft_qwen7b_unfrozen, sft_qwen1_5b_unfrozen, tiny_sft)}
+PRESETS = {
+    make().preset: make
+    for make in (projector, sft_qwen7b_frozen, sft_qwen1_5b_frozen, sft_qwen7b_unfrozen, sft_qwen1_5b_unfrozen, tiny_sft)
+}

@@ -60,8 +60,11 @@ def train(recipe: Recipe) -> Path:
     if export.is_dir():
         print(f"{export} exists: this run is done")
         return export
-    data = Path(recipe.data) if (Path(recipe.data) / "conversations.arrow").is_file() else run / "data"
-    ledger = prepare(recipe.data, recipe.images, str(data), recipe.max_bad) if data == run / "data" else json.loads((data / "ledger.json").read_text())
+    data = Path(recipe.data)
+    if not (data / "conversations.arrow").is_file():
+        data = run / "data"
+        prepare(recipe.data, recipe.images, str(data), recipe.max_bad)
+    ledger = json.loads((data / "ledger.json").read_text())
     (run / "ledger.json").write_text(json.dumps(ledger, indent=1) + "\n")
 
     import torch
@@ -89,7 +92,8 @@ def train(recipe: Recipe) -> Path:
     guard = Guard(tower, recipe.train_encoder)
     llm_before = digest(model.model.language_model)
     learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"encoder {tower.spec.key}: {'trained' if recipe.train_encoder else 'frozen'}; {learns:,} of {model.num_parameters():,} parameters learn")
+    how = "trained" if recipe.train_encoder else "frozen"
+    print(f"encoder {tower.spec.key}: {how}; {learns:,} of {model.num_parameters():,} parameters learn")
 
     # The data: pictures through the tower in every step, or once and kept.
     features = cached_features(data, tower, ledger["digest"]) if recipe.cache_features else None
@@ -215,7 +219,9 @@ def _start_from(model, recipe: Recipe) -> None:
     theirs = LlavaForConditionalGeneration.from_pretrained(recipe.init)
     ours, found = model.model.multi_modal_projector, theirs.model.multi_modal_projector
     if [p.shape for p in ours.parameters()] != [p.shape for p in found.parameters()]:
-        raise ValueError(f"{recipe.init} is a projector from {provenance['encoder']} to {provenance['llm']}, not from {recipe.encoder} to {recipe.llm}")
+        raise ValueError(
+            f"{recipe.init} is a projector from {provenance['encoder']} to {provenance['llm']}, not from {recipe.encoder} to {recipe.llm}"
+        )
     ours.load_state_dict(found.state_dict())
 
 
@@ -238,7 +244,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train_mllm.train",
         description="Fine-tune an MLLM around a vision encoder.",
-        epilog="examples:\n  python -m train_mllm.train sft-qwen7b-frozen --encoder siglip2-so16-384 --data sft.json --images images/ --out runs/sft-siglip2\n"
+        epilog="examples:\n"
+        "  python -m train_mllm.train sft-qwen7b-frozen --encoder siglip2-so16-384 --data sft.json --images images/ --out runs/sft\n"
         "  python -m train_mllm.train sft-qwen7b-frozen --dry-run",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -266,7 +273,8 @@ def dry_run(recipe: Recipe) -> None:
         print(f"{name:24}{value}")
     try:
         spec = encoders.resolve(recipe.encoder, recipe.resolution or None)
-        print(f"{'pictures':24}{spec.resolution} x {spec.resolution}, {spec.tokens} tokens of width {spec.width}, {'trained' if recipe.train_encoder else 'frozen'}")
+        how = "trained" if recipe.train_encoder else "frozen"
+        print(f"{'pictures':24}{spec.resolution} x {spec.resolution}, {spec.tokens} tokens of width {spec.width}, {how}")
     except ValueError:
         pass  # said below, with what is missing
     lacks = missing(recipe)

@@ -64,7 +64,9 @@ def test_positions_of_two_packed_samples_start_anew():
     assert text_positions(grid, text).tolist() == [[3, 4, 1, 2, 3]] * 3
 
 
-@pytest.mark.parametrize(("head", "section", "counts"), [(64, [8, 12, 12], (11, 11, 10)), (72, [8, 12, 12], (12, 12, 12)), (96, [16, 16, 16], (16, 16, 16))])
+@pytest.mark.parametrize(
+    ("head", "section", "counts"), [(64, [8, 12, 12], (11, 11, 10)), (72, [8, 12, 12], (12, 12, 12)), (96, [16, 16, 16], (16, 16, 16))]
+)
 def test_rotary_channels(head, section, counts):
     assert mrope_channels(head, section) == counts
 
@@ -82,7 +84,9 @@ def test_packing_pictures_of_different_grids_changes_nothing(number, attention):
     grids = torch.tensor([[2, 3], [4, 1], [1, 1], [3, 3], [2, 2]])[:number]
     patches = torch.randn(int(grids.prod(1).sum()), 3, 16, 16)
     packed = GenLIPVisionModel.forward(model, patches, grid_hw=grids).last_hidden_state
-    alone = [GenLIPVisionModel.forward(model, p, grid_hw=g[None]).last_hidden_state for p, g in zip(patches.split(grids.prod(1).tolist()), grids)]
+    alone = [
+        GenLIPVisionModel.forward(model, p, grid_hw=g[None]).last_hidden_state for p, g in zip(patches.split(grids.prod(1).tolist()), grids)
+    ]
     torch.testing.assert_close(packed, torch.cat(alone), atol=1e-5, rtol=0)
 
 

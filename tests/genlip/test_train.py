@@ -46,7 +46,13 @@ def shards(tmp_path):
 @pytest.fixture
 def recipe(shards, llama_tiny, tmp_path):
     base = PRESETS["tiny-s1"]()
-    model = base.model | {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "text_embed_dim": 48}
+    model = base.model | {
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "text_embed_dim": 48,
+    }
     model["mrope_section"] = [4, 4, 4]
     changes = {"data": str(shards), "tokenizer": str(llama_tiny), "out": str(tmp_path / "run"), "steps": 8, "row_tokens": 150}
     return replace(base, model=model, resolution=32, save_every=3, workers=0, warmup=0.1, **changes)
@@ -156,7 +162,7 @@ def test_a_run_folder_keeps_its_recipe(recipe):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_move(recipe):
-    with pytest.raises(FloatingPointError, match="not\\s+moved|were not"):
+    with pytest.raises(FloatingPointError, match="weights were not moved"):
         train(replace(recipe, lr=1e30, steps=50))
 
 

@@ -47,7 +47,7 @@ def test_unknown_names_are_said_with_the_nearest():
         resolve("mine=/nowhere/at/all")
     with pytest.raises(ValueError, match="not a multiple of its patch size 14"):
         resolve("dinov2-s14", 64)
-    with pytest.raises(ValueError, match="python -m llava_plugin.fetch some/encoder"):
+    with pytest.raises(ValueError, match=r"python -m llava_plugin\.fetch some/encoder"):
         resolve("some/encoder")
 
 
@@ -61,7 +61,7 @@ def test_folder_without_config_or_of_an_unknown_family(tmp_path):
 
 def test_missing_weights_name_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("GENLIP_WEIGHTS", str(tmp_path))
-    with pytest.raises(ValueError, match="python -m llava_plugin.fetch genlip-g16"):
+    with pytest.raises(ValueError, match=r"python -m llava_plugin\.fetch genlip-g16"):
         find_weights(resolve("genlip-g16"))
     assert find_weights(resolve("random-tiny")) is None
     VisionTower.from_encoder("genlip-tiny").encoder.save_pretrained(tmp_path / "genlip-tiny")

@@ -53,7 +53,7 @@ def test_independent_turns_share_their_front_and_see_nothing_else(tokenizer):
 @pytest.mark.parametrize("name", ["tokenizer_qwen2.5", "tokenizer_qwen3"])
 @pytest.mark.parametrize("turns", ["dialogue", "independent"])
 def test_real_tokenizers_train_on_the_prompt_of_evaluation(shared, name, turns):
-    """Their templates mark no assistant turns, add a system prompt, put a <think> block in: the prompt must be evaluation's all the same."""
+    """Their templates mark no assistant turns, add a system prompt, put a <think> block in; training must not."""
     tokenizer = AutoTokenizer.from_pretrained(shared / name)
     image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
     row = encode(TWO_TURNS, tokenizer, image, 4, turns, 500)
@@ -133,7 +133,12 @@ def test_bad_rows_have_a_reason(images, row, reason):
 
 def test_forms_become_one(images):
     expected = normalise(llava(), images)
-    openai = {"id": "a", "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x/red.png"}}, {"type": "text", "text": "what"}]}]}
+    openai = {
+        "id": "a",
+        "messages": [
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x/red.png"}}, {"type": "text", "text": "what"}]}
+        ],
+    }
     openai["messages"].append({"role": "assistant", "content": [{"type": "text", "text": "yes"}]})
     assert normalise(openai, images) == expected
     raw = (images / "red.png").read_bytes()
@@ -149,7 +154,12 @@ def test_bad_rows_are_counted_never_replaced(images, capsys):
         prepare(str(source), "", str(images / "out"))
     assert not (images / "out" / "conversations.arrow").exists()
     ledger = prepare(str(source), "", str(images / "out"), max_bad=0.2)
-    assert (ledger["read"], ledger["used"], ledger["skipped"], ledger["names"]) == (10, 9, {"missing picture": 1}, {"missing picture": ["bad"]})
+    assert (ledger["read"], ledger["used"], ledger["skipped"], ledger["names"]) == (
+        10,
+        9,
+        {"missing picture": 1},
+        {"missing picture": ["bad"]},
+    )
     other = images / "other.json"
     other.write_text(json.dumps(rows[:3]))
     assert prepare_main([str(other), "--out", str(images / "out")]) == 2

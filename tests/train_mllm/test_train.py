@@ -70,7 +70,14 @@ def test_projector_stage_trains_the_projector_alone_and_sft_starts_from_it(recip
     saved = dict(mllm.load(projector).model.model.multi_modal_projector.named_parameters())
     assert started and all(saved[n].equal(p) for n, p in started.items())
     folder = Path(recipe.out).parent / "wide"
-    wide = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64, "patch_size": 16}
+    wide = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 64,
+        "patch_size": 16,
+    }
     CLIPVisionModel(CLIPVisionConfig(**wide)).save_pretrained(folder)
     with pytest.raises(ValueError, match="is a projector from genlip-tiny"):
         train(replace(recipe, init=str(projector), encoder=str(folder), out=recipe.out + "-x"))
@@ -143,7 +150,9 @@ def test_another_recipe_is_refused(recipe):
         train(replace(recipe, lr=0.01))
 
 
-@pytest.mark.parametrize("script", ["sft_qwen7b_frozen", "sft_qwen7b_unfrozen", "sft_qwen1.5b_frozen", "sft_qwen1.5b_unfrozen", "pretrain_projector"])
+@pytest.mark.parametrize(
+    "script", ["sft_qwen7b_frozen", "sft_qwen7b_unfrozen", "sft_qwen1.5b_frozen", "sft_qwen1.5b_unfrozen", "pretrain_projector"]
+)
 def test_scripts_plan_without_anything(script):
     root = Path(__file__).parents[2]
     result = subprocess.run(["bash", f"train_mllm/{script}.sh", "--dry-run"], cwd=root, capture_output=True, text=True, check=False)
