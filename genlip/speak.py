@@ -76,13 +76,17 @@ def main(argv: list[str] | None = None) -> int:
 def speak(args) -> tuple[int, int]:
     """Print a line for every picture; returns how many of the captions that came with a picture were said word for word."""
     import numpy as np
+    from transformers.utils import logging
 
+    from . import register
     from .image_processing_genlip import GenLIPImageProcessor
     from .modeling_genlip import GenLIPForPretraining
     from .train import load_tokenizer
 
     if not (Path(args.export) / "config.json").is_file():
         raise ValueError(f"{args.export} has no config.json: give the export/ folder of a run of genlip.train")
+    logging.disable_progress_bar()  # of a folder that is read in a moment
+    register()
     model = GenLIPForPretraining.from_pretrained(args.export).eval()
     tokenizer = load_tokenizer(args.export)
     processor = GenLIPImageProcessor.from_pretrained(args.export)

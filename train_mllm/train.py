@@ -69,6 +69,7 @@ def train(recipe: Recipe) -> Path:
 
     import torch
     from transformers import Trainer, TrainingArguments, set_seed
+    from transformers.utils import logging
 
     from llava_plugin import mllm
     from llava_plugin.tower import VisionTower, digest
@@ -78,6 +79,7 @@ def train(recipe: Recipe) -> Path:
 
     # The model: what learns, what does not.
     set_seed(recipe.seed)
+    logging.disable_progress_bar()  # one for every folder that is read
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if recipe.bf16 and on_gpu else torch.float32
     tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None)
@@ -89,6 +91,8 @@ def train(recipe: Recipe) -> Path:
     if recipe.stage == "projector":
         model.model.language_model.requires_grad_(False)
         model.lm_head.requires_grad_(False)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     guard = Guard(tower, recipe.train_encoder)
     llm_before = digest(model.model.language_model)
     learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -120,7 +124,6 @@ def train(recipe: Recipe) -> Path:
         lr_scheduler_type="cosine",
         warmup_steps=recipe.warmup,  # a share below 1 is read as a ratio
         bf16=recipe.bf16 and on_gpu,
-        gradient_checkpointing=recipe.gradient_checkpointing,
         logging_steps=10,
         save_steps=recipe.save_every,
         save_total_limit=2,
