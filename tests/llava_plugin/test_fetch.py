@@ -136,6 +136,7 @@ def test_llama_tiny_is_small_and_lively(tiny):
 def test_llama_tiny_tokenizer(tiny):
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     assert [tokenizer.convert_tokens_to_ids(token) for token in fetch.SPECIAL_TOKENS] == [0, 1, 2, 3]
+    assert set(tokenizer.all_special_tokens) == set(fetch.SPECIAL_TOKENS)
     assert tokenizer.pad_token == "<|endoftext|>" and tokenizer.eos_token == "<|im_end|>"
     for text in ("a blue circle.", " two  spaces\n", "Grüße, 世界 🙂", "don't"):
         ids = tokenizer(text).input_ids
