@@ -17,7 +17,6 @@ The same settings give the same bytes. A stopped run leaves nothing half done an
 """
 
 import argparse
-import contextlib
 import hashlib
 import io
 import json
@@ -260,17 +259,16 @@ def make(out: Path, copies: int = 8, seed: int = 0) -> str:
         if (benchmark / "manifest.json").exists():
             return f"{world} and {benchmark} exist with these settings; left alone"
     train, test = read_split("train"), read_split("test")
-    # The benchmark goes first and made.json lies in the folder that goes last: a kill in between is seen and made good.
-    with contextlib.ExitStack() as stack:
-        world_aside = stack.enter_context(written_aside(world))
-        with written_aside(benchmark) as aside:
-            write_benchmark(aside, test)
-        captioned, held_out = write_captions(world_aside / "captions", train, test, copies, seed)
-        write_conversations(world_aside / "sft", train)
-        (world_aside / "text.txt").write_text("".join(f"{line}\n" for line in training_text(train)))
+    # The benchmark goes last: where its manifest.json stands, all of it does.
+    with written_aside(world) as aside:
+        captioned, held_out = write_captions(aside / "captions", train, test, copies, seed)
+        write_conversations(aside / "sft", train)
+        (aside / "text.txt").write_text("".join(f"{line}\n" for line in training_text(train)))
         counts = {"captioned": captioned, "captioned_test": held_out, "conversations": len(train)}
         counts |= {"questions": sum(len(picture.questions) for picture in train)}
-        (world_aside / "made.json").write_text(json.dumps(settings | counts, indent=2) + "\n")
+        (aside / "made.json").write_text(json.dumps(settings | counts, indent=2) + "\n")
+    with written_aside(benchmark) as aside:
+        write_benchmark(aside, test)
     return (
         f"{world}: {captioned} captioned pictures in {copies} copies, {held_out} held out, {counts['questions']} questions;"
         f" {benchmark}: {sum(len(picture.questions) for picture in test)} questions"

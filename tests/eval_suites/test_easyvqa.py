@@ -233,16 +233,19 @@ def test_a_folder_of_someone_else_is_refused(tmp_path, capsys):
     assert (tmp_path / "easy-vqa" / "notes.txt").read_text() == "mine"
 
 
-def test_a_stopped_run_starts_over(out, tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["write_conversations", "write_benchmark"])
+def test_a_stopped_run_starts_over(where, out, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
+    manifest = tmp_path / "genlip-eval/easy-vqa/manifest.json"
     with monkeypatch.context() as patch:
-        patch.setattr(easyvqa, "write_conversations", stop)
+        patch.setattr(easyvqa, where, stop)
         with pytest.raises(KeyboardInterrupt):
             easyvqa.make(tmp_path, copies=1)
-    assert not (tmp_path / "easy-vqa").exists()
-    easyvqa.make(tmp_path, copies=1)
+    assert not manifest.exists(), "the manifest says that all is done"
+    assert "captioned pictures" in easyvqa.make(tmp_path, copies=1)
+    assert manifest.read_bytes() == (out / "genlip-eval/easy-vqa/manifest.json").read_bytes()
     assert (tmp_path / "easy-vqa/captions/train-000000.tar").read_bytes() == (out / "easy-vqa/captions/train-000000.tar").read_bytes()
 
 
