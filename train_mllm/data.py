@@ -14,7 +14,10 @@ Two ways with several turns:
     turn 1    1      1               (each block causal)
     turn 2    1              1
 
-Shapes: B rows, S tokens, N visual tokens a picture, D tower width.
+A batch is one packed row without padding: the language model's layers run over its tokens alone, and only inside attention does
+each sequence (a dialogue, or a front and one turn) become a row of its own, where plain causal attention is the right mask.
+
+Shapes: T tokens of a packed batch, R sequences in it, L the longest of them, N visual tokens a picture, D tower width.
 """
 
 import io
@@ -26,6 +29,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from PIL import Image
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from llava_plugin.mllm import IMAGE, prompt_ids
 
@@ -109,15 +114,6 @@ def _independent(parts, image_token_id, max_length) -> Row:
     return Row(ids, labels, positions, block, cut)
 
 
-def visible(block: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """(B, S) blocks -> (B, 1, S, S) bool: True where a query (row) sees a key (column). Padding queries see themselves alone."""
-    i = torch.arange(block.shape[1])
-    causal = i[None, :] <= i[:, None]
-    same = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
-    real = (i < lengths[:, None, None]) & (i[:, None] < lengths[:, None, None])
-    return ((causal & same & real) | (i[None, :] == i[:, None])).unsqueeze(1)
-
-
 def open_conversations(folder: Path) -> pa.Table:
     """The table that train_mllm.prepare_data wrote, mapped into memory: all ranks share its pages."""
     return pa.ipc.open_file(pa.memory_map(str(folder / "conversations.arrow"))).read_all()
@@ -154,29 +150,47 @@ class Conversations(torch.utils.data.Dataset):
         return {"row": row, "features": torch.from_numpy(np.array(self.features[start : start + len(record["images"])]))}
 
 
-class Collator:
-    """Rows -> one batch, padded on the right. `pixel_values` are pictures (n, 3, R, R), or cached features (n, N, D)."""
+def sequences(blocks: list[list[int]]) -> list[list[int]]:
+    """For each conversation's blocks, laid out one behind another in a packed row: the row's token indices of every sequence that
+    attention must see as one, a dialogue whole, or a front with each of its turns."""
+    out, start = [], 0
+    for block in blocks:
+        front = [start + i for i, b in enumerate(block) if b == 0]
+        turns: dict[int, list[int]] = {}
+        for i, b in enumerate(block):
+            if b:
+                turns.setdefault(b, []).append(start + i)
+        out += [front + turn for turn in turns.values()] or [front]
+        start += len(block)
+    return out
 
-    def __init__(self, pad_token_id: int, preprocess, turns: str):
-        self.pad, self.preprocess, self.turns = pad_token_id, preprocess, turns
+
+class Collator:
+    """Conversations -> one packed batch.
+
+    input_ids, labels, position_ids (1, T); sequence_index (R, L): the row's token at each place of each sequence (padding repeats
+    token 0, behind all real ones); token_source (T,): where in the flattened (R * L) sequences a token's attention is read from.
+    `pixel_values` are pictures (n, 3, R, R), or cached features (n, N, D).
+    """
+
+    def __init__(self, preprocess):
+        self.preprocess = preprocess
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
         rows = [s["row"] for s in samples]
-        lengths = torch.tensor([len(r.ids) for r in rows])
-        longest = int(lengths.max())
-
-        def pad(lists, value):
-            return torch.tensor([values + [value] * (longest - len(values)) for values in lists])
-
+        lists = sequences([r.block for r in rows])
+        longest = max(map(len, lists))
+        total = sum(len(r.ids) for r in rows)
+        source = torch.empty(total, dtype=torch.long)
+        for r, indices in enumerate(lists):  # a front is in several sequences and the same in all: the last one serves
+            source[indices] = torch.arange(r * longest, r * longest + len(indices))
         batch = {
-            "input_ids": pad([r.ids for r in rows], self.pad),
-            "labels": pad([r.labels for r in rows], IGNORED),
-            "position_ids": pad([r.positions for r in rows], 0),
+            "input_ids": torch.tensor([[i for r in rows for i in r.ids]]),
+            "labels": torch.tensor([[i for r in rows for i in r.labels]]),
+            "position_ids": torch.tensor([[i for r in rows for i in r.positions]]),
+            "sequence_index": torch.tensor([indices + [0] * (longest - len(indices)) for indices in lists]),
+            "token_source": source,
         }
-        if self.turns == "independent":
-            batch["attention_mask"] = visible(pad([r.block for r in rows], 0), lengths)
-        else:
-            batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
         if "features" in samples[0]:
             pixels = torch.cat([s["features"] for s in samples])
         else:
@@ -185,3 +199,21 @@ class Collator:
         if pixels is not None and len(pixels):
             batch["pixel_values"] = pixels
         return batch
+
+
+def packed_attention(module, query, key, value, attention_mask, sequence_index, token_source, scaling=None, dropout=0.0, **kwargs):
+    """transformers' attention interface over a packed batch: query (1, H, T, head_dim), key and value (1, G, T, head_dim)
+    -> (1, T, H, head_dim). Every sequence is a row here; padding stands behind it, so the causal mask hides it."""
+    query, key, value = (t[0][:, sequence_index].transpose(0, 1) for t in (query, key, value))  # (R, H or G, L, head_dim)
+    out = scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
+    )
+    return out.transpose(1, 2).flatten(0, 1)[token_source].unsqueeze(0), None
+
+
+def use_packed_attention(model) -> None:
+    """Let the language model of a LlavaForConditionalGeneration train on packed batches. Only what is in memory changes: an export
+    says nothing of it."""
+    AttentionInterface.register("packed_sequences", packed_attention)
+    AttentionMaskInterface.register("packed_sequences", lambda *args, **kwargs: None)
+    model.set_attn_implementation({"text_config": "packed_sequences"})

@@ -74,7 +74,7 @@ def train(recipe: Recipe) -> Path:
     from llava_plugin import mllm
     from llava_plugin.tower import VisionTower, digest
 
-    from .data import Collator, Conversations
+    from .data import Collator, Conversations, use_packed_attention
     from .guard import Guard
 
     # The model: what learns, what does not.
@@ -102,7 +102,8 @@ def train(recipe: Recipe) -> Path:
     # The data: pictures through the tower in every step, or once and kept.
     features = cached_features(data, tower, ledger["digest"]) if recipe.cache_features else None
     dataset = Conversations(data, tokenizer, model.config, recipe, features)
-    collator = Collator(tokenizer.pad_token_id, tower.preprocess, recipe.turns)
+    collator = Collator(tower.preprocess)
+    use_packed_attention(model)
 
     class StrictTrainer(Trainer):
         """transformers' own loop. Only: LLaVA's weights are saved under the names of older versions, which `Trainer` then fails to

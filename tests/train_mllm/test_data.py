@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from llava_plugin import mllm
 from llava_plugin.tower import VisionTower
-from train_mllm.data import Collator, encode, end_of_turn, visible
+from train_mllm.data import Collator, encode, end_of_turn, sequences, use_packed_attention
 from train_mllm.prepare_data import main as prepare_main
 from train_mllm.prepare_data import normalise, prepare, read_rows
 
@@ -72,32 +72,48 @@ def test_too_long_is_cut_at_a_turn(tokenizer):
         encode(TWO_TURNS, tokenizer, 3, 2, "independent", 5)
 
 
-def test_mask_of_blocks_is_a_truth_table():
-    """Front of one token, two turns of two, and a shorter row padded by two."""
-    mask = visible(torch.tensor([[0, 1, 1, 2, 2], [0, 1, 2, 0, 0]]), torch.tensor([5, 3]))[:, 0].int().tolist()
-    assert mask[0] == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]]
-    assert mask[1] == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
+def test_sequences_of_a_packed_row():
+    """A front of one token with two turns of two, then a dialogue of two tokens."""
+    assert sequences([[0, 1, 1, 2, 2], [0, 0]]) == [[0, 1, 2], [0, 3, 4], [5, 6]]
 
 
-def test_packed_turns_give_the_loss_and_gradients_of_each_turn_alone(llama_tiny):
+@pytest.mark.parametrize("turns", ["independent", "dialogue"])
+def test_packed_gives_the_loss_and_gradients_of_each_sequence_alone(llama_tiny, turns):
+    """Against transformers' own attention, one sequence at a time, with and without a picture."""
     tower = VisionTower.from_encoder("genlip-tiny")
     model, tokenizer = mllm.build(tower, str(llama_tiny))
     picture = Image.effect_noise((64, 64), 90).convert("RGB")
-    collate = Collator(tokenizer.pad_token_id, tower.preprocess, "independent")
-    alone = [TWO_TURNS[:2], [{"role": "user", "content": "<image>\nno"}, TWO_TURNS[3]]]
+    text_only = [{"role": "user", "content": "what is"}, {"role": "assistant", "content": "a blue triangle"}]
+    conversations = [TWO_TURNS, text_only, TWO_TURNS[:2]]
+    alone = conversations
+    if turns == "independent":
+        alone = [TWO_TURNS[:2], [{"role": "user", "content": "<image>\nno"}, TWO_TURNS[3]], *conversations[1:]]
 
-    def loss_of(conversations):
-        rows = [encode(c, tokenizer, model.config.image_token_id, 16, "independent", 500) for c in conversations]
-        model.zero_grad()
-        loss = model(**collate([{"row": r, "pictures": [picture]} for r in rows])).loss
+    def samples(conversations):
+        rows = [encode(c, tokenizer, model.config.image_token_id, 16, turns, 500) for c in conversations]
+        return [{"row": r, "pictures": [picture] * (16 < r.ids.count(model.config.image_token_id) + 1)} for r in rows]
+
+    def gradients():
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    labelled = sum(label != -100 for s in samples(conversations) for label in s["row"].labels)
+    losses = 0.0
+    for sample in samples(alone):
+        batch = Collator(tower.preprocess)([sample])
+        plain = {k: v for k, v in batch.items() if k in ("input_ids", "labels", "pixel_values")}
+        loss = model(**plain, num_items_in_batch=labelled).loss
         loss.backward()
-        return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-    packed, packed_gradients = loss_of([TWO_TURNS])
-    single, single_gradients = loss_of(alone)
-    torch.testing.assert_close(packed, single, atol=1e-5, rtol=0)
-    for name, gradient in single_gradients.items():
-        torch.testing.assert_close(packed_gradients[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+        losses += loss.detach()
+    single = gradients()
+    model.zero_grad()
+    use_packed_attention(model)
+    packed = model(**Collator(tower.preprocess)(samples(conversations)), num_items_in_batch=labelled).loss
+    packed.backward()
+    torch.testing.assert_close(packed.detach(), losses, atol=1e-5, rtol=0)
+    found = gradients()
+    assert found.keys() == single.keys() and len(found) > 20
+    for name, gradient in single.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
 # --- preparing ------------------------------------------------------------------------------------------------------------
