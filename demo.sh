@@ -12,8 +12,8 @@ done_before() { [ -d "$1/export" ] && printf '\n%s/export is there\n' "$1"; }
 { [ -d demo/weights/llama-tiny ] && [ -d demo/weights/dinov2-s14 ]; } ||
   step python -m llava_plugin.fetch dinov2-s14 llama-tiny --text demo/data/easy-vqa/text.txt
 done_before demo/runs/tiny-s1 || {
-  step python -m genlip.train tiny-s1 --data 'demo/data/easy-vqa/captions/train-*.tar' --tokenizer demo/weights/llama-tiny --out demo/runs/tiny-s1
-  step python -m genlip.speak demo/runs/tiny-s1/export demo/data/easy-vqa/captions/test-000000.tar --max-new-tokens 16 --quiet
+  step python -m genlip.train tiny-s1 --data demo/data/easy-vqa/captions --tokenizer demo/weights/llama-tiny --out demo/runs/tiny-s1
+  step python -m genlip.speak demo/runs/tiny-s1/export demo/data/easy-vqa/captions-held-out/test-000000.tar --max-new-tokens 16 --quiet
 }
 
 # 16 visual tokens for all three: 64 x 64 pixels at patch 16, 56 x 56 at patch 14.
@@ -22,7 +22,7 @@ for encoder in dinov2-s14 random-tiny genlip-tiny=demo/runs/tiny-s1/export; do
   name=${encoder%%=*}
   resolution=64; [ "$name" != dinov2-s14 ] || resolution=56
   done_before "demo/runs/sft-$name" || step python -m train_mllm.train tiny-sft --encoder "$encoder" --resolution $resolution \
-    --data demo/data/easy-vqa/sft/conversations.json --images demo/data/easy-vqa/sft/images --out "demo/runs/sft-$name"
+    --data demo/data/easy-vqa/sft/conversations.json --out "demo/runs/sft-$name"
   step python eval_suites/run.py --encoder "$name" --mllm "demo/runs/sft-$name/export" --suite easyvqa --data-root demo/data \
     --batch-size 64 --out demo ${compare:+--compare "$compare"}
   compare=${compare:+$compare,}$name

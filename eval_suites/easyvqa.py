@@ -7,7 +7,7 @@ questions with 13 answers. Always "yes" gets 37.3 % of the test right, the train
 Writes, under --out:
 
     easy-vqa/captions/train-NNNNNN.tar      WebDataset, .png and .json {"caption": "a blue circle."}; shard k is copy k of every picture
-    easy-vqa/captions/test-000000.tar       captions of test pictures: to validate on, never to train on
+    easy-vqa/captions-held-out/test-000000.tar   captions of test pictures: to validate on, never to train on
     easy-vqa/sft/conversations.json         LLaVA form, all questions of a picture in one record, pictures under sft/images/
     easy-vqa/text.txt                       every training sentence, a line each, for a small tokenizer
     easy-vqa/made.json                      settings and counts
@@ -147,8 +147,11 @@ def write_shard(path: Path, samples: Iterator[tuple[str, bytes, str]]) -> None:
                 tar.addfile(member, io.BytesIO(data))
 
 
-def write_captions(folder: Path, train: list[Picture], test: list[Picture], copies: int, seed: int) -> tuple[int, int]:
-    """Shards of captioned pictures; returns how many training and test pictures have a caption.
+def write_captions(
+    folder: Path, held_out_folder: Path, train: list[Picture], test: list[Picture], copies: int, seed: int
+) -> tuple[int, int]:
+    """Shards of captioned pictures, the test pictures' in a folder of their own, since a training run takes every shard of a folder;
+    returns how many training and test pictures have a caption.
 
     The pretraining loop augments nothing, so the flips and shifts that so small a set needs are written out. Shard 0 holds the
     pictures as they are, each further shard a moved copy of each, every shard in an order of its own.
@@ -156,6 +159,7 @@ def write_captions(folder: Path, train: list[Picture], test: list[Picture], copi
     from rich.progress import track
 
     folder.mkdir()
+    held_out_folder.mkdir()
     captioned = [(picture, text, cut_out(picture.png)) for picture in train if (text := caption(picture))]
     for copy in track(range(copies), "caption shards", disable=not sys.stderr.isatty()):
         rng = random.Random(f"{seed} {copy}")
@@ -165,7 +169,7 @@ def write_captions(folder: Path, train: list[Picture], test: list[Picture], copi
         )
         write_shard(folder / f"train-{copy:06}.tar", samples)
     held_out = [(f"{picture.id:04}", picture.png, text) for picture in test if (text := caption(picture))]
-    write_shard(folder / "test-000000.tar", iter(held_out))
+    write_shard(held_out_folder / "test-000000.tar", iter(held_out))
     return len(captioned), len(held_out)
 
 
@@ -261,7 +265,7 @@ def make(out: Path, copies: int = 8, seed: int = 0) -> str:
     train, test = read_split("train"), read_split("test")
     # The benchmark goes last: where its manifest.json stands, all of it does.
     with written_aside(world) as aside:
-        captioned, held_out = write_captions(aside / "captions", train, test, copies, seed)
+        captioned, held_out = write_captions(aside / "captions", aside / "captions-held-out", train, test, copies, seed)
         write_conversations(aside / "sft", train)
         (aside / "text.txt").write_text("".join(f"{line}\n" for line in training_text(train)))
         counts = {"captioned": captioned, "captioned_test": held_out, "conversations": len(train)}
@@ -280,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m eval_suites.easyvqa",
         description="Turn the package easy-vqa into caption shards, LLaVA conversations and a benchmark.",
         epilog="example:\n  python -m eval_suites.easyvqa --out data\n"
-        "then train on data/easy-vqa/captions/train-*.tar and data/easy-vqa/sft, evaluate with --data-root data",
+        "then train on data/easy-vqa/captions and data/easy-vqa/sft, evaluate with --data-root data",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write easy-vqa/ and genlip-eval/easy-vqa/ into")

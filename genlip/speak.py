@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m genlip.speak",
         description="Caption pictures with a pretrained GenLIP.",
-        epilog="example:\n  python -m genlip.speak runs/tiny-s1/export photo.jpg data/easy-vqa/captions/test-000000.tar",
+        epilog="example:\n  python -m genlip.speak runs/tiny-s1/export photo.jpg data/easy-vqa/captions-held-out/test-000000.tar",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("export", help="a from_pretrained folder with a tokenizer, such as runs/NAME/export")

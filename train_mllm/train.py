@@ -1,7 +1,7 @@
 """Fine-tune an MLLM around an encoder, frozen unless told otherwise, on transformers' Trainer.
 
     python -m train_mllm.train tiny-sft --encoder dinov2-s14 --resolution 56 --llm weights/llama-tiny \\
-        --data data/easy-vqa/sft/conversations.json --images data/easy-vqa/sft/images --out runs/sft-dinov2-s14
+        --data data/easy-vqa/sft/conversations.json --out runs/sft-dinov2-s14
     python -m train_mllm.train sft-qwen7b-frozen --dry-run
 
 The run folder holds recipe.json, data/ (the prepared conversations and their ledger), metrics.jsonl, checkpoints/ and export/ with

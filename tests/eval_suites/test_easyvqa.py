@@ -52,9 +52,10 @@ def shard(path):
 
 @pytest.fixture(scope="module")
 def shards(out):
-    captions = out / "easy-vqa" / "captions"
-    assert sorted(path.name for path in captions.iterdir()) == ["test-000000.tar", "train-000000.tar", "train-000001.tar"]
-    return {path.stem: shard(path) for path in sorted(captions.iterdir())}
+    tars = sorted((out / "easy-vqa").glob("captions*/*"))
+    found = [str(path.relative_to(out / "easy-vqa")) for path in tars]
+    assert found == ["captions-held-out/test-000000.tar", "captions/train-000000.tar", "captions/train-000001.tar"]
+    return {path.stem: shard(path) for path in tars}
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,7 @@ def test_packed_gives_the_loss_and_gradients_of_each_sequence_alone(llama_tiny, 
 
     def samples(conversations):
         rows = [encode(c, tokenizer, model.config.image_token_id, 16, turns, 500) for c in conversations]
-        return [{"row": r, "pictures": [picture] * (16 < r.ids.count(model.config.image_token_id) + 1)} for r in rows]
+        return [{"row": r, "pictures": [picture] * (r.ids.count(model.config.image_token_id) + 1 > 16)} for r in rows]
 
     def gradients():
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
