@@ -53,7 +53,7 @@ def shard(path):
 @pytest.fixture(scope="module")
 def shards(out):
     tars = sorted((out / "easy-vqa").glob("captions*/*"))
-    found = [str(path.relative_to(out / "easy-vqa")) for path in tars]
+    found = sorted(str(path.relative_to(out / "easy-vqa")) for path in tars)
     assert found == ["captions-held-out/test-000000.tar", "captions/train-000000.tar", "captions/train-000001.tar"]
     return {path.stem: shard(path) for path in tars}
 
