@@ -11,7 +11,6 @@ Standard library and numpy; 260,000 answers are read in about 3 s.
 
 import argparse
 import json
-import math
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -79,10 +78,8 @@ def number(metrics: dict, column: Column) -> tuple[float | None, str | None]:
     value = metrics[key]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None, f"{key} is {json.dumps(value)}, not a score; the scored task is {column.task}, split {column.split}"
-    if not math.isfinite(value):
-        return None, f"{key} is {value}"
     low, high = column.range
-    if not low <= value <= high:
+    if not low <= value <= high:  # nan too
         return None, f"{key} is {value}, outside {low:g} to {high:g}"
     return float(value), None
 
@@ -116,7 +113,7 @@ def read_scores(path: Path, column: Column) -> stats.Scores:
     """The column's scores, sample by sample, from a samples.jsonl of ours. ValueError, with the line, where one is not to be read."""
     metric = column.metric.split(",")[0]
     ids, pictures, values, categories = [], [], [], []
-    with path.open(encoding="utf-8", newline="\n") as stream:  # U+2028 and its like end no line here
+    with path.open(encoding="utf-8") as stream:
         for line_number, line in enumerate(stream, 1):
             try:
                 sample = json.loads(line)

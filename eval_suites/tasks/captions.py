@@ -26,8 +26,8 @@ def textcaps_cider(results: list[dict], args=None) -> float:
 
 
 def one_line(caption: str) -> str:
-    """The caption without line breaks of any kind; "." (no word to the tokenizer) for none, as an empty last line would be lost."""
-    return " ".join(caption.splitlines()).strip() or "."
+    """The caption without line breaks of any kind."""
+    return " ".join(caption.splitlines())
 
 
 def _cider(name: str, results: list[dict], args) -> float:

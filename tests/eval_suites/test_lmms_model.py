@@ -69,9 +69,10 @@ def test_what_is_not_greedy_is_refused():
 
 
 def test_cleaning_up_keeps_the_model():
-    lm, mllm = model([])
+    torch = pytest.importorskip("torch")
+    lm = lmms_model.EvaluatedMllm(mllm=torch.nn.Linear(1, 1))  # lmms-eval drops every module it finds after a task
     lm.clean()
-    assert lm.mllm is mllm and lm.generate_until([]) == []
+    assert lm.mllm.in_features == 1 and lm.generate_until([]) == []
 
 
 def test_lmms_eval_finds_the_model_by_entry_point():

@@ -126,6 +126,27 @@ def test_fewer_answers_than_questions_is_a_failure_not_an_empty_answer(small_eas
     assert "16 questions were answered by 15 texts" in capsys.readouterr().err
     model.answer = lambda *args, **kwargs: [None for _ in whole(*args, **kwargs)]  # lmms-eval would score the word "None"
     assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape") == 1
+    assert "something that is no text" in capsys.readouterr().err
+
+
+def test_stopped_between_samples_and_result_the_task_is_not_done(small_easyvqa, monkeypatch):
+    from eval_suites import run
+
+    small_easyvqa.export("a", "genlip-tiny")
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
+    assert small_easyvqa.run(*arguments) == 0
+    make_easyvqa(Path("data"), seed=1)  # the old result is of other data, and about to be replaced
+    write = run._write
+
+    def stop(path, text):
+        write(path, text)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run, "_write", stop)
+        small_easyvqa.run(*arguments)
+    assert list(Path("results").rglob("samples.jsonl")) and not list(Path("results").rglob("result.json"))
+    assert small_easyvqa.run(*arguments) == 0
 
 
 def test_stopped_in_the_middle_it_goes_on(small_easyvqa):

@@ -14,15 +14,16 @@ def scores(values, pictures=None, strata=None, factor=1.0) -> stats.Scores:
 
 
 def pair(draw, pictures=200, questions=3, gap=0.0):
-    """Two models on the same questions: a picture's difficulty is common to both, and the first is better by `gap` on average."""
-    difficulty = draw.uniform(0.2, 0.7, pictures).repeat(questions)
-    both = [scores(draw.random(pictures * questions) < difficulty + extra, np.arange(pictures).repeat(questions)) for extra in (gap, 0.0)]
-    return stats.difference(*both)
+    """Two models on the same questions, the first better by `gap` on average. A picture's difficulty is partly common to both and
+    partly each model's own, so that its questions do not count as independent."""
+    common, picture = draw.uniform(0.25, 0.65, pictures), np.arange(pictures).repeat(questions)
+    chances = [(common + draw.uniform(-0.2, 0.2, pictures) + extra)[picture] for extra in (gap, 0.0)]
+    return stats.difference(*(scores(draw.random(len(picture)) < chance, picture) for chance in chances))
 
 
 def test_bootstrap_agrees_with_the_standard_error():
     draw = np.random.default_rng(0)
-    parts = [pair(draw), pair(draw)]
+    parts = [pair(draw, questions=8), pair(draw, questions=8)]
     for shared in (False, True):
         drawn = stats.bootstrap(parts, [1.0, 2.0], shared, draws=4000)
         assert np.std(drawn) == pytest.approx(stats.stderr(parts, [1.0, 2.0], shared), rel=0.06)
@@ -57,6 +58,8 @@ def test_a_difference_is_of_the_same_questions_only():
     assert list(stats.difference(one, two).values) == [1, 0, 0]
     with pytest.raises(ValueError, match="same questions"):
         stats.difference(one, scores([1, 0]))
+    with pytest.raises(ValueError, match="same questions"):
+        stats.difference(one, stats.Scores(np.array(["0", "1", "7"]), one.pictures, one.values, one.strata))
 
 
 def test_few_pictures_never_get_a_word():
