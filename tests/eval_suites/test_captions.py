@@ -5,9 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import SHARED
 
 from eval_suites.tasks import captions
+from tests.eval_suites.small import SHARED
 
 needs_java = pytest.mark.skipif(not shutil.which("java"), reason="CIDEr's tokenizer is a Java program")
 

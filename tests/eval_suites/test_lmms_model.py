@@ -3,8 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
-from conftest import FakeMllm, provenance
 from PIL import Image
+
+from tests.eval_suites.small import FakeMllm, provenance
 
 pytest.importorskip("lmms_eval")
 from eval_suites import lmms_model

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import chart_rows, make_easyvqa, write_parquet
 
 from eval_suites import results, suites
+from tests.eval_suites.small import chart_rows, make_easyvqa, write_parquet
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import provenance
 
 from eval_suites import results, stats, suites, tables
+from tests.eval_suites.small import provenance
 
 ROOT = Path(__file__).parents[2]
 SUITE = suites.get("genlip14")

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import png, write_parquet
 
 from eval_suites import suites, tasks
+from tests.eval_suites.small import png, write_parquet
 
 SUITE = suites.get("genlip15")
 
