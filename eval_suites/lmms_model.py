@@ -5,7 +5,7 @@ Why: lmms-eval's own LLaVA classes want batch size 1 or mix up pictures above it
     lmms-eval --model genlip_eval --model_args export=runs/NAME/export,batch_size=32 --tasks chartqa
     python eval_suites/run.py --encoder genlip-g16      (uses the class below, task by task)
 
-Questions go through in windows of 64 batches, sorted by length inside a window: little padding, while questions about one picture stay
+Questions go through in windows of 16 batches, sorted by length inside a window: little padding, while questions about one picture stay
 near each other, so that its features are computed once. Answers come back in the order asked.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 
-WINDOW = 64  # batches
+WINDOW = 16  # batches: no more pictures than the MLLM keeps features of
 # What lmms-eval's own models take where a task names no limit (TextVQA).
 DEFAULT_NEW_TOKENS = 1024
 
@@ -132,7 +132,7 @@ def _digest(pictures: list) -> str:
 
 
 def _progress(batches: Iterable[list[int]], total: int, task: str) -> Iterator[list[int]]:
-    """Pass the batches on and show how far they are: one bar with the time left, or a line a minute where there is no terminal."""
+    """Pass the batches on and show how far they are: one bar with the time left, or a line now and then where there is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -147,6 +147,6 @@ def _progress(batches: Iterable[list[int]], total: int, task: str) -> Iterator[l
             done += len(batch)
             bar.advance(row, len(batch))
             now = time.monotonic()
-            if not console.is_terminal and now - said > 60:
+            if not console.is_terminal and now - said > 30:
                 said = now
                 console.print(f"{task}: {done} of {total} questions, {(now - start) / done * (total - done) / 60:.0f} min left")
