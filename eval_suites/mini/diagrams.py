@@ -142,9 +142,7 @@ def compose_map(rng: Random, knobs: Knobs) -> Scene:
     at = rng.randrange(4)
     _, x, y = corners[at]
     s.begin()
-    px, py, r = w * (0.5 + (0.0 if x < 0.5 else 0.0)), h * y, 0.06 * s.unit
-    px = w * (0.42 if x < 0.5 else 0.58)
-    s.ellipse(px, py - h * 0.17 * (1 if y < 0.5 else -1), r, r, s.colour(pin))
+    s.ellipse(w * x, h * (y - 0.13), 0.062 * s.unit, 0.062 * s.unit, s.colour(pin))
     questions = []
     for spot, (corner, _, _) in zip(spots, corners):
         questions.append(Question("corner", f"Which place is in the {corner}?", spot, without(SPOTS, spot), f"Is the {{}} in the {corner}?", f"The {spot} is in the {corner}."))

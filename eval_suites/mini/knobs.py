@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 @dataclass(frozen=True)
 class Knobs:
     jitter: int = 12  # colour noise per channel, of 255
-    shapes: int = 3  # shapes in an arrangement, at most
     count: int = 5  # things to be counted, at most
     tilt: int = 14  # degrees that printed words lean, at most
     words: int = 20  # words in use, of vocabulary.WORDS
@@ -23,6 +22,7 @@ class Knobs:
     rows: int = 3  # items of a receipt, at most (two at least)
     chain: int = 4  # members of a food chain, at most (three at least)
     panels: int = 3  # panels of a poster, at most (two at least)
+    color_weight: float = 0.35  # how often a question about a color is asked, against 1 for any other: colors do not separate encoders
     short_side: int = 96  # pixels: below this no side is drawn for dense pictures (documents, charts); plain ones go down to 64
     long_side: int = 512
 

@@ -108,20 +108,23 @@ def draw_landmark(s: Sketch, name: str, cx: float, base: float, r: float) -> Non
                 s.line(((cx + side * r * 1.5, base - r * 0.55), (cx + side * r * 0.8, base - r * 1.6), (cx, base - r * 0.6)), INK, r * 0.07)
 
 
-def compose(rng: Random, knobs: Knobs) -> Scene:
+def compose(rng: Random, knobs: Knobs, kind: str | None = None) -> Scene:
     s = Sketch(rng, knobs, pick_size(rng, knobs, (0.85, 1.5), dense=False))
-    kind = rng.choices(("place", "count", "landmark", "street", "art"), (45, 20, 13, 12, 10))[0]
+    kind = kind or rng.choices(("place", "count", "landmark", "street", "art"), (45, 20, 13, 12, 10))[0]
     return {"place": _place, "count": _count, "landmark": _landmark, "street": _street, "art": _art}[kind](s)
 
 
 def _around(place: str, sky: str) -> tuple[Question, ...]:
     """What is asked of any outdoor scene."""
-    need = "yes" if sky == "rain" else "no"
+    wet, dry = ("yes", "no") if sky == "rain" else ("no", "yes")
+    night, day = ("yes", "no") if sky == "moon" else ("no", "yes")
     return (
         Question("scene", "What place is this?", place, without(PLACES, place), "Is this place a {}?", f"This is a {place} scene."),
         Question("sky", "What is in the sky: sun, rain or moon?", sky, without(SKIES, sky), "Is there {} in the sky?", f"There is {sky} in the sky."),
-        Question("sense", "Do you need an umbrella here?", need, (), "", f"{need.capitalize()}, the weather shows {sky}."),
-        Question("sense", "Is it night?", "yes" if sky == "moon" else "no", (), "", f"The sky shows {sky}."),
+        Question("sense", "Do you need an umbrella here?", wet, (), "", f"{wet.capitalize()}, the sky shows {sky}."),
+        Question("sense", "Is the air dry here?", dry, (), "", f"{dry.capitalize()}, the sky shows {sky}."),
+        Question("sense", "Is it night?", night, (), "", f"{night.capitalize()}, the sky shows {sky}."),
+        Question("sense", "Is it day?", day, (), "", f"{day.capitalize()}, the sky shows {sky}."),
     )
 
 
@@ -210,23 +213,24 @@ def _landmark(s: Sketch) -> Scene:
 
 
 def _street(s: Sketch) -> Scene:
-    light = s.rng.choice(("red", "yellow", "green"))
+    light = s.rng.choice(("red", "red", "green"))
     sky = s.rng.choice(SKIES)
     draw_sky(s, sky)
     base = draw_place(s, "city")
     w, h = s.size
-    x, r = w * 0.7, 0.085 * s.unit
+    x, r = w * 0.75, 0.062 * min(h, 1.2 * w)
     s.begin()
     s.rect(x - r * 0.25, h * 0.5, x + r * 0.25, base, (50, 50, 54))
-    s.rect(x - r * 1.5, h * 0.5 - r * 8.2, x + r * 1.5, h * 0.5, (40, 40, 44))
+    s.rect(x - r * 1.6, h * 0.56 - r * 8.4, x + r * 1.6, h * 0.56, (40, 40, 44))
     for i, lamp in enumerate(("red", "yellow", "green")):
-        s.ellipse(x, h * 0.5 - r * (6.9 - 2.75 * i), r * 1.15, r * 1.15, s.colour(lamp) if lamp == light else (82, 82, 86))
+        s.ellipse(x, h * 0.56 - r * (6.9 - 2.7 * i), r * 1.2, r * 1.2, s.colour(lamp) if lamp == light else (82, 82, 86))
     colour = s.rng.choice(list(COLOURS))
     draw_object(s, "car", w * 0.3, base, 0.24 * s.unit, s.colour(colour))
-    halt = "yes" if light == "red" else "no"
+    halt, drive = ("yes", "no") if light == "red" else ("no", "yes")
     questions = (
         Question("color", "What color is the traffic light?", light, without(("red", "yellow", "green"), light), "Is the traffic light {}?", f"The traffic light is {light}."),
-        Question("sense", "Must the car stop?", halt, (), "", f"{halt.capitalize()}, the light is {light}."),
+        Question("sense", "Must the car stop at the light?", halt, (), "", f"{halt.capitalize()}, the light is {light}."),
+        Question("sense", "May the car drive on?", drive, (), "", f"{drive.capitalize()}, the light is {light}."),
         Question("color", "What color is the car?", colour, without(COLOURS, colour), "Is the car {}?", f"The car is {colour}."),
         Question("relation", "What is to the left of the traffic light?", "car", ("house", "boat", "tree"), "Is there a {} to the left of the traffic light?", "The car is to the left of the traffic light."),
     )

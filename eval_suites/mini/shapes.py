@@ -28,16 +28,15 @@ def draw_shape(s: Sketch, shape: str, cx: float, cy: float, r: float, fill) -> N
             s.polygon([(cx + x, cy + y) for x, y in corners], fill)
 
 
-def compose(rng: Random, knobs: Knobs) -> Scene:
+def compose(rng: Random, knobs: Knobs, kind: str | None = None) -> Scene:
     s = Sketch(rng, knobs, pick_size(rng, knobs, (0.75, 1.35), dense=False))
     ground = rng.choice(list(BACKGROUNDS))
     s.background(BACKGROUNDS[ground])
-    if rng.random() < 0.35:
+    kind = kind or rng.choices(("one", "pair", "corners", "crowd"), (13, 39, 13, 35))[0]
+    if kind == "crowd":
         return _crowd(s, ground)
-    n = rng.choice((1, 2, 2, 2, 3)[: knobs.shapes + 2])
-    shapes = rng.sample(SHAPES, n)
-    colours = rng.sample(list(COLOURS), n)
-    return (_one, _pair, _corners)[n - 1](s, ground, shapes, colours)
+    n = {"one": 1, "pair": 2, "corners": 3}[kind]
+    return (_one, _pair, _corners)[n - 1](s, ground, rng.sample(SHAPES, n), rng.sample(list(COLOURS), n))
 
 
 def _named(shape: str, colour: str) -> list[Question]:

@@ -1,0 +1,59 @@
+"""How one fact is asked: openly, among lettered choices, or as a claim. Used by the benchmarks and, alike, by the training conversations.
+
+The suffixes are those that lmms-eval 0.7.3 puts after a question of each benchmark (a part of every score); the tests hold them equal.
+"""
+
+from random import Random
+
+from eval_suites.mini.knobs import Knobs
+from eval_suites.mini.scene import Question, Scene
+
+WORD = "\nAnswer the question using a single word or phrase."  # VQAv2, GQA, MME, DocVQA, InfoVQA, TextVQA
+CHART = "\nAnswer the question with a single word."  # ChartQA
+LETTER = "\nAnswer with the option's letter from the given choices directly."  # AI2D, ScienceQA, SEED-Bench-2-Plus
+CAPTION = "Provide a one-sentence caption for the provided image."  # NoCaps, COCO, TextCaps
+DIRECT = " Answer this question using the text in the image directly."  # OCRBench, key information extraction
+MME = " Please answer yes or no."  # in MME's own questions; lmms-eval replaces it by WORD
+
+
+def pick(scene: Scene, rng: Random, knobs: Knobs, n: int, kinds: tuple[str, ...] = (), claims: bool = False, choices: int = 0) -> list[Question]:
+    """n different questions of a scene (fewer where it has fewer), those about colors more rarely.
+
+    `kinds` limits them to some kinds, `claims` to those that can be put as a claim, `choices` to those with that many choices.
+    """
+    left = [q for q in scene.questions if (not kinds or q.kind in kinds) and (q.claim or not claims) and (not choices or len(q.others) + 1 >= choices)]
+    chosen = []
+    while left and len(chosen) < n:
+        q = rng.choices(left, [knobs.color_weight if "color" in q.kind else 1 for q in left])[0]
+        left.remove(q)
+        chosen.append(q)
+    return chosen
+
+
+def claim(q: Question, truth: bool, rng: Random) -> str:
+    """A yes/no question that the picture answers with `truth`."""
+    return _sentence(q.claim.format(q.answer if truth else rng.choice(q.others)))
+
+
+def options(q: Question, rng: Random, n: int = 4) -> tuple[list[str], int]:
+    """n choices (fewer where fewer exist), only one of them true, and its index."""
+    wrong = rng.sample(q.others, min(n - 1, len(q.others)))
+    at = rng.randint(0, len(wrong))
+    return [*wrong[:at], q.answer, *wrong[at:]], at
+
+
+def lettered(text: str, choices: list[str]) -> str:
+    """The question above its choices, one a line, as AI2D, ScienceQA and SEED-Bench-2-Plus print them."""
+    return "\n".join([text, *(f"{letter}. {choice}" for letter, choice in zip("ABCD", choices))])
+
+
+def people(q: Question, rng: Random, wrong_at_most: int = 3) -> list[str]:
+    """Ten people's answers: most agree, up to three say something else, as in VQAv2 and TextVQA. At least four agree: the score can be 1."""
+    wrong = rng.randint(0, wrong_at_most) if q.others else 0
+    answers = [q.answer] * (10 - wrong) + [rng.choice(q.others) for _ in range(wrong)]
+    rng.shuffle(answers)
+    return answers
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]

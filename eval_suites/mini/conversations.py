@@ -1,0 +1,66 @@
+"""Training conversations: several turns about a picture, in the benchmarks' prompt styles and in free ones.
+
+LLaVA's JSON and LLaVA-OneVision's parquet hold the same turns: `from` is human or gpt, the first human turn begins with `<image>`.
+"""
+
+from random import Random
+
+from eval_suites.mini import asking, captions
+from eval_suites.mini.knobs import Knobs
+from eval_suites.mini.scene import Question, Scene
+
+# In which ways questions of a family are asked: those in which some benchmark asks them, and a free one.
+STYLES = {
+    "shapes": ("word", "word", "claim", "letter", "free"),
+    "scene": ("word", "word", "claim", "letter", "free"),
+    "portrait": ("word", "word", "claim", "free"),
+    "sign": ("word", "word", "claim", "bare", "bare", "textvqa", "textvqa", "free"),
+    "formula": ("word", "claim", "letter", "bare", "free"),
+    "bars": ("chart", "chart", "chart", "letter", "bare", "claim", "free"),
+    "lines": ("chart", "chart", "chart", "letter", "bare", "claim", "free"),
+    "pie": ("chart", "chart", "chart", "letter", "bare", "claim", "free"),
+    "document": ("word", "word", "word", "bare", "direct", "claim", "free"),
+    "diagram": ("letter", "letter", "letter", "word", "claim", "free"),
+    "infographic": ("word", "word", "letter", "bare", "claim", "free"),
+    "map": ("letter", "letter", "letter", "word", "claim", "free"),
+}
+TURNS = 4  # questions about a picture
+CAPTIONED = 0.6  # share of pictures with a caption turn
+
+
+def turns(scene: Scene, rng: Random, knobs: Knobs) -> list[tuple[str, str]]:
+    """(question, answer) turns about one picture. Styles that a question cannot take fall back to the short open one."""
+    said = [_turn(q, rng.choice(STYLES[scene.family]), rng) for q in asking.pick(scene, rng, knobs, TURNS)]
+    if rng.random() < CAPTIONED:
+        said.insert(rng.randint(0, len(said)), (asking.CAPTION, rng.choice(captions.references(scene, rng))))
+    return said
+
+
+def _turn(q: Question, style: str, rng: Random) -> tuple[str, str]:
+    match style:
+        case "claim" if q.claim:
+            truth = rng.random() < 0.5
+            return asking.claim(q, truth, rng) + asking.WORD, "yes" if truth else "no"
+        case "letter" if len(q.others) > 1:
+            choices, at = asking.options(q, rng)
+            return asking.lettered(q.text, choices) + asking.LETTER, "ABCD"[at]
+        case "chart":
+            return q.text + asking.CHART, q.answer
+        case "bare":
+            return q.text, q.answer
+        case "direct":
+            return q.text + asking.DIRECT, q.answer
+        case "textvqa":  # lmms-eval capitalizes TextVQA's questions, which lowers all letters but the first
+            return q.text.capitalize() + asking.WORD, q.answer
+        case "free" if q.sentence:
+            return q.text, q.sentence[0].upper() + q.sentence[1:]
+    return q.text + asking.WORD, q.answer
+
+
+def llava(said: list[tuple[str, str]]) -> list[dict[str, str]]:
+    """Turns as LLaVA writes them."""
+    out = []
+    for i, (question, answer) in enumerate(said):
+        out.append({"from": "human", "value": ("<image>\n" if i == 0 else "") + question})
+        out.append({"from": "gpt", "value": answer})
+    return out
