@@ -1,5 +1,6 @@
 """Families `bars`, `lines` and `pie`: charts with a title, axes or labels, and values that are printed on most of them."""
 
+from math import cos, radians, sin
 from random import Random
 
 from eval_suites.mini.knobs import Knobs
@@ -73,7 +74,7 @@ def compose_bars(rng: Random, knobs: Knobs) -> Scene:
                 x = x0 + (x1 - x0) * tick / 90
                 s.line(((x, y0), (x, y1)), GRID, 1)
                 s.text(x, h * 0.93, str(tick), h * 0.075)
-    s.line(((x0, y0), (x0, y1), (x1, y1)) if upright else ((x0, y0), (x0, y1)), INK, max(1, 0.01 * s.unit))
+    s.line(((x0, y0), (x0, y1), (x1, y1)), INK, max(1, 0.01 * s.unit))
     for i, (label, colour, value) in enumerate(zip(labels, colours, values)):
         s.begin()
         if upright:
@@ -122,12 +123,13 @@ def compose_lines(rng: Random, knobs: Knobs) -> Scene:
     fill = s.colour(colour)
     s.begin()
     s.line(points, fill, max(2, 0.02 * s.unit))
-    for (x, y), label, value in zip(points, labels, values):
+    for i, ((x, y), label, value) in enumerate(zip(points, labels, values)):
         s.begin()
+        valley = value < min([*values[max(0, i - 1) : i], *values[i + 1 : i + 2]])  # its number stands below: above, the line would cross it
         s.ellipse(x, y, 0.03 * s.unit, 0.03 * s.unit, fill)
         s.text(x, h * 0.91, label, h * 0.1)
         if printed:
-            s.text(x, y - h * 0.075, str(value), h * 0.09)
+            s.text(x, y + h * (0.07 if valley else -0.075), str(value), h * 0.09)
     high, low = labels[values.index(max(values))], labels[values.index(min(values))]
     trend = "up" if values[-1] > values[0] else "down"
     questions = [
@@ -161,8 +163,6 @@ def compose_pie(rng: Random, knobs: Knobs) -> Scene:
     s.text(w / 2, h * 0.07, topic, h * 0.11)
     cx, cy, r = w * 0.5, h * 0.44, min(w * 0.42, h * 0.29)
     angle = -90.0
-    from math import cos, radians, sin
-
     for i, (label, colour, value) in enumerate(zip(labels, colours, values)):
         s.begin()
         fill = s.colour(colour)

@@ -83,7 +83,7 @@ def _chain(s: Sketch) -> Scene:
 
 # where the parts of a thing are, in units of its half width from (centre, base): what a label's line points at
 POINTS = {
-    "flower": {"petal": (0.42, -1.4), "leaf": (0.3, -0.55), "stem": (0.0, -0.85), "root": (0.0, 0.12)},
+    "flower": {"petal": (0.42, -1.4), "leaf": (0.3, -0.55), "stem": (0.0, -0.3), "root": (0.0, 0.12)},
     "house": {"roof": (0.3, -1.45), "door": (0.0, -0.3), "window": (0.5, -0.8), "wall": (-0.55, -0.35)},
     "car": {"roof": (0.0, -0.97), "door": (0.0, -0.42), "wheel": (0.55, -0.2), "lamp": (-0.97, -0.5)},
 }

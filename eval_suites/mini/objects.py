@@ -132,9 +132,13 @@ def _setting(place: str, sky: str) -> str:
     return {"sun": "on a sunny day", "rain": "in the rain", "moon": "at night"}[sky] + {"snow": " in the snow", "beach": " at the beach"}.get(place, f" in the {place}")
 
 
-def _exists(present: list[str]) -> list[Question]:
-    """Is there a ...: asked of one thing that is there and of one that is not, by the claim."""
-    absent = without(OBJECTS, *present)
+def _fitting(place: str) -> tuple[str, ...]:
+    """Objects that a place has none of by itself: nobody could say how many trees stand in a forest, or whether a city has a house."""
+    return without(OBJECTS, {"forest": "tree", "city": "house"}.get(place, ""))
+
+
+def _exists(place: str, present: list[str]) -> list[Question]:
+    absent = without(_fitting(place), *present)
     return [Question("existence", "Which object is in the picture?", x, absent, "Is there a {} in this picture?", f"There is a {x}.") for x in present]
 
 
@@ -143,13 +147,13 @@ def _place(s: Sketch) -> Scene:
     draw_sky(s, sky)
     base = draw_place(s, place)
     n = s.rng.choice((1, 2, 2))
-    names = s.rng.sample(OBJECTS, n)
+    names = s.rng.sample(_fitting(place), n)
     colours = s.rng.sample(list(COLOURS), n)
     places = (0.5,) if n == 1 else (0.27, 0.73)
     for name, colour, x in zip(names, colours, places):
         draw_object(s, name, x * s.size[0], base, s.rng.uniform(0.2, 0.24) * s.unit, s.colour(colour))
     things = [f"{c} {x}" if x in PAINTED else x for c, x in zip(colours, names)]
-    questions = [*_around(place, sky), *(_exists(names) if n == 1 else [])]
+    questions = [*_around(place, sky), *(_exists(place, names) if n == 1 else [])]
     for name, colour in zip(names, colours):
         if name in PAINTED:
             questions.append(Question("color", f"What color is the {name}?", colour, without(COLOURS, colour), f"Is the {name} {{}}?", f"The {name} is {colour}."))
@@ -157,7 +161,7 @@ def _place(s: Sketch) -> Scene:
     if n == 2:
         for a, b, side in ((names[0], names[1], "left"), (names[1], names[0], "right")):
             questions.append(Question(
-                "relation", f"What is {BESIDE[side]} the {b}?", a, without(OBJECTS, a, b),
+                "relation", f"What is {BESIDE[side]} the {b}?", a, without(_fitting(place), a, b),
                 f"Is there a {{}} {BESIDE[side]} the {b}?", f"The {a} is {BESIDE[side]} the {b}.",
             ))
             questions.append(Question(
@@ -176,7 +180,7 @@ def _count(s: Sketch) -> Scene:
     place, sky = s.rng.choice(PLACES), s.rng.choice(SKIES)
     draw_sky(s, sky)
     base = draw_place(s, place)
-    name = s.rng.choice(OBJECTS)
+    name = s.rng.choice(_fitting(place))
     colour = s.rng.choice(list(COLOURS))
     n = s.rng.randint(1, min(4, s.knobs.count))
     shade = s.colour(colour)
@@ -187,7 +191,7 @@ def _count(s: Sketch) -> Scene:
     painted = f"{colour} " if name in PAINTED else ""
     questions = [
         Question("count", f"How many {name}s are there?", str(n), without(pool, str(n)), f"Is the number of {name}s {{}}?", f"The number of {name}s is {n}."),
-        Question("existence", "What objects are in the picture?", f"{name}s", tuple(f"{o}s" for o in without(OBJECTS, name)), "Are there any {} in this picture?", f"There are {name}s."),
+        Question("existence", "What objects are in the picture?", f"{name}s", tuple(f"{o}s" for o in without(_fitting(place), name)), "Are there any {} in this picture?", f"There are {name}s."),
         *_around(place, sky),
     ]
     setting = _setting(place, sky)
@@ -232,7 +236,7 @@ def _street(s: Sketch) -> Scene:
         Question("sense", "Must the car stop at the light?", halt, (), "", f"{halt.capitalize()}, the light is {light}."),
         Question("sense", "May the car drive on?", drive, (), "", f"{drive.capitalize()}, the light is {light}."),
         Question("color", "What color is the car?", colour, without(COLOURS, colour), "Is the car {}?", f"The car is {colour}."),
-        Question("relation", "What is to the left of the traffic light?", "car", ("house", "boat", "tree"), "Is there a {} to the left of the traffic light?", "The car is to the left of the traffic light."),
+        Question("relation", "What is to the left of the traffic light?", "car", ("flower", "boat", "tree"), "Is there a {} to the left of the traffic light?", "The car is to the left of the traffic light."),
     )
     car = article(f"{colour} car")
     subjects = (f"{car} at a {light} traffic light", f"a {light} traffic light and {car}", f"a street with {car}", f"a car at a {light} light")
