@@ -182,13 +182,7 @@ def _eval_part(world: World, out: Path, name: str) -> dict:
     shown = list(dict.fromkeys(row["image"]["bytes"] for row in made if row.get("image")))
     most, why = manifest.maximum(name, made)
     told = {"n": len(made), "images": len(shown), "maximum": most, "why": why, "file": str(file), "sha256": manifest.file_digest(path)}
-    return {"set": told, "pixels": [_decoded(jpeg) for jpeg in shown]}
-
-
-def _decoded(jpeg: bytes) -> str:
-    from PIL import Image
-
-    return hashlib.sha256(Image.open(io.BytesIO(jpeg)).convert("RGB").tobytes()).hexdigest()[:24]
+    return {"set": told, "pixels": [picture.decoded(jpeg) for jpeg in shown]}
 
 
 def _finish(world: World, out: Path) -> dict:
