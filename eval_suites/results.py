@@ -211,7 +211,7 @@ def cells_of_file(path: Path) -> tuple[str, list[Cell]]:
 
 def _columns(task: str) -> list[Column]:
     """Columns of any suite that the task fills, under its packaged name or that of a resolved definition."""
-    columns = {column.name: column for suite in suites.SUITES.values() for column in suite.columns}
+    columns = {(column.name, column.task): column for suite in suites.SUITES.values() for column in suite.columns}
     return [column for column in columns.values() if column.task == task.removesuffix("_local")]
 
 

@@ -145,7 +145,7 @@ def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export |
             f"{task}: {data.rows} rows where {expected} are declared ({data.files[0].parent}). Bring all: "
             f"{tasks.fetch_command(task, args.data_root)}; or evaluate what is there with --allow-partial (no average, exit code 3)"
         )
-    if task == "mme" and args.limit and args.limit % 2:
+    if tasks.packaged(task) == "mme" and args.limit and args.limit % 2:
         raise ValueError(f"mme counts pairs of questions: --limit {args.limit} is odd")
     limit = args.limit if args.limit and args.limit < data.rows else None
     key = {

@@ -93,7 +93,7 @@ def _parts(s: Sketch) -> Scene:
     """A thing with two of its parts marked by letters, at the end of lines."""
     rng, (w, h) = s.rng, s.size
     thing = rng.choice(list(PARTS))
-    cx, base, r = w * 0.5, h * (0.8 if thing != "car" else 0.74), (0.36 if thing == "house" else 0.42) * min(w * 0.85, h)
+    cx, base, r = w * 0.5, h * (0.74 if thing == "car" else 0.8), (0.42 if thing == "car" else 0.36) * min(w * 0.85, h)
     colour = rng.choice(list(COLOURS))
     draw_object(s, thing, cx, base, r, s.colour(colour))
     s.begin()

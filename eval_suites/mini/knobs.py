@@ -22,7 +22,7 @@ class Knobs:
     rows: int = 3  # items of a receipt, at most (two at least)
     chain: int = 4  # members of a food chain, at most (three at least)
     panels: int = 3  # panels of a poster, at most (two at least)
-    color_weight: float = 0.35  # how often a question about a color is asked, against 1 for any other: colors do not separate encoders
+    easy_weight: float = 0.3  # how often an easy question (a color, the sky, day or night) is asked, against 1 for any other
     short_side: int = 96  # pixels: below this no side is drawn for dense pictures (documents, charts); plain ones go down to 64
     long_side: int = 512
 

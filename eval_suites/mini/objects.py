@@ -195,7 +195,7 @@ def _count(s: Sketch) -> Scene:
         *_around(place, sky),
     ]
     setting = _setting(place, sky)
-    subjects = (f"{NUMBERS[n]} {painted}{many} {setting}", f"a {place} with {NUMBERS[n]} {painted}{many}", f"{painted}{many} {setting}", f"{NUMBERS[n]} {many}")
+    subjects = (f"{NUMBERS[n]} {painted}{many} {setting}", f"a {'snowy place' if place == 'snow' else place} with {NUMBERS[n]} {painted}{many}", f"{painted}{many} {setting}", f"{NUMBERS[n]} {many}")
     details = (f"The place is a {place}.", f"There is {sky} in the sky.", f"The number of {name}s is {n}.")
     return Scene("scene", "count", s.size, tuple(s.marks), tuple(questions), subjects, details)
 

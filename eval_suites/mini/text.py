@@ -158,7 +158,9 @@ def _operation(s: Sketch) -> tuple[int, str, int, int]:
 
 
 def _results(s: Sketch, value: int) -> tuple[str, ...]:
-    return without(map(str, range(2 * s.knobs.operand + 1)), str(value))
+    """Near misses: a far one would be known for wrong without the picture."""
+    near = sorted(range(2 * s.knobs.operand + 1), key=lambda n: (abs(n - value), n))
+    return tuple(map(str, near[1:5]))
 
 
 def _sum(s: Sketch) -> Scene:

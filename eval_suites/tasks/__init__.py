@@ -43,6 +43,10 @@ DEFINITIONS = {
 OURS = {"easyvqa_shape": "shape", "easyvqa_colour": "colour", "easyvqa_yes_no": "yes_no"}
 CIDER = {"nocaps_val": "nocaps", "coco2017_cap_val": "coco", "textcaps_val": "textcaps"}
 GQA_IMAGES = "testdev_balanced_images"
+# Task on the mini world's data -> the packaged task whose definition it takes; the data's subset has the packaged name.
+MINI = {f"mini_{task}": task for task in DEFINITIONS}
+MINI_DATA = "genlip-eval/mini"
+CIDER |= {mini: CIDER[task] for mini, task in MINI.items() if task in CIDER}
 
 
 def local_name(task: str) -> str:
@@ -72,8 +76,13 @@ def lmms_eval_tasks() -> Path:
     return Path(spec.submodule_search_locations[0]) / "tasks"
 
 
+def packaged(task: str) -> str:
+    """The packaged task whose prompts and metrics a task has; its own name unless its data are the mini world's."""
+    return MINI.get(task, task)
+
+
 def definition_path(task: str) -> Path:
-    return HERE / "easyvqa.yaml" if task in OURS else lmms_eval_tasks() / DEFINITIONS[task]
+    return HERE / "easyvqa.yaml" if task in OURS else lmms_eval_tasks() / DEFINITIONS[packaged(task)]
 
 
 @lru_cache(maxsize=64)
@@ -114,7 +123,7 @@ def definition_digest(task: str) -> str:
 
 def _folders(task: str, root: Path) -> list[Path]:
     """Where the task's data set may lie: ROOT/<org>/<set> under its present and its former name, then the hub's cache likewise."""
-    path = definition(task)["dataset_path"]
+    path = MINI_DATA if task in MINI else definition(task)["dataset_path"]
     names = [path, *([path.replace("lmms-lab-encoder/", "lmms-lab/", 1)] if path.startswith("lmms-lab-encoder/") else [])]
     cache = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface") / "hub")
     folders = [root / name for name in names]
@@ -141,7 +150,7 @@ def locate(task: str, root: Path) -> Data:
     ValueError where there are none (with the command that brings them) or where a file cannot be read.
     """
     config = definition(task)
-    subset, split = OURS.get(task) or config.get("dataset_name"), config["test_split"]
+    subset, split = OURS.get(task) or MINI.get(task) or config.get("dataset_name"), config["test_split"]
     for folder in _folders(task, root):
         files = _parquet(folder, subset, split)
         if files:
@@ -149,10 +158,11 @@ def locate(task: str, root: Path) -> Data:
     else:
         wanted = f"{subset}/{split}-*.parquet" if subset else f"{split}-*.parquet"
         raise ValueError(f"{task}: no {wanted} under {_folders(task, root)[0]}. Bring it: {fetch_command(task, root)}")
-    images = _parquet(folder, GQA_IMAGES, split) if task == "gqa" else ()
-    if task == "gqa" and not images:
-        wanted = f"{GQA_IMAGES}/{split}-*.parquet"
-        raise ValueError(f"gqa: questions without pictures, no {wanted} under {folder}. Bring them: {fetch_command(task, root)}")
+    pictures = "gqa_images" if task in MINI else GQA_IMAGES
+    images = _parquet(folder, pictures, split) if packaged(task) == "gqa" else ()
+    if packaged(task) == "gqa" and not images:
+        wanted = f"{pictures}/{split}-*.parquet"
+        raise ValueError(f"{task}: questions without pictures, no {wanted} under {folder}. Bring them: {fetch_command(task, root)}")
     rows, digest = 0, hashlib.sha256()
     for file in (*files, *images):
         footer, count = _footer(file)
@@ -191,6 +201,8 @@ def fetch_command(task: str, root: Path) -> str:
     """The command that brings a task's data to where `locate` looks."""
     if task in OURS:
         return f"python -m eval_suites.easyvqa --out {root}"
+    if task in MINI:
+        return f"python -m eval_suites.mini --out {root}"
     config = definition(task)
     path, subset, split = config["dataset_path"], config.get("dataset_name"), config["test_split"]
     pattern = "testdev_balanced_*/*" if task == "gqa" else f"{subset}/{split}-*" if subset else f"*{split}-*"
@@ -211,10 +223,10 @@ def resolved(data: Data) -> dict:
         prefix = CIDER[data.task]
         function = _Function(f"eval_suites.tasks.captions.{prefix}_cider")
         config["metric_list"] = [{"metric": f"{prefix}_CIDEr", "aggregation": function, "higher_is_better": True}]
-    if data.task == "gqa":
-        packaged = definition("gqa")["lmms_eval_specific_kwargs"]["default"]
+    if packaged(data.task) == "gqa":
+        default = definition("gqa")["lmms_eval_specific_kwargs"]["default"]
         config["doc_to_visual"] = _Function("eval_suites.tasks.pictures.gqa_doc_to_visual")
-        config["lmms_eval_specific_kwargs"] = {"default": {**packaged, "images": [str(file) for file in data.images]}}
+        config["lmms_eval_specific_kwargs"] = {"default": {**default, "images": [str(file) for file in data.images]}}
     return config
 
 

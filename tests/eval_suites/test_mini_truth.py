@@ -1,7 +1,9 @@
 """Every answer of the mini world is true of its picture, by a second reading from the drawn primitives; a lie goes red."""
 
 import re
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +11,9 @@ from eval_suites.mini import asking, captions, vocabulary
 from eval_suites.mini.families import FAMILIES, compose, stream
 from eval_suites.mini.scene import Sketch
 
-import mini_reader as reader
+sys.path.append(str(Path(__file__).parent))  # pytest's import mode does not look for helpers beside a test
+
+import mini_reader as reader  # noqa: E402
 
 ROWS = 1000
 

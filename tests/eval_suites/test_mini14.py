@@ -1,0 +1,147 @@
+"""The mini world through lmms-eval's own task code: its definitions, its columns, and three scripted answerers."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval_suites import results, run, suites, tasks
+from eval_suites.mini import asking, benchmarks, build, cider, conversations, families
+from eval_suites.mini.knobs import DEFAULT
+
+sys.path.append(str(Path(__file__).parent))  # pytest's import mode does not look for helpers beside a test
+
+MINI = suites.get("mini14")
+java = pytest.mark.skipif(not shutil.which("java"), reason="CIDEr's tokenizer is a Java program")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    out = tmp_path_factory.mktemp("mini")
+    build.make(build.World(0, 400, 40), out, workers=1)
+    return out
+
+
+@pytest.mark.parametrize("task", tasks.MINI)
+def test_a_mini_definition_is_the_packaged_one_but_for_data_metric_list_and_gqas_pictures(task, root):
+    mini, hub = tasks.resolved(tasks.locate(task, root)), tasks.resolved(tasks.Data(tasks.packaged(task), "split", (), (), 1, None, ""))
+    assert mini["include"] == hub["include"] and mini["task"] == f"{task}_local"
+    assert mini["dataset_kwargs"]["data_files"].keys() == {tasks.definition(task)["test_split"]}
+    for resolved in (mini, hub):
+        for key in ("task", "dataset_kwargs"):
+            del resolved[key]
+        resolved.get("lmms_eval_specific_kwargs", {"default": {}})["default"].pop("images", None)
+    assert mini == hub
+    assert set(mini) <= {"include", "dataset_path", "dataset_name", "process_docs", "metric_list", "doc_to_visual", "lmms_eval_specific_kwargs"}
+    assert ("metric_list" in mini) == (task in tasks.CIDER) and ("doc_to_visual" in mini) == (task == "mini_gqa")
+
+
+def test_the_suite_has_the_fourteen_columns_and_leaves_n_to_the_manifest(root):
+    assert [c.name for c in MINI.columns] == [c.name for c in suites.get("genlip14").columns]
+    assert all(c.n is None for c in MINI.columns)
+    for task in MINI.tasks:
+        data = tasks.locate(task, root)
+        assert data.rows == data.declared == 40
+
+
+def test_a_packaged_tasks_columns_are_still_found_by_its_name():
+    assert [c.n for c in results._columns("chartqa_local")] == [2500] and [c.task for c in results._columns("mini_chartqa_local")] == ["mini_chartqa"]
+
+
+def test_missing_mini_data_say_how_to_make_them(tmp_path):
+    with pytest.raises(ValueError, match=r"python -m eval_suites\.mini --out"):
+        tasks.locate("mini_chartqa", tmp_path)
+
+
+def test_mme_keeps_its_pairs_under_a_limit(root, tmp_path):
+    from types import SimpleNamespace
+
+    arguments = SimpleNamespace(data_root=root, limit=3, allow_partial=True)
+    with pytest.raises(ValueError, match="pairs"):
+        run.plan_job(MINI, "mini_mme", arguments, None, tmp_path)
+
+
+def test_datasets_reads_every_set_with_its_pictures(root, monkeypatch):
+    import datasets
+
+    told = json.loads((root / "genlip-eval/mini/manifest.json").read_text())["sets"]
+    for name, entry in told.items():
+        rows = datasets.Dataset.from_parquet(str(root / "genlip-eval/mini" / entry["file"]), cache_dir=str(root / "cache"))
+        assert len(rows) == entry["n"]
+        if name != "gqa":
+            assert isinstance(rows.features["image"], datasets.Image)
+            shown = [row["image"] for row in rows.select(range(4))]
+            assert all(picture is None or min(picture.size) >= 64 for picture in shown) and any(shown)
+
+
+@java
+def test_the_three_answerers_score_the_maximum_nothing_and_near_the_majority(root, tmp_path, monkeypatch):
+    import mini_answerers as answerers
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    most = answerers.maxima(root)
+    full, model = answerers.evaluate(root, answerers.oracle)
+    assert full == pytest.approx(most, abs=1e-3)
+    assert model.pictures and all(model.pictures[tasks.local_name(task)] == 40 for task in MINI.tasks), "one picture a question"
+    nothing, _ = answerers.evaluate(root, answerers.empty)
+    assert set(nothing.values()) == {0.0}
+    guessed, _ = answerers.evaluate(root, answerers.blind)
+    for name, score in guessed.items():
+        # Two answers to choose from: MME, and a part of VQAv2 and GQA. Nowhere does text alone come near the picture.
+        assert score <= (0.75 if name in ("vqav2", "gqa") else 0.6) * most[name], (name, score)
+
+
+def test_training_prompts_are_those_of_the_evaluation(root):
+    """What lmms-eval puts around each benchmark's question is met, letter by letter, in the conversations."""
+    suffix = {task: tasks.definition(task).get("lmms_eval_specific_kwargs", {}).get("default", {}) for task in tasks.DEFINITIONS}
+    assert suffix["chartqa"]["post_prompt"] == asking.CHART
+    assert {suffix[t]["post_prompt"] for t in ("vqav2_val", "gqa", "mme", "docvqa_val", "infovqa_val", "textvqa_val")} == {asking.WORD}
+    assert {suffix[t]["post_prompt"] for t in ("ai2d", "scienceqa_img")} == {asking.LETTER}
+    assert suffix["seedbench_2_plus"]["post_prompt"] == asking.LETTER.removeprefix("\n"), "its code adds the line break"
+    assert {suffix[t]["prompt"] for t in ("nocaps_val", "textcaps_val")} == {asking.CAPTION}
+    human = [
+        turn["value"].removeprefix("<image>\n") for record in json.loads((root / "mini/sft/conversations.json").read_text()) for turn in record["conversations"][::2]
+    ]
+    for ending in (asking.CHART, asking.WORD, asking.LETTER, asking.DIRECT, asking.CAPTION):
+        assert sum(prompt.endswith(ending) for prompt in human) > 10, ending
+    assert any("\nA. " in prompt and "\nD. " in prompt and prompt.endswith(asking.LETTER) for prompt in human)
+
+
+def test_every_style_of_conversation_answers_rightly():
+    """A lettered turn names the option that holds the answer, a claim's yes is the picture's."""
+    import mini_reader as reader
+
+    letters = claims = 0
+    for i in range(1500):
+        rng = families.stream("turns", i)
+        scene = families.draw(rng)
+        view = reader.View(scene)
+        for question, reply in conversations.turns(scene, rng, DEFAULT):
+            body = question.removesuffix(asking.WORD).removesuffix(asking.LETTER)
+            if question.endswith(asking.LETTER):
+                text, *choices = body.split("\n")
+                assert choices["ABCD".index(reply)] == f"{reply}. {reader.answer(view, text)}"
+                letters += 1
+            elif reply in ("yes", "no") and question.endswith(asking.WORD):
+                try:
+                    assert reader.holds(view, body) == (reply == "yes")
+                except LookupError:  # asked openly: is it night?
+                    assert reader.answer(view, body) == reply
+                claims += 1
+    assert letters > 200 and claims > 200
+
+
+@java
+def test_our_cider_is_pycocoevalcaps():
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    for name, column in (("textcaps_val", "caption_str"), ("nocaps_val", "annotations_captions")):
+        references = [row[column] for row in benchmarks.rows(name, 60, 0, DEFAULT)]
+        chosen, score = cider.best(references)
+        cut = PTBTokenizer()
+        gts = cut.tokenize({i: [{"caption": c} for c in five] for i, five in enumerate(references)})
+        res = cut.tokenize({i: [{"caption": c}] for i, c in enumerate(chosen)})
+        assert Cider().compute_score(gts, res)[0] == pytest.approx(score, abs=1e-6)
