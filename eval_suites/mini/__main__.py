@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"stopped; {again}", file=sys.stderr)
         return 130
     rows = sum(told["n"] for told in made["sets"].values())
-    print(f"{args.out}: {made['train']['n']} training scenes, {rows} rows in {len(made['sets'])} benchmark sets, digest {made['digest'][:16]}")
+    print(
+        f"{args.out}: {made['train']['n']} training scenes, {rows} rows in {len(made['sets'])} benchmark sets, digest {made['digest'][:16]}"
+    )
     return 0
 
 

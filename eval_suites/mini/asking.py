@@ -16,12 +16,18 @@ DIRECT = " Answer this question using the text in the image directly."  # OCRBen
 MME = " Please answer yes or no."  # in MME's own questions; lmms-eval replaces it by WORD
 
 
-def pick(scene: Scene, rng: Random, knobs: Knobs, n: int, kinds: tuple[str, ...] = (), claims: bool = False, choices: int = 0) -> list[Question]:
+def pick(
+    scene: Scene, rng: Random, knobs: Knobs, n: int, kinds: tuple[str, ...] = (), claims: bool = False, choices: int = 0
+) -> list[Question]:
     """n different questions of a scene (fewer where it has fewer), easy ones more rarely.
 
     `kinds` limits them to some kinds, `claims` to those that can be put as a claim, `choices` to those with that many choices.
     """
-    left = [q for q in scene.questions if (not kinds or q.kind in kinds) and (q.claim or not claims) and (not choices or len(q.others) + 1 >= choices)]
+    left = [
+        q
+        for q in scene.questions
+        if (not kinds or q.kind in kinds) and (q.claim or not claims) and (not choices or len(q.others) + 1 >= choices)
+    ]
     chosen = []
     while left and len(chosen) < n:
         q = rng.choices(left, [knobs.easy_weight if _easy(q) else 1 for q in left])[0]
@@ -53,7 +59,7 @@ def lettered(text: str, choices: list[str]) -> str:
 
 
 def people(q: Question, rng: Random, wrong_at_most: int = 3) -> list[str]:
-    """Ten people's answers: most agree, up to three say something else, as in VQAv2 and TextVQA. At least four agree: the score can be 1."""
+    """Ten people's answers: up to three differ, as in VQAv2 and TextVQA. At least four agree, so that the score can be 1."""
     wrong = rng.randint(0, wrong_at_most) if q.others else 0
     answers = [q.answer] * (10 - wrong) + [rng.choice(q.others) for _ in range(wrong)]
     rng.shuffle(answers)

@@ -15,6 +15,7 @@ from eval_suites.mini.picture import encode
 from eval_suites.mini.scene import Question, Scene
 
 Row = dict
+CAPTION_COLUMN = "Please carefully observe the image and come up with a caption for the image"  # on the hub; no prompt is made of it
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 # category -> the scenes that show it (family, sub-kind) and the kinds of question that ask for it
@@ -43,8 +44,16 @@ OCRBENCH = {
     "Digit String Recognition": ((("sign", "digits"),), ("number",), "mini-digits"),
     "Non-Semantic Text Recognition": ((("sign", "letters"),), ("letters",), "mini-letters"),
     "Scene Text-centric VQA": ((("sign", "board"), ("sign", "bus"), ("sign", "shirt")), ("word", "number"), "mini-scene-text"),
-    "Doc-oriented VQA": ((("document", "letter"), ("infographic", "page"), ("bars", None)), ("to", "from", "gift", "site", "button", "extreme", "title"), "mini-doc"),
-    "Key Information Extraction": ((("document", "receipt"), ("document", "form")), ("shop", "total", "price", "item", "field"), "mini-kie"),
+    "Doc-oriented VQA": (
+        (("document", "letter"), ("infographic", "page"), ("bars", None)),
+        ("to", "from", "gift", "site", "button", "extreme", "title"),
+        "mini-doc",
+    ),
+    "Key Information Extraction": (
+        (("document", "receipt"), ("document", "form")),
+        ("shop", "total", "price", "item", "field"),
+        "mini-kie",
+    ),
     "Handwritten Mathematical Expression Recognition": ((("formula", "latex"),), ("latex",), "HME100k"),
 }
 
@@ -71,10 +80,15 @@ def _scene(name: str, i: int, seed: int, knobs: Knobs, shown) -> tuple[Random, S
 
 def _chartqa(i: int, seed: int, knobs: Knobs) -> list[Row]:
     human = i % 2 == 0
-    rng, scene = _scene("chartqa", i // 2, seed, knobs, (("bars", None), ("bars", None), ("lines", None), ("pie", None)))
-    kinds = ("bar color", "extreme color", "difference", "count", "compare", "trend", "line color") if human else ("value", "extreme", "title")
+    _, scene = _scene("chartqa", i // 2, seed, knobs, (("bars", None), ("bars", None), ("lines", None), ("pie", None)))
+    kinds = (
+        ("bar color", "extreme color", "difference", "count", "compare", "trend", "line color") if human else ("value", "extreme", "title")
+    )
     picked = asking.pick(scene, stream(seed, "eval", "chartqa ask", i), knobs, 1, kinds)
-    return [{"type": "human_test" if human else "augmented_test", "question": q.text, "answer": q.answer, "image": encode(scene)} for q in picked]
+    return [
+        {"type": "human_test" if human else "augmented_test", "question": q.text, "answer": q.answer, "image": encode(scene)}
+        for q in picked
+    ]
 
 
 def _ocrbench(i: int, seed: int, knobs: Knobs) -> list[Row]:
@@ -91,11 +105,18 @@ def _docvqa(i: int, seed: int, knobs: Knobs) -> list[Row]:
     image = encode(scene)
     return [
         {
-            "questionId": f"{i}{k}", "question": q.text, "question_types": [scene.kind], "image": image, "docId": i,
-            "ucsf_document_id": f"mini{i:05d}", "ucsf_document_page_no": "1", "answers": [q.answer], "data_split": "val",
+            "questionId": f"{i}{k}",
+            "question": q.text,
+            "question_types": [scene.kind],
+            "image": image,
+            "docId": i,
+            "ucsf_document_id": f"mini{i:05d}",
+            "ucsf_document_page_no": "1",
+            "answers": [q.answer],
+            "data_split": "val",
         }
         for k, q in enumerate(asking.pick(scene, rng, knobs, 2))
-    ]  # fmt: skip
+    ]
 
 
 def _infovqa(i: int, seed: int, knobs: Knobs) -> list[Row]:
@@ -103,11 +124,17 @@ def _infovqa(i: int, seed: int, knobs: Knobs) -> list[Row]:
     image = encode(scene)
     return [
         {
-            "questionId": f"{i}{k}", "question": q.text, "answers": [q.answer], "answer_type": ["single span"], "image": image,
-            "operation/reasoning": ["counting"] if q.kind == "count" else [], "ocr": "", "data_split": "val",
+            "questionId": f"{i}{k}",
+            "question": q.text,
+            "answers": [q.answer],
+            "answer_type": ["single span"],
+            "image": image,
+            "operation/reasoning": ["counting"] if q.kind == "count" else [],
+            "ocr": "",
+            "data_split": "val",
         }
         for k, q in enumerate(asking.pick(scene, rng, knobs, 2))
-    ]  # fmt: skip
+    ]
 
 
 def _textvqa(i: int, seed: int, knobs: Knobs) -> list[Row]:
@@ -116,12 +143,20 @@ def _textvqa(i: int, seed: int, knobs: Knobs) -> list[Row]:
     seen = [m.text for m in scene.marks if m.text]
     return [
         {
-            "image_id": f"mini{i:05d}", "question_id": 10 * i + k, "question": q.text, "question_tokens": q.text.lower().rstrip("?").split(),
-            "image": image, "image_width": w, "image_height": h, "answers": asking.people(q, rng), "image_classes": [scene.kind],
-            "set_name": "val", "ocr_tokens": seen,
+            "image_id": f"mini{i:05d}",
+            "question_id": 10 * i + k,
+            "question": q.text,
+            "question_tokens": q.text.lower().rstrip("?").split(),
+            "image": image,
+            "image_width": w,
+            "image_height": h,
+            "answers": asking.people(q, rng),
+            "image_classes": [scene.kind],
+            "set_name": "val",
+            "ocr_tokens": seen,
         }
         for k, q in enumerate(asking.pick(scene, rng, knobs, 2, ("word", "number")))
-    ]  # fmt: skip
+    ]
 
 
 def _ai2d(i: int, seed: int, knobs: Knobs) -> list[Row]:
@@ -140,11 +175,23 @@ def _seed2plus(i: int, seed: int, knobs: Knobs) -> list[Row]:
     image, rows = encode(scene), []
     for k, q in enumerate(asking.pick(scene, rng, knobs, 2, choices=4)):
         choices, at = asking.options(q, rng)
-        rows.append({
-            "data_id": f"{kind}/{i}.jpg", "question_id": f"{i}_{k}", "question_image_type": kind, "question_image_subtype": scene.kind, "question": q.text,
-            **{f"choice_{letter}": choice for letter, choice in zip("ABCD", choices)}, "answer": "ABCD"[at],
-            "data_source": "mini", "data_type": "Single Image", "level": "L1", "subpart": "Single-Image & Text Comprehension", "version": "mini", "image": image,
-        })  # fmt: skip
+        rows.append(
+            {
+                "data_id": f"{kind}/{i}.jpg",
+                "question_id": f"{i}_{k}",
+                "question_image_type": kind,
+                "question_image_subtype": scene.kind,
+                "question": q.text,
+                **{f"choice_{letter}": choice for letter, choice in zip("ABCD", choices)},
+                "answer": "ABCD"[at],
+                "data_source": "mini",
+                "data_type": "Single Image",
+                "level": "L1",
+                "subpart": "Single-Image & Text Comprehension",
+                "version": "mini",
+                "image": image,
+            }
+        )
     return rows
 
 
@@ -159,7 +206,10 @@ def _mme(i: int, seed: int, knobs: Knobs) -> list[Row]:
         asked = [(asking.claim(q, answer == "yes", rng), answer) for answer in ("yes", "no")]
     rng.shuffle(asked)
     image, number = encode(scene), f"{category}/{i:04d}.jpg"
-    return [{"question_id": number, "image": image, "question": text + asking.MME, "answer": answer.capitalize(), "category": category} for text, answer in asked]
+    return [
+        {"question_id": number, "image": image, "question": text + asking.MME, "answer": answer.capitalize(), "category": category}
+        for text, answer in asked
+    ]
 
 
 def _only(scene: Scene, answer: str) -> Scene:
@@ -178,11 +228,20 @@ def _gqa(i: int, seed: int, knobs: Knobs) -> list[Row]:
         if q.claim and rng.random() < 0.35:
             truth = rng.random() < 0.5
             text, answer = asking.claim(q, truth, rng), "yes" if truth else "no"
-        rows.append({
-            "id": f"{i}{k}", "imageId": f"n{i}", "question": text, "answer": answer, "fullAnswer": q.sentence, "isBalanced": True,
-            "groups": {"global": scene.kind, "local": q.kind}, "types": {"structural": "query", "semantic": q.kind, "detailed": q.kind},
-            "semantic": [], "semanticStr": q.kind,
-        })  # fmt: skip
+        rows.append(
+            {
+                "id": f"{i}{k}",
+                "imageId": f"n{i}",
+                "question": text,
+                "answer": answer,
+                "fullAnswer": q.sentence,
+                "isBalanced": True,
+                "groups": {"global": scene.kind, "local": q.kind},
+                "types": {"structural": "query", "semantic": q.kind, "detailed": q.kind},
+                "semantic": [],
+                "semanticStr": q.kind,
+            }
+        )
     return rows
 
 
@@ -200,10 +259,18 @@ def _vqav2(i: int, seed: int, knobs: Knobs) -> list[Row]:
             q = Question(q.kind, asking.claim(q, truth, rng), answer, (wrong,))
         kind = "yes/no" if q.answer in ("yes", "no") else "number" if q.answer.isdigit() else "other"
         answers = [{"answer": a, "answer_confidence": "yes", "answer_id": n} for n, a in enumerate(asking.people(q, rng), 1)]
-        rows.append({
-            "question_type": " ".join(q.text.lower().split()[:2]), "multiple_choice_answer": q.answer, "answers": answers, "image_id": i,
-            "answer_type": kind, "question_id": 10 * i + k, "question": q.text, "image": image,
-        })  # fmt: skip
+        rows.append(
+            {
+                "question_type": " ".join(q.text.lower().split()[:2]),
+                "multiple_choice_answer": q.answer,
+                "answers": answers,
+                "image_id": i,
+                "answer_type": kind,
+                "question_id": 10 * i + k,
+                "question": q.text,
+                "image": image,
+            }
+        )
     return rows
 
 
@@ -231,44 +298,96 @@ def _science_full(i: int, seed: int, knobs: Knobs) -> list[Row]:
         return _science(i // 2, seed, knobs)
     rng = stream(seed, "eval", "scienceqa", i)
     numbers = rng.sample(range(1, 100), 4)
-    q = Question("largest", "Which of these numbers is the largest?", str(max(numbers)), tuple(str(n) for n in numbers if n != max(numbers)))
+    q = Question(
+        "largest", "Which of these numbers is the largest?", str(max(numbers)), tuple(str(n) for n in numbers if n != max(numbers))
+    )
     choices, at = asking.options(q, rng)
     return [_science_row(q, choices, at, "natural science", "mathematics", "", None)]
 
 
 def _science_row(q: Question, choices, at, subject, topic, hint, image) -> Row:
     return {
-        "image": image, "question": q.text, "choices": choices, "answer": at, "hint": hint, "task": "closed choice", "grade": "grade2",
-        "subject": subject, "topic": topic, "category": q.kind, "skill": q.kind, "lecture": "", "solution": q.sentence,
-    }  # fmt: skip
+        "image": image,
+        "question": q.text,
+        "choices": choices,
+        "answer": at,
+        "hint": hint,
+        "task": "closed choice",
+        "grade": "grade2",
+        "subject": subject,
+        "topic": topic,
+        "category": q.kind,
+        "skill": q.kind,
+        "lecture": "",
+        "solution": q.sentence,
+    }
 
 
 def _nocaps(i: int, seed: int, knobs: Knobs) -> list[Row]:
-    rng, scene = _scene("nocaps_val", i, seed, knobs, (("portrait", None), ("scene", "landmark"), ("scene", "art"), ("scene", "street"), ("shapes", "corners")))
+    rng, scene = _scene(
+        "nocaps_val",
+        i,
+        seed,
+        knobs,
+        (("portrait", None), ("scene", "landmark"), ("scene", "art"), ("scene", "street"), ("shapes", "corners")),
+    )
     w, h = scene.size
-    return [{
-        "image": encode(scene), "image_file_name": f"{i:06d}.jpg", "image_height": h, "image_width": w, "image_id": i, "image_license": 0,
-        "annotations_ids": list(range(5 * i, 5 * i + 5)), "annotations_captions": captions.references(scene, rng),
-    }]  # fmt: skip
+    return [
+        {
+            "image": encode(scene),
+            "image_file_name": f"{i:06d}.jpg",
+            "image_height": h,
+            "image_width": w,
+            "image_id": i,
+            "image_license": 0,
+            "annotations_ids": list(range(5 * i, 5 * i + 5)),
+            "annotations_captions": captions.references(scene, rng),
+        }
+    ]
 
 
 def _coco(i: int, seed: int, knobs: Knobs) -> list[Row]:
-    rng, scene = _scene("coco2017_cap_val", i, seed, knobs, (("scene", "place"), ("shapes", "pair"), ("scene", "count"), ("shapes", "crowd")))
+    rng, scene = _scene(
+        "coco2017_cap_val", i, seed, knobs, (("scene", "place"), ("shapes", "pair"), ("scene", "count"), ("shapes", "crowd"))
+    )
     w, h = scene.size
-    return [{
-        "question_id": f"{i:012d}.jpg", "image": encode(scene), "question": "Please carefully observe the image and come up with a caption for the image",
-        "answer": captions.references(scene, rng), "id": i, "license": 0, "file_name": f"{i:012d}.jpg", "height": h, "width": w,
-    }]  # fmt: skip
+    return [
+        {
+            "question_id": f"{i:012d}.jpg",
+            "image": encode(scene),
+            "question": CAPTION_COLUMN,
+            "answer": captions.references(scene, rng),
+            "id": i,
+            "license": 0,
+            "file_name": f"{i:012d}.jpg",
+            "height": h,
+            "width": w,
+        }
+    ]
 
 
 def _textcaps(i: int, seed: int, knobs: Knobs) -> list[Row]:
-    rng, scene = _scene("textcaps_val", i, seed, knobs, (("sign", "board"), ("sign", None), ("document", None), ("sign", "bus"), ("infographic", None)))
+    rng, scene = _scene(
+        "textcaps_val", i, seed, knobs, (("sign", "board"), ("sign", None), ("document", None), ("sign", "bus"), ("infographic", None))
+    )
     told, (w, h) = captions.references(scene, rng), scene.size
-    return [{
-        "question_id": str(i), "question": "Please carefully observe the image and come up with a caption for the image", "image": encode(scene),
-        "image_id": f"mini{i:05d}", "image_classes": [scene.kind], "image_width": w, "image_height": h, "set_name": "val", "image_name": f"mini{i:05d}",
-        "image_path": f"val/mini{i:05d}.jpg", "caption_id": list(range(5 * i, 5 * i + 5)), "caption_str": told, "reference_strs": told,
-    }]  # fmt: skip
+    return [
+        {
+            "question_id": str(i),
+            "question": CAPTION_COLUMN,
+            "image": encode(scene),
+            "image_id": f"mini{i:05d}",
+            "image_classes": [scene.kind],
+            "image_width": w,
+            "image_height": h,
+            "set_name": "val",
+            "image_name": f"mini{i:05d}",
+            "image_path": f"val/mini{i:05d}.jpg",
+            "caption_id": list(range(5 * i, 5 * i + 5)),
+            "caption_str": told,
+            "reference_strs": told,
+        }
+    ]
 
 
 SETS = {
@@ -292,7 +411,7 @@ SETS = {
 
 
 def rows(name: str, n: int, seed: int, knobs: Knobs) -> list[Row]:
-    """The first n rows of a set (MME: whole pairs, and each of its 14 categories at least once; GQA's pictures: those that its n questions need)."""
+    """The first n rows of a set. MME: whole pairs, each of its 14 categories at least once. GQA's pictures: those that n questions need."""
     if name == "mme":
         n = max(2 * len(MME), n + n % 2)
     if name == "gqa_images":

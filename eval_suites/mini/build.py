@@ -93,7 +93,13 @@ def _begin(world: World, out: Path) -> dict | None:
     claim, told = out / "mini" / "world.json", {**world.name, "knobs": world.knobs.as_dict(), "generator": _generator()}
     if claim.exists():
         found = json.loads(claim.read_text())
-        for key, what in (("seed", "seed"), ("train", "training size"), ("eval", "evaluation size"), ("knobs", "knobs"), ("generator", "generator version")):
+        for key, what in (
+            ("seed", "seed"),
+            ("train", "training size"),
+            ("eval", "evaluation size"),
+            ("knobs", "knobs"),
+            ("generator", "generator version"),
+        ):
             if found[key] != told[key]:
                 raise ValueError(
                     f"{out} holds a mini world of another {what} ({found[key]}, asked for {told[key]}): "
@@ -117,7 +123,10 @@ def _check_space(world: World, out: Path, share: float) -> None:
     needed = int(share * (world.train * BYTES_A_SCENE + len(benchmarks.SETS) * world.eval * BYTES_A_ROW))
     free = shutil.disk_usage(out).free
     if free < needed:
-        raise ValueError(f"no space for the mini world: about {needed >> 20} MiB are needed under {out}, {free >> 20} MiB are free; free some or make a smaller --train")
+        raise ValueError(
+            f"no space for the mini world: about {needed >> 20} MiB are needed under {out}, {free >> 20} MiB are free: "
+            "free some, or make a smaller --train"
+        )
 
 
 def _make_part(world: World, out: Path, part: str) -> None:
@@ -139,7 +148,9 @@ def _train_part(world: World, out: Path, chunk: int) -> dict:
         short.append((key, jpeg, {"caption": brief}))
         turn = [{"from": "user", "value": "<image>Describe the image in detail."}, {"from": "assistant", "value": told}]
         long.append((key, jpeg, {"conversations": turn}))
-        records.append({"id": f"mini_{key}", "jpeg": jpeg, "conversations": conversations.llava(said), "data_source": f"mini_{scene.family}"})
+        records.append(
+            {"id": f"mini_{key}", "jpeg": jpeg, "conversations": conversations.llava(said), "data_source": f"mini_{scene.family}"}
+        )
         text += [brief, told, *(line for turn in said for line in turn)]
     for stage, samples in (("stage1", short), ("stage2", long)):
         _write_shard(out / "mini" / "captions" / stage / f"train-{chunk:06d}.tar", samples)

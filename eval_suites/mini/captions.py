@@ -8,13 +8,14 @@ from eval_suites.mini.vocabulary import article
 
 # No full stop: the Penn Treebank tokenizer would keep that of "apr." as an abbreviation's.
 FRAMES = ("{}", "a picture of {}", "there is {} here", "{} in the image", "this is {}", "we see {}", "an image that shows {}")
-# Words that some people say otherwise. Training captions use the first; a caption of a test picture has to bear the others.
+# Words that some people say otherwise. Captions to pretrain on use the first; references, of training turns too, bear both.
 SYNONYMS = {
     "circle": "round shape", "square": "box", "above": "over", "below": "under", "to the left of": "beside", "to the right of": "beside",
-    "house": "home", "car": "vehicle", "boat": "ship", "flower": "blossom", "on a sunny day": "in the sunshine", "in the rain": "on a rainy day",
-    "at night": "in the dark", "at the beach": "by the sea", "in the city": "in town", "in the forest": "in the wild", "portrait": "drawing",
-    "person": "figure", "happy": "smiling", "sad": "frowning", "sign": "board", "with the word": "reading", "receipt": "bill", "form": "sheet",
-    "poster": "infographic", "web page": "website", "letters": "text", "famous": "well known", "painting": "framed picture", "number": "figure",
+    "house": "home", "car": "vehicle", "boat": "ship", "flower": "blossom", "on a sunny day": "in the sunshine",
+    "in the rain": "on a rainy day", "at night": "in the dark", "at the beach": "by the sea", "in the city": "in town",
+    "in the forest": "in the wild", "portrait": "drawing", "person": "figure", "happy": "smiling", "sad": "frowning", "sign": "board",
+    "with the word": "reading", "receipt": "bill", "form": "sheet", "poster": "infographic", "web page": "website", "letters": "text",
+    "famous": "well known", "painting": "framed picture", "number": "figure",
 }  # fmt: skip
 OTHERWISE = 0.3  # how often a person does
 LEADS = ("The picture shows {}.", "In this image we see {}.", "This is {}.", "The image shows {}.")

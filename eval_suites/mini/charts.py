@@ -31,21 +31,93 @@ def _others(values: list[int], value: int, step: int) -> tuple[str, ...]:
 def _common(topic: str, labels, colours, values, step: int, thing: str, percent: bool = False) -> list[Question]:
     """What is asked of labelled, coloured values."""
     high, low = labels[values.index(max(values))], labels[values.index(min(values))]
-    questions = [Question("title", "What is the title of the chart?", topic, without(TOPICS, topic), "Is the title of the chart {}?", f"The title is {topic}.")]
+    questions = [
+        Question(
+            "title",
+            "What is the title of the chart?",
+            topic,
+            without(TOPICS, topic),
+            "Is the title of the chart {}?",
+            f"The title is {topic}.",
+        )
+    ]
     for label, colour, value in zip(labels, colours, values):
         unit = "percentage" if percent else "value"
-        questions.append(Question("value", f"What is the {unit} of {label}?", str(value), _others(values, value, step), f"Is the {unit} of {label} {{}}?", f"The {unit} of {label} is {value}."))
-        questions.append(Question("bar color", f"What color is the {thing} of {label}?", colour, without(COLOURS, colour), f"Is the {thing} of {label} {{}}?", f"The {thing} of {label} is {colour}."))
+        questions.append(
+            Question(
+                "value",
+                f"What is the {unit} of {label}?",
+                str(value),
+                _others(values, value, step),
+                f"Is the {unit} of {label} {{}}?",
+                f"The {unit} of {label} is {value}.",
+            )
+        )
+        questions.append(
+            Question(
+                "bar color",
+                f"What color is the {thing} of {label}?",
+                colour,
+                without(COLOURS, colour),
+                f"Is the {thing} of {label} {{}}?",
+                f"The {thing} of {label} is {colour}.",
+            )
+        )
     for word, label in (("highest", high), ("lowest", low)):
-        questions.append(Question("extreme", f"Which has the {word} value?", label, without(labels, label), f"Does {{}} have the {word} value?", f"{label} has the {word} value."))
+        questions.append(
+            Question(
+                "extreme",
+                f"Which has the {word} value?",
+                label,
+                without(labels, label),
+                f"Does {{}} have the {word} value?",
+                f"{label} has the {word} value.",
+            )
+        )
         colour = colours[labels.index(label)]
-        questions.append(Question("extreme color", f"What color is the {thing} with the {word} value?", colour, without(colours, colour), f"Is the {thing} with the {word} value {{}}?", f"It is {colour}."))
+        questions.append(
+            Question(
+                "extreme color",
+                f"What color is the {thing} with the {word} value?",
+                colour,
+                without(colours, colour),
+                f"Is the {thing} with the {word} value {{}}?",
+                f"It is {colour}.",
+            )
+        )
     gap = max(values) - min(values)
-    questions.append(Question("difference", "What is the difference between the highest and the lowest value?", str(gap), without(map(str, range(step, 90, step)), str(gap)), "Is the difference between the highest and the lowest value {}?", f"The difference is {gap}."))
-    questions.append(Question("count", f"How many {thing}s are there?", str(len(values)), without("2345", str(len(values))), f"Is the number of {thing}s {{}}?", f"The number of {thing}s is {len(values)}."))
+    questions.append(
+        Question(
+            "difference",
+            "What is the difference between the highest and the lowest value?",
+            str(gap),
+            without(map(str, range(step, 90, step)), str(gap)),
+            "Is the difference between the highest and the lowest value {}?",
+            f"The difference is {gap}.",
+        )
+    )
+    questions.append(
+        Question(
+            "count",
+            f"How many {thing}s are there?",
+            str(len(values)),
+            without("2345", str(len(values))),
+            f"Is the number of {thing}s {{}}?",
+            f"The number of {thing}s is {len(values)}.",
+        )
+    )
     a, b = labels[0], labels[1]
     more = "yes" if values[0] > values[1] else "no"
-    questions.append(Question("compare", f"Is the value of {a} greater than the value of {b}?", more, (), "", f"{more.capitalize()}, {a} is {values[0]} and {b} is {values[1]}."))
+    questions.append(
+        Question(
+            "compare",
+            f"Is the value of {a} greater than the value of {b}?",
+            more,
+            (),
+            "",
+            f"{more.capitalize()}, {a} is {values[0]} and {b} is {values[1]}.",
+        )
+    )
     return questions
 
 
@@ -99,7 +171,15 @@ def compose_bars(rng: Random, knobs: Knobs) -> Scene:
         f"a bar chart of {topic} in which {high} is highest",
         f"{NUMBERS[n]} bars of {topic}",
     )
-    return Scene("bars", "upright" if upright else "lying", s.size, tuple(s.marks), tuple(questions), subjects, (f"The highest bar is {high}.", f"There are {NUMBERS[n]} bars."))
+    return Scene(
+        "bars",
+        "upright" if upright else "lying",
+        s.size,
+        tuple(s.marks),
+        tuple(questions),
+        subjects,
+        (f"The highest bar is {high}.", f"There are {NUMBERS[n]} bars."),
+    )
 
 
 def compose_lines(rng: Random, knobs: Knobs) -> Scene:
@@ -125,7 +205,9 @@ def compose_lines(rng: Random, knobs: Knobs) -> Scene:
     s.line(points, fill, max(2, 0.02 * s.unit))
     for i, ((x, y), label, value) in enumerate(zip(points, labels, values)):
         s.begin()
-        valley = value < min([*values[max(0, i - 1) : i], *values[i + 1 : i + 2]])  # its number stands below: above, the line would cross it
+        valley = value < min(
+            [*values[max(0, i - 1) : i], *values[i + 1 : i + 2]]
+        )  # its number stands below: above, the line would cross it
         s.ellipse(x, y, 0.03 * s.unit, 0.03 * s.unit, fill)
         s.text(x, h * 0.91, label, h * 0.1)
         if printed:
@@ -133,15 +215,59 @@ def compose_lines(rng: Random, knobs: Knobs) -> Scene:
     high, low = labels[values.index(max(values))], labels[values.index(min(values))]
     trend = "up" if values[-1] > values[0] else "down"
     questions = [
-        Question("title", "What is the title of the chart?", topic, without(TOPICS, topic), "Is the title of the chart {}?", f"The title is {topic}."),
+        Question(
+            "title",
+            "What is the title of the chart?",
+            topic,
+            without(TOPICS, topic),
+            "Is the title of the chart {}?",
+            f"The title is {topic}.",
+        ),
         Question("line color", "What color is the line?", colour, without(COLOURS, colour), "Is the line {}?", f"The line is {colour}."),
-        Question("extreme", "Which month has the highest value?", high, without(labels, high), "Does {} have the highest value?", f"{high} has the highest value."),
-        Question("extreme", "Which month has the lowest value?", low, without(labels, low), "Does {} have the lowest value?", f"{low} has the lowest value."),
-        Question("trend", "Does the line go up or down from the first to the last month?", trend, without(("up", "down"), trend), "Does the line go {} from the first to the last month?", f"The line goes {trend}."),
-        Question("count", "How many months are shown?", str(n), without("2345", str(n)), "Is the number of months {}?", f"The number of months is {n}."),
+        Question(
+            "extreme",
+            "Which month has the highest value?",
+            high,
+            without(labels, high),
+            "Does {} have the highest value?",
+            f"{high} has the highest value.",
+        ),
+        Question(
+            "extreme",
+            "Which month has the lowest value?",
+            low,
+            without(labels, low),
+            "Does {} have the lowest value?",
+            f"{low} has the lowest value.",
+        ),
+        Question(
+            "trend",
+            "Does the line go up or down from the first to the last month?",
+            trend,
+            without(("up", "down"), trend),
+            "Does the line go {} from the first to the last month?",
+            f"The line goes {trend}.",
+        ),
+        Question(
+            "count",
+            "How many months are shown?",
+            str(n),
+            without("2345", str(n)),
+            "Is the number of months {}?",
+            f"The number of months is {n}.",
+        ),
     ]
     for label, value in zip(labels, values):
-        questions.append(Question("value", f"What is the value in {label}?", str(value), _others(values, value, knobs.step), f"Is the value in {label} {{}}?", f"The value in {label} is {value}."))
+        questions.append(
+            Question(
+                "value",
+                f"What is the value in {label}?",
+                str(value),
+                _others(values, value, knobs.step),
+                f"Is the value in {label} {{}}?",
+                f"The value in {label} is {value}.",
+            )
+        )
     line = article(f"{colour} line")
     subjects = (
         f"a line chart of {topic} with {line}: {_told(labels, values)}",
@@ -149,7 +275,9 @@ def compose_lines(rng: Random, knobs: Knobs) -> Scene:
         f"a line chart of {topic} that peaks in {high}",
         f"a line chart with {line}",
     )
-    return Scene("lines", "lines", s.size, tuple(s.marks), tuple(questions), subjects, (f"The highest month is {high}.", f"The line goes {trend}."))
+    return Scene(
+        "lines", "lines", s.size, tuple(s.marks), tuple(questions), subjects, (f"The highest month is {high}.", f"The line goes {trend}.")
+    )
 
 
 def compose_pie(rng: Random, knobs: Knobs) -> Scene:
@@ -182,4 +310,12 @@ def compose_pie(rng: Random, knobs: Knobs) -> Scene:
         f"a pie chart of {topic} in which {high} is the largest slice",
         f"{NUMBERS[n]} slices of {topic}",
     )
-    return Scene("pie", "pie", s.size, tuple(s.marks), tuple(questions), subjects, (f"The largest slice is {high}.", f"There are {NUMBERS[n]} slices."))
+    return Scene(
+        "pie",
+        "pie",
+        s.size,
+        tuple(s.marks),
+        tuple(questions),
+        subjects,
+        (f"The largest slice is {high}.", f"There are {NUMBERS[n]} slices."),
+    )

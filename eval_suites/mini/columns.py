@@ -9,23 +9,40 @@ from functools import cache
 HUB = {
     "chartqa": "type:s question:s answer:s image:i",
     "ocrbench": "dataset:s question:s question_type:s answer:[s] image:i",
-    "docvqa_val": "questionId:s question:s question_types:[s] image:i docId:l ucsf_document_id:s ucsf_document_page_no:s answers:[s] data_split:s",
-    "infovqa_val": "questionId:s question:s answers:[s] answer_type:[s] image:i image_url:s operation/reasoning:[s] ocr:s data_split:s",
-    "textvqa_val": "image_id:s question_id:d question:s question_tokens:[s] image:i image_width:d image_height:d flickr_original_url:s "
-    "flickr_300k_url:s answers:[s] image_classes:[s] set_name:s ocr_tokens:[s]",
+    "docvqa_val": (
+        "questionId:s question:s question_types:[s] image:i docId:l ucsf_document_id:s ucsf_document_page_no:s answers:[s] data_split:s"
+    ),
+    "infovqa_val": ("questionId:s question:s answers:[s] answer_type:[s] image:i image_url:s operation/reasoning:[s] ocr:s data_split:s"),
+    "textvqa_val": (
+        "image_id:s question_id:d question:s question_tokens:[s] image:i image_width:d image_height:d "
+        "flickr_original_url:s flickr_300k_url:s answers:[s] image_classes:[s] set_name:s ocr_tokens:[s]"
+    ),
     "ai2d": "question:s options:[s] answer:s image:i",
-    "seedbench_2_plus": "data_id:s question_id:s question_image_type:s question_image_subtype:s question:s choice_A:s choice_B:s choice_C:s "
-    "choice_D:s answer:s data_source:s data_type:s level:s subpart:s version:s image:i",
+    "seedbench_2_plus": (
+        "data_id:s question_id:s question_image_type:s question_image_subtype:s question:s choice_A:s choice_B:s "
+        "choice_C:s choice_D:s answer:s data_source:s data_type:s level:s subpart:s version:s image:i"
+    ),
     "mme": "question_id:s image:i question:s answer:s category:s",
-    "gqa": "id:s imageId:s question:s answer:s fullAnswer:s isBalanced:b groups:g entailed:s equivalent:s types:y semantic:m semanticStr:s",
+    "gqa": (
+        "id:s imageId:s question:s answer:s fullAnswer:s isBalanced:b groups:g entailed:s equivalent:s types:y semantic:m semanticStr:s"
+    ),
     "gqa_images": "id:s image:i",
     "vqav2_val": "question_type:s multiple_choice_answer:s answers:a image_id:l answer_type:s question_id:l question:s image:i",
-    "scienceqa_img": "image:i question:s choices:[s] answer:c hint:s task:s grade:s subject:s topic:s category:s skill:s lecture:s solution:s",
-    "nocaps_val": "image:i image_coco_url:s image_date_captured:s image_file_name:s image_height:d image_width:d image_id:d image_license:c "
-    "image_open_images_id:s annotations_ids:[d] annotations_captions:[s]",
-    "coco2017_cap_val": "question_id:s image:i question:s answer:[s] id:l license:c file_name:s coco_url:s height:d width:d date_captured:s",
-    "textcaps_val": "question_id:s question:s image:i image_id:s image_classes:[s] flickr_original_url:s flickr_300k_url:s image_width:l "
-    "image_height:l set_name:s image_name:s image_path:s caption_id:[l] caption_str:[s] reference_strs:[s]",
+    "scienceqa_img": (
+        "image:i question:s choices:[s] answer:c hint:s task:s grade:s subject:s topic:s category:s skill:s lecture:s solution:s"
+    ),
+    "nocaps_val": (
+        "image:i image_coco_url:s image_date_captured:s image_file_name:s image_height:d image_width:d image_id:d "
+        "image_license:c image_open_images_id:s annotations_ids:[d] annotations_captions:[s]"
+    ),
+    "coco2017_cap_val": (
+        "question_id:s image:i question:s answer:[s] id:l license:c file_name:s coco_url:s height:d width:d date_captured:s"
+    ),
+    "textcaps_val": (
+        "question_id:s question:s image:i image_id:s image_classes:[s] flickr_original_url:s flickr_300k_url:s "
+        "image_width:l image_height:l set_name:s image_name:s image_path:s caption_id:[l] caption_str:[s] "
+        "reference_strs:[s]"
+    ),
     "onevision": "id:s image:i conversations:t data_source:s",
 }
 HUB["scienceqa"] = HUB["scienceqa_img"]

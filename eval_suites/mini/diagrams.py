@@ -1,6 +1,6 @@
 """Families `diagram` (cycles, food chains, the parts of a thing) and `map`."""
 
-import math
+import itertools
 from random import Random
 
 from eval_suites.mini.knobs import Knobs
@@ -43,14 +43,52 @@ def _cycle(s: Sketch) -> Scene:
     questions = []
     for i, stage in enumerate(stages):
         after, before = stages[(i + 1) % 4], stages[i - 1]
-        questions.append(Question("after", f"What comes after {stage}?", after, without(stages, stage, after), f"Does {{}} come right after {stage}?", f"{after} comes after {stage}."))
-        questions.append(Question("before", f"What comes before {stage}?", before, without(stages, stage, before), f"Does {{}} come right before {stage}?", f"{before} comes before {stage}."))
+        questions.append(
+            Question(
+                "after",
+                f"What comes after {stage}?",
+                after,
+                without(stages, stage, after),
+                f"Does {{}} come right after {stage}?",
+                f"{after} comes after {stage}.",
+            )
+        )
+        questions.append(
+            Question(
+                "before",
+                f"What comes before {stage}?",
+                before,
+                without(stages, stage, before),
+                f"Does {{}} come right before {stage}?",
+                f"{before} comes before {stage}.",
+            )
+        )
     for place, stage in zip(("top", "right", "bottom", "left"), stages):
-        questions.append(Question("place", f"Which stage is at the {place} of the diagram?", stage, without(stages, stage), f"Is {{}} at the {place} of the diagram?", f"{stage} is at the {place}."))
-    questions.append(Question("what", "What does the diagram show?", title, without(STAGES, title), "Does the diagram show {}?", f"The diagram shows {title}."))
+        questions.append(
+            Question(
+                "place",
+                f"Which stage is at the {place} of the diagram?",
+                stage,
+                without(stages, stage),
+                f"Is {{}} at the {place} of the diagram?",
+                f"{stage} is at the {place}.",
+            )
+        )
+    questions.append(
+        Question(
+            "what", "What does the diagram show?", title, without(STAGES, title), "Does the diagram show {}?", f"The diagram shows {title}."
+        )
+    )
     told = " to ".join(stages)
-    subjects = (f"a diagram of {title}: {told}", f"{title} that goes from {told}", f"a cycle of {', '.join(stages)}", f"a diagram of {title}")
-    return Scene("diagram", "cycle", s.size, tuple(s.marks), tuple(questions), subjects, ("There are four stages.", f"At the top is {stages[0]}."))
+    subjects = (
+        f"a diagram of {title}: {told}",
+        f"{title} that goes from {told}",
+        f"a cycle of {', '.join(stages)}",
+        f"a diagram of {title}",
+    )
+    return Scene(
+        "diagram", "cycle", s.size, tuple(s.marks), tuple(questions), subjects, ("There are four stages.", f"At the top is {stages[0]}.")
+    )
 
 
 def _chain(s: Sketch) -> Scene:
@@ -62,23 +100,75 @@ def _chain(s: Sketch) -> Scene:
     pitch = 1 / n
     centres = [((i + 0.5) if not upward else (n - i - 0.5)) * pitch for i in range(n)]
     cx, bh = w * rng.uniform(0.44, 0.56), h * pitch * 0.62
-    for y, ny in zip(centres, centres[1:]):
+    for y, ny in itertools.pairwise(centres):
         s.begin()
         step = 0.31 * pitch * (1 if ny > y else -1)
         s.arrow((cx, (y + step) * h), (cx, (ny - step) * h), (60, 130, 60), max(2, 0.022 * s.unit))
     for member, y in zip(members, centres):
         _box(s, cx, y * h, 0.62 * w, bh, member, min(0.17 * h, bh * 0.85))
     questions = [
-        Question("first", "What is at the start of the food chain?", members[0], without(members, members[0]), "Is {} at the start of the food chain?", f"{members[0]} is at the start."),
-        Question("last", "What is at the end of the food chain?", members[-1], without(members, members[-1]), "Is {} at the end of the food chain?", f"{members[-1]} is at the end."),
-        Question("count", "How many living things are in the food chain?", str(n), without("2345", str(n)), "Is the number of living things {}?", f"The number of living things is {n}."),
+        Question(
+            "first",
+            "What is at the start of the food chain?",
+            members[0],
+            without(members, members[0]),
+            "Is {} at the start of the food chain?",
+            f"{members[0]} is at the start.",
+        ),
+        Question(
+            "last",
+            "What is at the end of the food chain?",
+            members[-1],
+            without(members, members[-1]),
+            "Is {} at the end of the food chain?",
+            f"{members[-1]} is at the end.",
+        ),
+        Question(
+            "count",
+            "How many living things are in the food chain?",
+            str(n),
+            without("2345", str(n)),
+            "Is the number of living things {}?",
+            f"The number of living things is {n}.",
+        ),
     ]
-    for eaten, eater in zip(members, members[1:]):
-        questions.append(Question("eater", f"In the diagram, what eats the {eaten}?", eater, without(members, eaten, eater), f"Does the {{}} eat the {eaten} in the diagram?", f"The {eater} eats the {eaten}."))
-        questions.append(Question("eaten", f"In the diagram, what does the {eater} eat?", eaten, without(members, eaten, eater), f"Does the {eater} eat the {{}} in the diagram?", f"The {eater} eats the {eaten}."))
-    told = ", ".join(f"{a} eaten by {b}" for a, b in zip(members, members[1:]))
-    subjects = (f"a food chain: {' to '.join(members)}", f"a food chain with {told}", f"a food chain from {members[0]} to {members[-1]}", f"{NUMBERS[n]} living things in a food chain")
-    return Scene("diagram", "chain", s.size, tuple(s.marks), tuple(questions), subjects, (f"It starts with {members[0]}.", f"There are {NUMBERS[n]} members."))
+    for eaten, eater in itertools.pairwise(members):
+        questions.append(
+            Question(
+                "eater",
+                f"In the diagram, what eats the {eaten}?",
+                eater,
+                without(members, eaten, eater),
+                f"Does the {{}} eat the {eaten} in the diagram?",
+                f"The {eater} eats the {eaten}.",
+            )
+        )
+        questions.append(
+            Question(
+                "eaten",
+                f"In the diagram, what does the {eater} eat?",
+                eaten,
+                without(members, eaten, eater),
+                f"Does the {eater} eat the {{}} in the diagram?",
+                f"The {eater} eats the {eaten}.",
+            )
+        )
+    told = ", ".join(f"{a} eaten by {b}" for a, b in itertools.pairwise(members))
+    subjects = (
+        f"a food chain: {' to '.join(members)}",
+        f"a food chain with {told}",
+        f"a food chain from {members[0]} to {members[-1]}",
+        f"{NUMBERS[n]} living things in a food chain",
+    )
+    return Scene(
+        "diagram",
+        "chain",
+        s.size,
+        tuple(s.marks),
+        tuple(questions),
+        subjects,
+        (f"It starts with {members[0]}.", f"There are {NUMBERS[n]} members."),
+    )
 
 
 # where the parts of a thing are, in units of its half width from (centre, base): what a label's line points at
@@ -115,14 +205,57 @@ def _parts(s: Sketch) -> Scene:
         s.line(((x + (0.07 if left else -0.07) * w, y), (px, py)), (150, 30, 120), max(1.4, 0.014 * s.unit))
         s.ellipse(px, py, 0.02 * s.unit, 0.02 * s.unit, (150, 30, 120))
         s.text(x, y, letter, 0.16 * h, INK)
-        questions.append(Question("part", f"Which part of the {thing} is labeled {letter}?", part, without(PARTS[thing], part), f"Is the part labeled {letter} the {{}}?", f"Label {letter} is the {part}."))
+        questions.append(
+            Question(
+                "part",
+                f"Which part of the {thing} is labeled {letter}?",
+                part,
+                without(PARTS[thing], part),
+                f"Is the part labeled {letter} the {{}}?",
+                f"Label {letter} is the {part}.",
+            )
+        )
         other = "AB"[letter == "A"]
-        questions.append(Question("label", f"Which letter labels the {part}?", letter.lower(), (other.lower(), "c"), f"Does the letter {{}} label the {part}?", f"The {part} is labeled {letter.lower()}."))
-    questions.append(Question("what", "What thing does the diagram show?", thing, without(PARTS, thing), "Does the diagram show a {}?", f"The diagram shows a {thing}."))
-    questions.append(Question("color", f"What color is the {thing} in the diagram?", colour, without(COLOURS, colour), f"Is the {thing} in the diagram {{}}?", f"The {thing} is {colour}."))
+        questions.append(
+            Question(
+                "label",
+                f"Which letter labels the {part}?",
+                letter.lower(),
+                (other.lower(), "c"),
+                f"Does the letter {{}} label the {part}?",
+                f"The {part} is labeled {letter.lower()}.",
+            )
+        )
+    questions.append(
+        Question(
+            "what",
+            "What thing does the diagram show?",
+            thing,
+            without(PARTS, thing),
+            "Does the diagram show a {}?",
+            f"The diagram shows a {thing}.",
+        )
+    )
+    questions.append(
+        Question(
+            "color",
+            f"What color is the {thing} in the diagram?",
+            colour,
+            without(COLOURS, colour),
+            f"Is the {thing} in the diagram {{}}?",
+            f"The {thing} is {colour}.",
+        )
+    )
     a, b = parts
-    subjects = (f"a diagram of a {colour} {thing}: a is the {a}, b is the {b}", f"the parts of a {thing}: {a} labeled a and {b} labeled b", f"a {thing} with its {a} and {b} labeled", f"a diagram of a {colour} {thing}")
-    return Scene("diagram", "parts", s.size, tuple(s.marks), tuple(questions), subjects, ("It has two labels.", f"The {thing} is {colour}."))
+    subjects = (
+        f"a diagram of a {colour} {thing}: a is the {a}, b is the {b}",
+        f"the parts of a {thing}: {a} labeled a and {b} labeled b",
+        f"a {thing} with its {a} and {b} labeled",
+        f"a diagram of a {colour} {thing}",
+    )
+    return Scene(
+        "diagram", "parts", s.size, tuple(s.marks), tuple(questions), subjects, ("It has two labels.", f"The {thing} is {colour}.")
+    )
 
 
 def compose_map(rng: Random, knobs: Knobs) -> Scene:
@@ -145,16 +278,63 @@ def compose_map(rng: Random, knobs: Knobs) -> Scene:
     s.ellipse(w * x, h * (y - 0.13), 0.062 * s.unit, 0.062 * s.unit, s.colour(pin))
     questions = []
     for spot, (corner, _, _) in zip(spots, corners):
-        questions.append(Question("corner", f"Which place is in the {corner}?", spot, without(SPOTS, spot), f"Is the {{}} in the {corner}?", f"The {spot} is in the {corner}."))
+        questions.append(
+            Question(
+                "corner",
+                f"Which place is in the {corner}?",
+                spot,
+                without(SPOTS, spot),
+                f"Is the {{}} in the {corner}?",
+                f"The {spot} is in the {corner}.",
+            )
+        )
     nw, ne, sw, se = spots
-    for a, b, way in ((nw, sw, "north"), (ne, se, "north"), (sw, nw, "south"), (se, ne, "south"), (nw, ne, "west"), (sw, se, "west"), (ne, nw, "east"), (se, sw, "east")):
-        questions.append(Question("way", f"Which place is directly {way} of the {b}?", a, without(SPOTS, a, b), f"Is the {{}} directly {way} of the {b}?", f"The {a} is {way} of the {b}."))
-    questions.append(Question("pin color", "What color is the marker on the map?", pin, without(COLOURS, pin), "Is the marker on the map {}?", f"The marker is {pin}."))
-    questions.append(Question("pin", "Which place is the marker at?", spots[at], without(spots, spots[at]), "Is the marker at the {}?", f"The marker is at the {spots[at]}."))
+    for a, b, way in (
+        (nw, sw, "north"),
+        (ne, se, "north"),
+        (sw, nw, "south"),
+        (se, ne, "south"),
+        (nw, ne, "west"),
+        (sw, se, "west"),
+        (ne, nw, "east"),
+        (se, sw, "east"),
+    ):
+        questions.append(
+            Question(
+                "way",
+                f"Which place is directly {way} of the {b}?",
+                a,
+                without(SPOTS, a, b),
+                f"Is the {{}} directly {way} of the {b}?",
+                f"The {a} is {way} of the {b}.",
+            )
+        )
+    questions.append(
+        Question(
+            "pin color",
+            "What color is the marker on the map?",
+            pin,
+            without(COLOURS, pin),
+            "Is the marker on the map {}?",
+            f"The marker is {pin}.",
+        )
+    )
+    questions.append(
+        Question(
+            "pin",
+            "Which place is the marker at?",
+            spots[at],
+            without(spots, spots[at]),
+            "Is the marker at the {}?",
+            f"The marker is at the {spots[at]}.",
+        )
+    )
     subjects = (
         f"a map with {nw} and {ne} in the north, {sw} and {se} in the south, and a {pin} marker at the {spots[at]}",
         f"a map of {nw}, {ne}, {sw} and {se} with a {pin} marker at the {spots[at]}",
         f"a map with a {pin} marker at the {spots[at]}",
         f"a map of {nw}, {ne}, {sw} and {se}",
     )
-    return Scene("map", "map", s.size, tuple(s.marks), tuple(questions), subjects, ("Two roads cross in the middle.", f"The marker is {pin}."))
+    return Scene(
+        "map", "map", s.size, tuple(s.marks), tuple(questions), subjects, ("Two roads cross in the middle.", f"The marker is {pin}.")
+    )

@@ -43,13 +43,38 @@ def _receipt(s: Sketch) -> Scene:
     digits = tuple(map(str, range(1, 10)))
     questions = [
         _ask("shop", "What is the name of the shop?", shop, SHOPS, "Is the name of the shop {}?", f"The shop is {shop}."),
-        _ask("total", "What is the total?", str(total), map(str, range(max(2, total - 3), total + 4)), "Is the total {}?", f"The total is {total}."),
+        _ask(
+            "total",
+            "What is the total?",
+            str(total),
+            map(str, range(max(2, total - 3), total + 4)),
+            "Is the total {}?",
+            f"The total is {total}.",
+        ),
         _ask("count", "How many items are on the receipt?", str(n), "1234", "Is the number of items {}?", f"The number of items is {n}."),
     ]
     for item, price in zip(items, prices):
-        questions.append(_ask("price", f"What is the price of {item}?", str(price), digits, f"Is the price of {item} {{}}?", f"The price of {item} is {price}."))
+        questions.append(
+            _ask(
+                "price",
+                f"What is the price of {item}?",
+                str(price),
+                digits,
+                f"Is the price of {item} {{}}?",
+                f"The price of {item} is {price}.",
+            )
+        )
     for i, word in ((0, "first"), (n - 1, "last")):
-        questions.append(_ask("item", f"What is the {word} item on the receipt?", items[i], ITEMS, f"Is the {word} item on the receipt {{}}?", f"The {word} item is {items[i]}."))
+        questions.append(
+            _ask(
+                "item",
+                f"What is the {word} item on the receipt?",
+                items[i],
+                ITEMS,
+                f"Is the {word} item on the receipt {{}}?",
+                f"The {word} item is {items[i]}.",
+            )
+        )
     bought = ", ".join(f"{i} {p}" for i, p in zip(items, prices))
     subjects = (
         f"a receipt from {shop}: {bought}, total {total}",
@@ -57,7 +82,9 @@ def _receipt(s: Sketch) -> Scene:
         f"a receipt from {shop} with a total of {total}",
         f"a receipt for {items[0]} and {items[1]}",
     )
-    return Scene("document", "receipt", s.size, tuple(s.marks), tuple(questions), subjects, (f"There are {n} items.", f"The total is {total}."))
+    return Scene(
+        "document", "receipt", s.size, tuple(s.marks), tuple(questions), subjects, (f"There are {n} items.", f"The total is {total}.")
+    )
 
 
 def _form(s: Sketch) -> Scene:
@@ -77,11 +104,26 @@ def _form(s: Sketch) -> Scene:
         s.text(w * 0.685, y + h * 0.11, value.capitalize() if style == "sans" else value, h * 0.14, (25, 35, 120), style, fit=0.48 * w)
     pools = {"name": PEOPLE, "city": CITIES, "month": MONTHS, "age": map(str, range(max(10, age - 3), min(99, age + 3) + 1))}
     questions = [
-        _ask("field", f"What is the {label} on the form?", value, pools[label], f"Is the {label} on the form {{}}?", f"The {label} is {value}.") for label, value in fields
+        _ask(
+            "field",
+            f"What is the {label} on the form?",
+            value,
+            pools[label],
+            f"Is the {label} on the form {{}}?",
+            f"The {label} is {value}.",
+        )
+        for label, value in fields
     ]
-    questions.append(Question("kind", "What kind of document is this?", "form", ("letter", "receipt"), "Is this document a {}?", "This is a form."))
+    questions.append(
+        Question("kind", "What kind of document is this?", "form", ("letter", "receipt"), "Is this document a {}?", "This is a form.")
+    )
     told = ", ".join(f"{a} {b}" for a, b in fields)
-    subjects = (f"a form with {told}", f"a filled form: {told}", f"a form with the {fields[0][0]} {fields[0][1]}", f"a form with the {fields[1][0]} {fields[1][1]}")
+    subjects = (
+        f"a form with {told}",
+        f"a filled form: {told}",
+        f"a form with the {fields[0][0]} {fields[0][1]}",
+        f"a form with the {fields[1][0]} {fields[1][1]}",
+    )
     return Scene("document", "form", s.size, tuple(s.marks), tuple(questions), subjects, ("It has three fields.", "This is a form."))
 
 
@@ -91,7 +133,13 @@ def _letter(s: Sketch) -> Scene:
     month, day = rng.choice(MONTHS), rng.randint(1, 28)
     gift = rng.choice(ITEMS)
     style = rng.choice(("hand", "serif"))
-    for y, left, text in ((0.1, None, f"{month} {day}"), (0.3, 0.07, f"Dear {to},"), (0.5, 0.07, "thanks for the"), (0.67, 0.07, f"{gift}."), (0.88, 0.3, f"From {sender}")):
+    for y, left, text in (
+        (0.1, None, f"{month} {day}"),
+        (0.3, 0.07, f"Dear {to},"),
+        (0.5, 0.07, "thanks for the"),
+        (0.67, 0.07, f"{gift}."),
+        (0.88, 0.3, f"From {sender}"),
+    ):
         s.begin()
         if left is None:
             s.text(w * 0.74, h * y, text, h * 0.11, INK, style, fit=0.46 * w)
@@ -100,9 +148,25 @@ def _letter(s: Sketch) -> Scene:
     questions = [
         _ask("to", "To whom is the letter?", to, without(PEOPLE, sender), "Is the letter to {}?", f"The letter is to {to}."),
         _ask("from", "Who wrote the letter?", sender, without(PEOPLE, to), "Is the letter from {}?", f"The letter is from {sender}."),
-        _ask("month", "In which month was the letter written?", month, MONTHS, "Is the letter from the month {}?", f"It was written in {month}."),
-        _ask("day", "On which day of the month was the letter written?", str(day), map(str, (d for d in range(day - 3, day + 4) if 1 <= d <= 28)), "Is the day on the letter {}?", f"It was written on day {day}."),
-        _ask("gift", "What is the writer thankful for?", gift, ITEMS, "Is the writer thankful for {}?", f"The writer is thankful for {gift}."),
+        _ask(
+            "month",
+            "In which month was the letter written?",
+            month,
+            MONTHS,
+            "Is the letter from the month {}?",
+            f"It was written in {month}.",
+        ),
+        _ask(
+            "day",
+            "On which day of the month was the letter written?",
+            str(day),
+            map(str, (d for d in range(day - 3, day + 4) if 1 <= d <= 28)),
+            "Is the day on the letter {}?",
+            f"It was written on day {day}.",
+        ),
+        _ask(
+            "gift", "What is the writer thankful for?", gift, ITEMS, "Is the writer thankful for {}?", f"The writer is thankful for {gift}."
+        ),
         Question("kind", "What kind of document is this?", "letter", ("form", "receipt"), "Is this document a {}?", "This is a letter."),
     ]
     subjects = (
@@ -111,4 +175,6 @@ def _letter(s: Sketch) -> Scene:
         f"a letter from {sender} to {to}",
         f"a letter to {to} about {gift}",
     )
-    return Scene("document", "letter", s.size, tuple(s.marks), tuple(questions), subjects, (f"The date is {month} {day}.", "This is a letter."))
+    return Scene(
+        "document", "letter", s.size, tuple(s.marks), tuple(questions), subjects, (f"The date is {month} {day}.", "This is a letter.")
+    )

@@ -2,14 +2,14 @@
 
 from random import Random
 
-from eval_suites.mini import charts, diagrams, documents, infographics, objects, shapes, text
+from eval_suites.mini import charts, diagrams, documents, infographics, portraits, scenery, shapes, text
 from eval_suites.mini.knobs import DEFAULT, Knobs
 from eval_suites.mini.scene import Scene
 
 FAMILIES = {
     "shapes": shapes.compose,
-    "scene": objects.compose,
-    "portrait": objects.compose_portrait,
+    "scene": scenery.compose,
+    "portrait": portraits.compose,
     "sign": text.compose,
     "formula": text.compose_formula,
     "bars": charts.compose_bars,

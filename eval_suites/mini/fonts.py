@@ -1,6 +1,6 @@
 """The fonts of the mini world: five families from pinned packages, so that a picture has the same bytes on every machine.
 
-All of them are under the SIL Open Font License. Their packages are never imported (they need setuptools at import): only the files are read.
+All of them are under the SIL Open Font License. Their packages are never imported (they want setuptools): only the files are read.
 """
 
 from functools import lru_cache
@@ -25,7 +25,9 @@ def path(style: str) -> Path:
     spec = find_spec(package.replace("-", "_"))
     found = Path(spec.origin).parent / "files" / file if spec and spec.origin else None
     if found is None or not found.is_file():
-        raise ValueError(f"no font found for {style!r} text: {file} of the package {package} is missing; run `pip install -r requirements.txt`")
+        raise ValueError(
+            f"no font found for {style!r} text: {file} of the package {package} is missing; run `pip install -r requirements.txt`"
+        )
     return found
 
 

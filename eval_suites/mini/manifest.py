@@ -8,7 +8,11 @@ from eval_suites.mini import cider, fonts
 from eval_suites.mini.benchmarks import COGNITION, PERCEPTION
 from eval_suites.mini.knobs import Knobs
 
-CAPTIONS = {"nocaps_val": "annotations_captions", "coco2017_cap_val": "answer", "textcaps_val": "caption_str"}  # set -> column of references
+CAPTIONS = {
+    "nocaps_val": "annotations_captions",
+    "coco2017_cap_val": "answer",
+    "textcaps_val": "caption_str",
+}  # set -> column of references
 
 
 def maximum(name: str, rows: list[dict]) -> tuple[float | dict | None, str]:
@@ -23,7 +27,9 @@ def maximum(name: str, rows: list[dict]) -> tuple[float | dict | None, str]:
         return most, "points: 100 for the share of right answers and 100 for the share of pairs with both right, in each category"
     if name in CAPTIONS:
         _, score = cider.best([row[CAPTIONS[name]] for row in rows])
-        return round(score, 4), "CIDEr has no fixed maximum: this is what the reference that agrees best with the five of its picture scores"
+        return round(
+            score, 4
+        ), "CIDEr has no fixed maximum: this is what the reference that agrees best with the five of its picture scores"
     return 1.0, "the share of right answers"
 
 

@@ -7,6 +7,7 @@ from eval_suites.mini.knobs import Knobs
 from eval_suites.mini.scene import Question, Scene, Sketch, pick_size
 from eval_suites.mini.vocabulary import BACKGROUNDS, BESIDE, COLOURS, NUMBERS, OPPOSITE, SHAPES, SIDES, article, without
 
+
 def draw_shape(s: Sketch, shape: str, cx: float, cy: float, r: float, fill) -> None:
     """A shape of half-width `r` around (cx, cy), as one primitive."""
     s.begin()
@@ -42,14 +43,25 @@ def compose(rng: Random, knobs: Knobs, kind: str | None = None) -> Scene:
 def _named(shape: str, colour: str) -> list[Question]:
     """What is asked of a shape that no other shares its kind or colour with."""
     return [
-        Question("color", f"What color is the {shape}?", colour, without(COLOURS, colour), f"Is the {shape} {{}}?", f"The {shape} is {colour}."),
-        Question("shape", f"What shape is {colour}?", shape, without(SHAPES, shape), f"Is the {colour} shape a {{}}?", f"The {colour} shape is a {shape}."),
+        Question(
+            "color", f"What color is the {shape}?", colour, without(COLOURS, colour), f"Is the {shape} {{}}?", f"The {shape} is {colour}."
+        ),
+        Question(
+            "shape",
+            f"What shape is {colour}?",
+            shape,
+            without(SHAPES, shape),
+            f"Is the {colour} shape a {{}}?",
+            f"The {colour} shape is a {shape}.",
+        ),
     ]
 
 
 def _total(n: int, most: int = 5) -> Question:
     pool = tuple(str(i) for i in range(1, most + 1))
-    return Question("count", "How many shapes are there?", str(n), without(pool, str(n)), "Is the number of shapes {}?", f"The number of shapes is {n}.")
+    return Question(
+        "count", "How many shapes are there?", str(n), without(pool, str(n)), "Is the number of shapes {}?", f"The number of shapes is {n}."
+    )
 
 
 def _place(s: Sketch, side: str) -> tuple[float, float]:
@@ -66,8 +78,12 @@ def _one(s: Sketch, ground: str, shapes, colours) -> Scene:
     draw_shape(s, shape, x, y, s.rng.uniform(0.15, 0.22) * s.unit, s.colour(colour))
     thing = f"{colour} {shape}"
     where = Question(
-        "position", f"Where is the {shape}: left, right, top or bottom?", side, without(SIDES, side),
-        f"Is the {shape} at the {{}}?", f"The {shape} is at the {side}.",
+        "position",
+        f"Where is the {shape}: left, right, top or bottom?",
+        side,
+        without(SIDES, side),
+        f"Is the {shape} at the {{}}?",
+        f"The {shape} is at the {side}.",
     )
     questions = (*_named(shape, colour), where, _total(1))
     subjects = (f"{article(thing)} at the {side}", article(thing), article(shape))
@@ -85,12 +101,22 @@ def _pair(s: Sketch, ground: str, shapes, colours) -> Scene:
     smaller = b if larger == a else a
     questions = [q for shape, colour in zip(shapes, colours) for q in _named(shape, colour)]
     for x, y, at in ((a, b, side), (b, a, OPPOSITE[side])):
-        questions.append(Question(
-            "relation", f"What shape is {BESIDE[at]} the {y}?", x, without(SHAPES, x, y),
-            f"Is the shape {BESIDE[at]} the {y} a {{}}?", f"The {x} is {BESIDE[at]} the {y}.",
-        ))
-    questions.append(Question("size", "Which shape is larger?", larger, (smaller,), "Is the {} the larger shape?", f"The {larger} is larger."))
-    questions.append(Question("size", "Which shape is smaller?", smaller, (larger,), "Is the {} the smaller shape?", f"The {smaller} is smaller."))
+        questions.append(
+            Question(
+                "relation",
+                f"What shape is {BESIDE[at]} the {y}?",
+                x,
+                without(SHAPES, x, y),
+                f"Is the shape {BESIDE[at]} the {y} a {{}}?",
+                f"The {x} is {BESIDE[at]} the {y}.",
+            )
+        )
+    questions.append(
+        Question("size", "Which shape is larger?", larger, (smaller,), "Is the {} the larger shape?", f"The {larger} is larger.")
+    )
+    questions.append(
+        Question("size", "Which shape is smaller?", smaller, (larger,), "Is the {} the smaller shape?", f"The {smaller} is smaller.")
+    )
     questions.append(_total(2))
     one, two = (f"{c} {x}" for c, x in zip(colours, shapes))
     subjects = (
@@ -113,10 +139,16 @@ def _corners(s: Sketch, ground: str, shapes, colours) -> Scene:
         draw_shape(s, shape, x, y, s.rng.uniform(0.13, 0.17) * s.unit, s.colour(colour))
     questions = [q for shape, colour in zip(shapes, colours) for q in _named(shape, colour)]
     for shape, corner in zip(shapes, corners):
-        questions.append(Question(
-            "position", f"What shape is at the {corner}?", shape, without(SHAPES, shape),
-            f"Is the shape at the {corner} a {{}}?", f"The shape at the {corner} is a {shape}.",
-        ))
+        questions.append(
+            Question(
+                "position",
+                f"What shape is at the {corner}?",
+                shape,
+                without(SHAPES, shape),
+                f"Is the shape at the {corner} a {{}}?",
+                f"The shape at the {corner} is a {shape}.",
+            )
+        )
     questions.append(_total(3))
     things = [f"{c} {x}" for c, x in zip(colours, shapes)]
     placed = [f"{article(t)} at the {c}" for t, c in zip(things, corners)]
@@ -126,7 +158,9 @@ def _corners(s: Sketch, ground: str, shapes, colours) -> Scene:
         f"{article(things[0])}, {article(things[1])} and {article(things[2])}",
         f"three shapes: {article(shapes[0])}, {article(shapes[1])} and {article(shapes[2])}",
     )
-    return Scene("shapes", "corners", s.size, tuple(s.marks), tuple(questions), subjects, (f"The background is {ground}.", "There are three shapes."))
+    return Scene(
+        "shapes", "corners", s.size, tuple(s.marks), tuple(questions), subjects, (f"The background is {ground}.", "There are three shapes.")
+    )
 
 
 def _crowd(s: Sketch, ground: str) -> Scene:
@@ -140,11 +174,41 @@ def _crowd(s: Sketch, ground: str) -> Scene:
         draw_shape(s, shape, (x + 0.5) * w / 3, (y + 0.5) * h / 2, r, s.colour(colour))
     pool = tuple(str(i) for i in range(1, s.knobs.count + 1))
     questions = (
-        Question("count", f"How many {shape}s are there?".replace("crosss", "crosses"), str(n), without(pool, str(n)), "Is the number of shapes {}?", f"The number of shapes is {n}."),
-        Question("count", f"How many {colour} shapes are there?", str(n), without(pool, str(n)), f"Is the number of {colour} shapes {{}}?", f"The number of {colour} shapes is {n}."),
-        Question("color", "What color are the shapes?", colour, without(COLOURS, colour), "Are the shapes {}?", f"The shapes are {colour}."),
-        Question("shape", "Which shape is repeated?", shape, without(SHAPES, shape), "Is the repeated shape a {}?", f"The repeated shape is a {shape}."),
+        Question(
+            "count",
+            f"How many {shape}s are there?".replace("crosss", "crosses"),
+            str(n),
+            without(pool, str(n)),
+            "Is the number of shapes {}?",
+            f"The number of shapes is {n}.",
+        ),
+        Question(
+            "count",
+            f"How many {colour} shapes are there?",
+            str(n),
+            without(pool, str(n)),
+            f"Is the number of {colour} shapes {{}}?",
+            f"The number of {colour} shapes is {n}.",
+        ),
+        Question(
+            "color", "What color are the shapes?", colour, without(COLOURS, colour), "Are the shapes {}?", f"The shapes are {colour}."
+        ),
+        Question(
+            "shape",
+            "Which shape is repeated?",
+            shape,
+            without(SHAPES, shape),
+            "Is the repeated shape a {}?",
+            f"The repeated shape is a {shape}.",
+        ),
     )
     many = f"{shape}s".replace("crosss", "crosses")
-    subjects = (f"{NUMBERS[n]} {colour} {many}", f"a group of {NUMBERS[n]} {many} that are {colour}", f"{colour} {many}", f"{NUMBERS[n]} {many}")
-    return Scene("shapes", "crowd", s.size, tuple(s.marks), questions, subjects, (f"The background is {ground}.", f"There are {NUMBERS[n]} shapes."))
+    subjects = (
+        f"{NUMBERS[n]} {colour} {many}",
+        f"a group of {NUMBERS[n]} {many} that are {colour}",
+        f"{colour} {many}",
+        f"{NUMBERS[n]} {many}",
+    )
+    return Scene(
+        "shapes", "crowd", s.size, tuple(s.marks), questions, subjects, (f"The background is {ground}.", f"There are {NUMBERS[n]} shapes.")
+    )

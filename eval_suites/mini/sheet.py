@@ -1,6 +1,6 @@
 """A contact sheet of the mini world: one picture of each of the twelve families, with a question and its answer.
 
-    python -m eval_suites.mini.sheet docs/mini_world.png
+python -m eval_suites.mini.sheet docs/mini_world.png
 """
 
 import sys

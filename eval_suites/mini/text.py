@@ -1,4 +1,4 @@
-"""Families `sign` (words and numbers to be read, in the manners that OCRBench tells apart) and `formula` (sums, code, handwritten algebra)."""
+"""Families `sign` (words and numbers, in the manners that OCRBench tells apart) and `formula` (sums, code, handwritten algebra)."""
 
 from random import Random
 
@@ -58,33 +58,81 @@ def _plain(s: Sketch, kind: str) -> Scene:
         s.text(cx + off, cy + off, shown, size, (170, 170, 175), style, fit=0.86 * w)
     s.text(cx, cy, shown, size, fill, style, fit=0.86 * w, angle=0 if bend else tilt, bend=bend)
     answer = text.lower()
-    colours = Question("color", f"What color is the {'number' if kind == 'digits' else 'text'}?", colour, without(DARK, colour), f"Is the {'number' if kind == 'digits' else 'text'} {{}}?", f"The text is {colour}.")
+    colours = Question(
+        "color",
+        f"What color is the {'number' if kind == 'digits' else 'text'}?",
+        colour,
+        without(DARK, colour),
+        f"Is the {'number' if kind == 'digits' else 'text'} {{}}?",
+        f"The text is {colour}.",
+    )
     if kind == "digits":
-        ask = Question("number", "What number is in the image?", answer, _other_numbers(answer), "Is the number in the image {}?", f"The number is {answer}.")
+        ask = Question(
+            "number",
+            "What number is in the image?",
+            answer,
+            _other_numbers(answer),
+            "Is the number in the image {}?",
+            f"The number is {answer}.",
+        )
         what, says = f"the number {answer}", (f"number {answer}", "a number")
     elif kind == "letters":
         others = tuple(a + b for a, b in zip(LETTERS.lower(), LETTERS.lower()[3:]) if a + b != answer)
-        ask = Question("letters", "What letters are in the image?", answer, others, "Are the letters in the image {}?", f"The letters are {answer}.")
+        ask = Question(
+            "letters", "What letters are in the image?", answer, others, "Are the letters in the image {}?", f"The letters are {answer}."
+        )
         what, says = f"the letters {answer}", (f"letters {answer}", "some letters")
     else:
         pool = tuple(FOREIGN) if kind == "foreign" else WORDS[: s.knobs.words]
-        ask = Question("word", "What is the word in the image?", answer, without(pool, answer), "Is the word in the image {}?", f"The word is {answer}.")
+        ask = Question(
+            "word",
+            "What is the word in the image?",
+            answer,
+            without(pool, answer),
+            "Is the word in the image {}?",
+            f"The word is {answer}.",
+        )
         what, says = f"the word {answer}", (f"text that reads {answer}", "a word")
     questions = [ask, colours]
     if kind == "foreign":
         meaning = FOREIGN[text]
-        questions.append(Question("translation", "What does the Spanish word mean in English?", meaning, without(FOREIGN.values(), meaning), "Does the word in the image mean {} in English?", f"The word {answer} means {meaning}."))
+        questions.append(
+            Question(
+                "translation",
+                "What does the Spanish word mean in English?",
+                meaning,
+                without(FOREIGN.values(), meaning),
+                "Does the word in the image mean {} in English?",
+                f"The word {answer} means {meaning}.",
+            )
+        )
     manner = {"handwriting": "handwritten ", "artistic": "decorated ", "irregular": "slanted "}.get(kind, "")
     subjects = (f"{what} in {manner}{colour} letters", f"{manner}{colour} {says[0]}", what, f"{says[1]} in {colour}")
-    return Scene("sign", kind, s.size, tuple(s.marks), tuple(questions), subjects, (f"The background is {ground}.", f"The text is {colour}."))
+    return Scene(
+        "sign", kind, s.size, tuple(s.marks), tuple(questions), subjects, (f"The background is {ground}.", f"The text is {colour}.")
+    )
 
 
 def _word_question(word: str, s: Sketch, on: str) -> Question:
-    return Question("word", f"What word is on the {on}?", word, without(WORDS[: s.knobs.words], word), f"Is the word on the {on} {{}}?", f"The word on the {on} is {word}.")
+    return Question(
+        "word",
+        f"What word is on the {on}?",
+        word,
+        without(WORDS[: s.knobs.words], word),
+        f"Is the word on the {on} {{}}?",
+        f"The word on the {on} is {word}.",
+    )
 
 
 def _number_question(number: str, on: str) -> Question:
-    return Question("number", f"What number is on the {on}?", number, _other_numbers(number), f"Is the number on the {on} {{}}?", f"The number on the {on} is {number}.")
+    return Question(
+        "number",
+        f"What number is on the {on}?",
+        number,
+        _other_numbers(number),
+        f"Is the number on the {on} {{}}?",
+        f"The number on the {on} is {number}.",
+    )
 
 
 def _color_question(colour: str, on: str) -> Question:
@@ -105,7 +153,12 @@ def _board(s: Sketch) -> Scene:
     s.text(w / 2, h * 0.65, number, h * 0.32, contrast(fill), "sans")
     questions = (_word_question(word, s, "sign"), _number_question(number, "sign"), _color_question(colour, "sign"))
     sign = article(f"{colour} sign")
-    subjects = (f"{sign} with the word {word} and the number {number}", f"the word {word} and the number {number} on {sign}", f"{sign} that says {word}", f"a sign with the number {number}")
+    subjects = (
+        f"{sign} with the word {word} and the number {number}",
+        f"the word {word} and the number {number} on {sign}",
+        f"{sign} that says {word}",
+        f"a sign with the number {number}",
+    )
     return Scene("sign", "board", s.size, tuple(s.marks), questions, subjects, (f"The sign is {colour}.", "It stands on a gray post."))
 
 
@@ -126,7 +179,12 @@ def _bus(s: Sketch) -> Scene:
     s.text(w * 0.785, h * 0.33, number, h * 0.26, INK, "sans", fit=0.22 * w)
     questions = (_word_question(word, s, "bus"), _number_question(number, "bus"), _color_question(colour, "bus"))
     bus = article(f"{colour} bus")
-    subjects = (f"{bus} with the word {word} and the number {number}", f"{bus} number {number} to {word}", f"bus number {number}", f"{bus} that says {word}")
+    subjects = (
+        f"{bus} with the word {word} and the number {number}",
+        f"{bus} number {number} to {word}",
+        f"bus number {number}",
+        f"{bus} that says {word}",
+    )
     return Scene("sign", "bus", s.size, tuple(s.marks), questions, subjects, (f"The bus is {colour}.", "It stands on a gray road."))
 
 
@@ -136,8 +194,23 @@ def _shirt(s: Sketch) -> Scene:
     number, colour = _number(s), rng.choice(list(COLOURS))
     fill = s.colour(colour)
     s.begin()
-    s.polygon(((w * 0.28, h * 0.1), (w * 0.42, h * 0.16), (w * 0.58, h * 0.16), (w * 0.72, h * 0.1), (w * 0.96, h * 0.34), (w * 0.8, h * 0.46),
-               (w * 0.76, h * 0.42), (w * 0.76, h * 0.94), (w * 0.24, h * 0.94), (w * 0.24, h * 0.42), (w * 0.2, h * 0.46), (w * 0.04, h * 0.34)), fill)
+    s.polygon(
+        (
+            (w * 0.28, h * 0.1),
+            (w * 0.42, h * 0.16),
+            (w * 0.58, h * 0.16),
+            (w * 0.72, h * 0.1),
+            (w * 0.96, h * 0.34),
+            (w * 0.8, h * 0.46),
+            (w * 0.76, h * 0.42),
+            (w * 0.76, h * 0.94),
+            (w * 0.24, h * 0.94),
+            (w * 0.24, h * 0.42),
+            (w * 0.2, h * 0.46),
+            (w * 0.04, h * 0.34),
+        ),
+        fill,
+    )
     s.text(w / 2, h * 0.56, number, h * 0.42, contrast(fill), rng.choice(("sans", "round")), fit=0.44 * w)
     questions = (_number_question(number, "shirt"), _color_question(colour, "shirt"))
     shirt = article(f"{colour} shirt")
@@ -170,8 +243,22 @@ def _sum(s: Sketch) -> Scene:
     s.begin()
     s.text(w / 2, h / 2, f"{a} {sign} {b} = ?", h * 0.5, contrast(s.marks[0].fill), s.rng.choice(("sans", "serif", "hand")), fit=0.88 * w)
     questions = (
-        Question("sum", "What is the answer to the sum in the image?", str(value), _results(s, value), "Is the answer to the sum in the image {}?", f"{a} {sign} {b} is {value}."),
-        Question("operand", "What is the first number in the sum?", str(a), _results(s, a), "Is the first number in the sum {}?", f"The first number is {a}."),
+        Question(
+            "sum",
+            "What is the answer to the sum in the image?",
+            str(value),
+            _results(s, value),
+            "Is the answer to the sum in the image {}?",
+            f"{a} {sign} {b} is {value}.",
+        ),
+        Question(
+            "operand",
+            "What is the first number in the sum?",
+            str(a),
+            _results(s, a),
+            "Is the first number in the sum {}?",
+            f"The first number is {a}.",
+        ),
     )
     words = f"{a} {'plus' if sign == '+' else 'minus'} {b}"
     subjects = (f"the sum {words}", f"a sum that asks for {words}", f"{words} is {value}", "a sum with two numbers")
@@ -189,8 +276,17 @@ def _code(s: Sketch) -> Scene:
         s.text_left(w * 0.07, h * 0.32, f"x = {a}", h * 0.3, (150, 200, 250), "sans")
         s.text_left(w * 0.07, h * 0.68, f"print(x {sign} {b})", h * 0.3, (150, 230, 150), "sans", fit=0.86 * w)
     questions = (
-        Question("code", "What does the code print?", str(value), _results(s, value), "Does the code print {}?", f"The code prints {value}."),
-        Question("operand", "What is the first number in the code?", str(a), _results(s, a), "Is the first number in the code {}?", f"The first number is {a}."),
+        Question(
+            "code", "What does the code print?", str(value), _results(s, value), "Does the code print {}?", f"The code prints {value}."
+        ),
+        Question(
+            "operand",
+            "What is the first number in the code?",
+            str(a),
+            _results(s, a),
+            "Is the first number in the code {}?",
+            f"The first number is {a}.",
+        ),
     )
     words = f"{a} {'plus' if sign == '+' else 'minus'} {b}"
     subjects = (f"code that prints {words}", f"a line of code with {words}", f"code that prints {value}", "a piece of code")
@@ -208,8 +304,17 @@ def _latex(s: Sketch) -> Scene:
     expression = f"{a} x {sign} {b} = {c}"
     others = (f"{a} x {'-' if sign == '+' else '+'} {b} = {c}", f"{b} x {sign} {a} = {c + 1}", f"{a} x {sign} {b + 1} = {c}")
     questions = (
-        Question("latex", "Please write out the expression of the formula in the image using LaTeX format.", expression, others, "Is the formula in the image {}?", f"The formula is {expression}."),
-        Question("operand", "What number is before x?", str(a), _results(s, a), "Is the number before x {}?", f"The number before x is {a}."),
+        Question(
+            "latex",
+            "Please write out the expression of the formula in the image using LaTeX format.",
+            expression,
+            others,
+            "Is the formula in the image {}?",
+            f"The formula is {expression}.",
+        ),
+        Question(
+            "operand", "What number is before x?", str(a), _results(s, a), "Is the number before x {}?", f"The number before x is {a}."
+        ),
     )
     words = f"{a} x {'plus' if sign == '+' else 'minus'} {b} equals {c}"
     subjects = (f"the formula {words}", f"a handwritten formula, {words}", f"{words}", "a handwritten formula")

@@ -23,9 +23,28 @@ LANDMARKS = ("tower", "pyramid", "windmill", "bridge")
 PEOPLE = ("anna", "ben", "carl", "dora", "emma", "finn", "gina", "hugo")
 MOODS = ("happy", "sad")
 
-WORDS = (
-    "stop exit open sale taxi cafe bank hotel park fire shop milk zoo pizza school book help gold wood jazz".split()
-)
+WORDS = [
+    "stop",
+    "exit",
+    "open",
+    "sale",
+    "taxi",
+    "cafe",
+    "bank",
+    "hotel",
+    "park",
+    "fire",
+    "shop",
+    "milk",
+    "zoo",
+    "pizza",
+    "school",
+    "book",
+    "help",
+    "gold",
+    "wood",
+    "jazz",
+]
 FOREIGN = {"rojo": "red", "azul": "blue", "casa": "house", "agua": "water", "gato": "cat", "pan": "bread", "leche": "milk", "sol": "sun"}
 LETTERS = "BDHKMRTX"  # consonants that differ from one another even at 12 pixels
 ANIMALS = ("cat", "dog", "cow", "pig", "hen", "fox")

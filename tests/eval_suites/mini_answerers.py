@@ -1,6 +1,6 @@
 """Three answering models without a network, for lmms-eval on the mini world: one knows all, one says nothing, one sees nothing.
 
-    PYTHONPATH=. python tests/eval_suites/mini_answerers.py DIR    (DIR as `python -m eval_suites.mini --out DIR` made it) prints their table
+PYTHONPATH=. python tests/eval_suites/mini_answerers.py DIR    (DIR as `python -m eval_suites.mini --out DIR` made it) prints their table
 """
 
 import json

@@ -34,7 +34,15 @@ def test_a_mini_definition_is_the_packaged_one_but_for_data_metric_list_and_gqas
             del resolved[key]
         resolved.get("lmms_eval_specific_kwargs", {"default": {}})["default"].pop("images", None)
     assert mini == hub
-    assert set(mini) <= {"include", "dataset_path", "dataset_name", "process_docs", "metric_list", "doc_to_visual", "lmms_eval_specific_kwargs"}
+    assert set(mini) <= {
+        "include",
+        "dataset_path",
+        "dataset_name",
+        "process_docs",
+        "metric_list",
+        "doc_to_visual",
+        "lmms_eval_specific_kwargs",
+    }
     assert ("metric_list" in mini) == (task in tasks.CIDER) and ("doc_to_visual" in mini) == (task == "mini_gqa")
 
 
@@ -47,7 +55,9 @@ def test_the_suite_has_the_fourteen_columns_and_leaves_n_to_the_manifest(root):
 
 
 def test_a_packaged_tasks_columns_are_still_found_by_its_name():
-    assert [c.n for c in results._columns("chartqa_local")] == [2500] and [c.task for c in results._columns("mini_chartqa_local")] == ["mini_chartqa"]
+    assert [c.n for c in results._columns("chartqa_local")] == [2500] and [c.task for c in results._columns("mini_chartqa_local")] == [
+        "mini_chartqa"
+    ]
 
 
 def test_missing_mini_data_say_how_to_make_them(tmp_path):
@@ -102,7 +112,9 @@ def test_training_prompts_are_those_of_the_evaluation(root):
     assert suffix["seedbench_2_plus"]["post_prompt"] == asking.LETTER.removeprefix("\n"), "its code adds the line break"
     assert {suffix[t]["prompt"] for t in ("nocaps_val", "textcaps_val")} == {asking.CAPTION}
     human = [
-        turn["value"].removeprefix("<image>\n") for record in json.loads((root / "mini/sft/conversations.json").read_text()) for turn in record["conversations"][::2]
+        turn["value"].removeprefix("<image>\n")
+        for record in json.loads((root / "mini/sft/conversations.json").read_text())
+        for turn in record["conversations"][::2]
     ]
     for ending in (asking.CHART, asking.WORD, asking.LETTER, asking.DIRECT, asking.CAPTION):
         assert sum(prompt.endswith(ending) for prompt in human) > 10, ending
@@ -111,6 +123,7 @@ def test_training_prompts_are_those_of_the_evaluation(root):
 
 def test_every_style_of_conversation_answers_rightly():
     """A lettered turn names the option that holds the answer, a claim's yes is the picture's."""
+    import mini_questions
     import mini_reader as reader
 
     letters = claims = 0
@@ -122,13 +135,13 @@ def test_every_style_of_conversation_answers_rightly():
             body = question.removesuffix(asking.WORD).removesuffix(asking.LETTER)
             if question.endswith(asking.LETTER):
                 text, *choices = body.split("\n")
-                assert choices["ABCD".index(reply)] == f"{reply}. {reader.answer(view, text)}"
+                assert choices["ABCD".index(reply)] == f"{reply}. {mini_questions.answer(view, text)}"
                 letters += 1
             elif reply in ("yes", "no") and question.endswith(asking.WORD):
                 try:
-                    assert reader.holds(view, body) == (reply == "yes")
+                    assert mini_questions.holds(view, body) == (reply == "yes")
                 except LookupError:  # asked openly: is it night?
-                    assert reader.answer(view, body) == reply
+                    assert mini_questions.answer(view, body) == reply
                 claims += 1
     assert letters > 200 and claims > 200
 

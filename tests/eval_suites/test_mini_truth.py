@@ -13,7 +13,8 @@ from eval_suites.mini.scene import Sketch
 
 sys.path.append(str(Path(__file__).parent))  # pytest's import mode does not look for helpers beside a test
 
-import mini_reader as reader  # noqa: E402
+import mini_questions
+import mini_reader as reader
 
 ROWS = 1000
 
@@ -23,13 +24,13 @@ def check(scene, rng) -> int:
     view, rows = reader.View(scene), 0
     for q in scene.questions:
         where = f"{scene.family}/{scene.kind}: {q.text} {q.answer}"
-        assert reader.answer(view, q.text) == q.answer, where
+        assert mini_questions.answer(view, q.text) == q.answer, where
         assert q.answer not in q.others, where
         rows += 1
         if q.claim:
-            assert reader.holds(view, asking.claim(q, True, rng)), f"{where}: {q.claim}"
+            assert mini_questions.holds(view, asking.claim(q, True, rng)), f"{where}: {q.claim}"
             for other in q.others:
-                assert not reader.holds(view, q.claim.format(other)), f"{where}: {other} is true as well"
+                assert not mini_questions.holds(view, q.claim.format(other)), f"{where}: {other} is true as well"
             choices, at = asking.options(q, rng)
             assert [choice == q.answer for choice in choices] == [i == at for i in range(len(choices))], where
             rows += 2
@@ -63,7 +64,15 @@ def test_a_generator_that_draws_another_color_than_it_says_goes_red(monkeypatch)
 
 
 # Words of which a caption may speak only where the picture shows them.
-TOLD = {*vocabulary.COLOURS, *vocabulary.SHAPES, *vocabulary.OBJECTS, *vocabulary.LANDMARKS, *vocabulary.WORDS, *vocabulary.PEOPLE, *vocabulary.SHOPS}
+TOLD = {
+    *vocabulary.COLOURS,
+    *vocabulary.SHAPES,
+    *vocabulary.OBJECTS,
+    *vocabulary.LANDMARKS,
+    *vocabulary.WORDS,
+    *vocabulary.PEOPLE,
+    *vocabulary.SHOPS,
+}
 TOLD |= {*vocabulary.ITEMS, *vocabulary.CITIES, *vocabulary.MONTHS, *vocabulary.ANIMALS, *vocabulary.EATERS, *vocabulary.SPOTS}
 
 
@@ -72,8 +81,18 @@ def shown(view) -> set[str]:
     words = {w for text in view.words for w in re.findall(r"[a-z0-9]+", text)}
     things = {n for n, _, _ in view.objects()} | {n for n, _, _ in view.shapes()} | {reader.LANDMARKS.get(view.code(p)) for p in view.parts}
     colors = {reader.colour(m.fill) for m in view.marks}
-    person = {reader.look(view)["who"], "shirt"} if any(view.code(p) == "e" and reader._skin(p[0].fill) for p in view.parts) and not words else set()
-    return words | things | colors | person | {part for labels in (reader.labelled(view).values() if "a" in words and "b" in words else ()) for part in labels.split()}
+    person = (
+        {reader.look(view)["who"], "shirt"}
+        if any(view.code(p) == "e" and reader._skin(p[0].fill) for p in view.parts) and not words
+        else set()
+    )
+    return (
+        words
+        | things
+        | colors
+        | person
+        | {part for labels in (reader.labelled(view).values() if "a" in words and "b" in words else ()) for part in labels.split()}
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -83,7 +102,9 @@ def test_captions_name_only_what_is_there(family):
         scene = compose(family, rng)
         seen = shown(reader.View(scene))
         for told in (captions.brief(scene), *captions.references(scene, rng)):
-            named = {word.removesuffix("s") if word.removesuffix("s") in TOLD else word for word in re.findall(r"[a-z]+", told.lower())} & TOLD
+            named = {
+                word.removesuffix("s") if word.removesuffix("s") in TOLD else word for word in re.findall(r"[a-z]+", told.lower())
+            } & TOLD
             strange = {word for word in named - seen if word not in ("orange", "light", "rain", "sunny", "park")}
             assert not strange, f"{family}/{scene.kind}: {told!r} speaks of {strange}, the picture shows {seen}"
             numbers = set(re.findall(r"\d+", told))
