@@ -3,6 +3,7 @@
 import argparse
 import errno
 import sys
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 EXAMPLES = """examples:
@@ -38,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 2
         print(f"error: no space left under {args.out}; free some and {again}", file=sys.stderr)
+        return 2
+    except BrokenExecutor:
+        print(f"error: a process was killed, most likely for want of memory; {again}, with --workers 1", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"stopped; {again}", file=sys.stderr)
