@@ -1,5 +1,6 @@
 """The mini world through lmms-eval's own task code: its definitions, its columns, and three scripted answerers."""
 
+import csv
 import json
 import shutil
 import sys
@@ -101,6 +102,18 @@ def test_the_three_answerers_score_the_maximum_nothing_and_near_the_majority(roo
     for name, score in guessed.items():
         # Two answers to choose from: MME, and a part of VQAv2 and GQA. Nowhere does text alone come near the picture.
         assert score <= (0.75 if name in ("vqav2", "gqa") else 0.6) * most[name], (name, score)
+
+
+@java
+def test_the_main_job_fills_a_complete_row_from_the_mini_world(root, place):
+    place.export("a", "genlip-tiny", reply=lambda prompt: "yes")
+    assert place.run("--encoder", "genlip-tiny", "--suite", "mini14", "--data-root", str(root)) == 0
+    with open("tables/mini14_cells.csv", newline="") as stream:
+        cells = {cell["benchmark"]: cell for cell in csv.DictReader(stream)}
+    assert list(cells) == [column.name for column in MINI.columns]
+    assert all(cell["n"] == cell["n_expected"] == "40" and not cell["refused"] for cell in cells.values())
+    assert float(cells["mme_p"]["value"]) == 500.0  # always yes: half of the points for single answers, none for pairs
+    assert float(cells["chartqa"]["value"]) < 50 and float(cells["ai2d"]["value"]) == 0.0
 
 
 def test_training_prompts_are_those_of_the_evaluation(root):
