@@ -38,7 +38,7 @@ def pick(
 
 def _easy(q: Question) -> bool:
     """Read even from an untrained encoder, or guessed well without the picture: such questions do not tell encoders apart."""
-    return "color" in q.kind or q.kind in ("sky", "sense")
+    return "color" in q.kind or q.kind in ("sky", "sense", "day")
 
 
 def claim(q: Question, truth: bool, rng: Random) -> str:

@@ -33,16 +33,16 @@ def _around(place: str, sky: str) -> tuple[Question, ...]:
         ),
         Question("sense", "Do you need an umbrella here?", wet, (), "", f"{wet.capitalize()}, the sky shows {sky}."),
         Question("sense", "Is the air dry here?", dry, (), "", f"{dry.capitalize()}, the sky shows {sky}."),
-        Question("sense", "Is it night?", night, (), "", f"{night.capitalize()}, the sky shows {sky}."),
-        Question("sense", "Is it day?", day, (), "", f"{day.capitalize()}, the sky shows {sky}."),
+        Question("day", "Is it night?", night, (), "", f"{night.capitalize()}, the sky shows {sky}."),
+        Question("day", "Is it day?", day, (), "", f"{day.capitalize()}, the sky shows {sky}."),
     )
 
 
+WEATHER = {"sun": "on a sunny day", "rain": "in the rain", "moon": "at night"}
+
+
 def _setting(place: str, sky: str) -> str:
-    return {"sun": "on a sunny day", "rain": "in the rain", "moon": "at night"}[sky] + {
-        "snow": " in the snow",
-        "beach": " at the beach",
-    }.get(place, f" in the {place}")
+    return WEATHER[sky] + {"snow": " in the snow", "beach": " at the beach"}.get(place, f" in the {place}")
 
 
 def _fitting(place: str) -> tuple[str, ...]:
@@ -59,7 +59,8 @@ def _exists(place: str, present: list[str]) -> list[Question]:
 
 
 def _place(s: Sketch) -> Scene:
-    place, sky = s.rng.choice(PLACES), s.rng.choice(SKIES)
+    # Rain half of the time: whether one needs an umbrella cannot be guessed.
+    place, sky = s.rng.choice(PLACES), s.rng.choice((*SKIES, "rain"))
     draw_sky(s, sky)
     base = draw_place(s, place)
     n = s.rng.choice((1, 2, 2))
@@ -116,8 +117,8 @@ def _place(s: Sketch) -> Scene:
         one = article(things[0])
         subjects = (
             f"{one} {setting}",
-            f"a {place} scene with {one} {setting.split(' in the ' + place)[0].split(' at the beach')[0]}",
-            f"{one}",
+            f"a {place} scene with {one} {WEATHER[sky]}",
+            one,
             f"a {names[0]} {setting}",
         )
     details = (f"The place is a {place}.", f"There is {sky} in the sky.", f"There {'is one object' if n == 1 else 'are two objects'}.")
@@ -192,7 +193,7 @@ def _landmark(s: Sketch) -> Scene:
             f"There is {sky} in the sky.",
         ),
     )
-    when = {"sun": "on a sunny day", "rain": "in the rain", "moon": "at night"}[sky]
+    when = WEATHER[sky]
     subjects = (f"a {name} {when}", f"a landmark, the {name}, {when}", f"the {name}", f"a famous {name} {when}")
     return Scene(
         "scene", "landmark", s.size, tuple(s.marks), questions, subjects, (f"The landmark is a {name}.", f"There is {sky} in the sky.")
@@ -200,7 +201,7 @@ def _landmark(s: Sketch) -> Scene:
 
 
 def _street(s: Sketch) -> Scene:
-    light = s.rng.choice(("red", "red", "green"))
+    light = s.rng.choice(("red", "green"))
     sky = s.rng.choice(SKIES)
     draw_sky(s, sky)
     base = draw_place(s, "city")

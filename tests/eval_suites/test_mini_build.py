@@ -241,7 +241,7 @@ def test_nothing_imports_torch_and_help_is_light():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-FROZEN = "e998b5f562399fe5941ebd88b084601b"
+FROZEN = "cafd5d677cdfb9dfe147b34e64968a47"
 
 
 def test_the_generator_is_frozen():
