@@ -27,6 +27,7 @@ TORCH_FREE = (
     "eval_suites.results",
     "eval_suites.tables",
     "eval_suites.easyvqa",
+    "eval_suites.mini",
 )
 COMMANDS = (
     "genlip.train",
@@ -40,6 +41,7 @@ COMMANDS = (
     "eval_suites.tables",
     "eval_suites.tasks",
     "eval_suites.easyvqa",
+    "eval_suites.mini",
 )
 UPLOADABLE = ("configuration_genlip", "modeling_genlip", "image_processing_genlip")
 
