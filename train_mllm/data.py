@@ -124,11 +124,15 @@ def open_picture(picture: dict) -> Image.Image:
 
 
 class Conversations(torch.utils.data.Dataset):
-    """Index -> {"row": Row, "pictures": list of PIL pictures, or "features" (n, N, D) from the cache}."""
+    """Index -> {"row": Row, "pictures": list of PIL pictures, or "features" (n, N, D) from the cache}.
 
-    def __init__(self, folder: Path, tokenizer, model_config, recipe, features: np.ndarray | None = None):
+    `mean` and `std` (D,), if given, standardise the cached features.
+    """
+
+    def __init__(self, folder: Path, tokenizer, model_config, recipe, features: np.ndarray | None = None, mean=0.0, std=1.0):
         self.table = open_conversations(folder)
-        self.tokenizer, self.recipe, self.features = tokenizer, recipe, features
+        self.tokenizer, self.recipe = tokenizer, recipe
+        self.features, self.mean, self.std = features, mean, std
         self.image_token_id, self.image_tokens = model_config.image_token_id, model_config.image_seq_length
         counts = pc.list_value_length(self.table["images"]).to_numpy()
         self.first_picture = np.cumsum(counts) - counts
@@ -147,7 +151,8 @@ class Conversations(torch.utils.data.Dataset):
         if self.features is None:
             return {"row": row, "pictures": [open_picture(p) for p in record["images"]]}
         start = self.first_picture[i]
-        return {"row": row, "features": torch.from_numpy(np.array(self.features[start : start + len(record["images"])]))}
+        features = (self.features[start : start + len(record["images"])] - self.mean) / self.std
+        return {"row": row, "features": torch.from_numpy(features)}
 
 
 def sequences(blocks: list[list[int]]) -> list[list[int]]:

@@ -36,6 +36,7 @@ class Recipe:
     bf16: bool = True
     gradient_checkpointing: bool = True
     cache_features: bool = False  # compute a frozen encoder's features once, keep them under the data folder
+    standardise: bool = False  # of cached features, while the projector learns; folded into its first layer at the end
     workers: int = 1
     save_every: int = 500
     max_bad: float = 0.01  # share of unusable conversations above which nothing is trained
@@ -79,6 +80,7 @@ def tiny_sft() -> Recipe:
         bf16=False,
         gradient_checkpointing=False,
         cache_features=True,
+        standardise=True,
     )
 
 

@@ -53,6 +53,8 @@ def train(recipe: Recipe) -> Path:
         raise ValueError(f"--stage is projector or sft, --turns dialogue or independent; not {recipe.stage!r}, {recipe.turns!r}")
     if recipe.cache_features and recipe.train_encoder:
         raise ValueError("--cache-features keeps a frozen encoder's features; this recipe trains the encoder (--train-encoder)")
+    if recipe.standardise and not recipe.cache_features:
+        raise ValueError("--standardise works on cached features: give --cache-features too, or --no-standardise")
     if lacks := missing(recipe):
         raise ValueError("; ".join(lacks))
     run = claim_run_folder(recipe)
@@ -100,8 +102,12 @@ def train(recipe: Recipe) -> Path:
     print(f"encoder {tower.spec.key}: {how}; {learns:,} of {model.num_parameters():,} parameters learn")
 
     # The data: pictures through the tower in every step, or once and kept.
-    features = cached_features(data, tower, ledger["digest"]) if recipe.cache_features else None
-    dataset = Conversations(data, tokenizer, model.config, recipe, features)
+    features, mean, std = None, 0.0, 1.0
+    if recipe.cache_features:
+        features = cached_features(data, tower, ledger["digest"])
+        if recipe.standardise:
+            mean, std = channel_statistics(features)
+    dataset = Conversations(data, tokenizer, model.config, recipe, features, mean, std)
     collator = Collator(tower.preprocess)
     use_packed_attention(model)
 
@@ -142,6 +148,8 @@ def train(recipe: Recipe) -> Path:
 
     # The proof, then the export, written aside and renamed.
     proof = guard.check()
+    if recipe.standardise:
+        fold_standardisation(model.model.multi_modal_projector.linear_1, mean, std)
     provenance = {
         "stage": recipe.stage,
         "encoder": tower.spec.key,
@@ -198,6 +206,33 @@ def cached_features(data: Path, tower, data_digest: str):
         out.flush()
         part.replace(file)
     return np.load(file, mmap_mode="r")
+
+
+def channel_statistics(features):
+    """Mean and standard deviation (D,) over all pictures and tokens of the cached features (pictures, N, D), a part at a time."""
+    import numpy as np
+
+    total, squares = np.zeros((2, features.shape[-1]))
+    for start in range(0, len(features), 1024):
+        part = features[start : start + 1024].reshape(-1, features.shape[-1]).astype(np.float64)
+        total += part.sum(0)
+        squares += (part**2).sum(0)
+    mean = total / (features.shape[0] * features.shape[1])
+    std = np.sqrt(np.maximum(squares / (features.shape[0] * features.shape[1]) - mean**2, 1e-12))
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+def fold_standardisation(linear, mean, std) -> None:
+    """Make `linear` do to plain features what it did to standardised ones: W (x - mean) / std + b, as one matrix and bias.
+
+    A tiny encoder's channels share a mean larger than what tells pictures apart, on which a projector learns slowly; trained on
+    standardised features and folded at the end, the export is the plain 2-layer projector all the same.
+    """
+    import torch
+
+    with torch.no_grad():
+        linear.weight.div_(torch.from_numpy(std).to(linear.weight))
+        linear.bias.sub_(linear.weight @ torch.from_numpy(mean).to(linear.weight))
 
 
 def _optimizer(model, recipe: Recipe):

@@ -30,7 +30,7 @@ def recipe(tmp_path, llama_tiny):
         rows.append({"id": str(i), "image": f"{i}.png", "conversations": said})
     (tmp_path / "sft.json").write_text(json.dumps(rows))
     base = replace(PRESETS["tiny-sft"](), encoder="genlip-tiny", llm=str(llama_tiny), data=str(tmp_path / "sft.json"))
-    return replace(base, out=str(tmp_path / "run"), max_steps=6, batch=4, workers=0, save_every=3, cache_features=False)
+    return replace(base, out=str(tmp_path / "run"), max_steps=6, batch=4, workers=0, save_every=3, cache_features=False, standardise=False)
 
 
 def provenance(export: Path) -> dict:
@@ -159,3 +159,26 @@ def test_scripts_plan_without_anything(script):
     assert result.returncode == 0, result.stderr
     assert f"preset                  {'projector' if script.startswith('pretrain') else script.replace('_', '-')}" in result.stdout
     assert f"train_encoder           {'unfrozen' in script}" in result.stdout
+
+
+def test_standardising_is_folded_into_the_projector():
+    features = torch.randn(50, 16, 8) * torch.arange(1, 9) + 5
+    mean, std = train_module.channel_statistics(features.numpy())
+    standardised = (features - torch.from_numpy(mean)) / torch.from_numpy(std)
+    torch.testing.assert_close(standardised.mean((0, 1)), torch.zeros(8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(standardised.std((0, 1), correction=0), torch.ones(8), atol=1e-5, rtol=0)
+    linear = torch.nn.Linear(8, 4)
+    expected = linear(standardised)
+    train_module.fold_standardisation(linear, mean, std)
+    torch.testing.assert_close(linear(features), expected, atol=1e-4, rtol=0)
+
+
+def test_an_export_trained_on_standardised_features_answers_from_pictures(recipe):
+    """The loss of the exported model on pictures is what training ended with: fold and features belong together."""
+    export = train(replace(recipe, cache_features=True, standardise=True, max_steps=40, save_every=20))
+    loaded = mllm.load(export)
+    question = [{"role": "user", "content": "<image>\nwhat"}]
+    answers = [loaded.answer([question], [[Image.new("RGB", (32, 32), colour)]], 10)[0] for colour in COLOURS]
+    assert answers == COLOURS
+    with pytest.raises(ValueError, match="standardise works on cached features"):
+        train(replace(recipe, standardise=True))
