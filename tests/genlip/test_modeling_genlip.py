@@ -7,7 +7,7 @@ from transformers import AutoModel
 
 import genlip
 from genlip.configuration_genlip import GenLIPConfig, mrope_channels
-from genlip.modeling_genlip import GenLIPForPretraining, GenLIPVisionModel, image_positions, prefix_lm_mask, text_positions
+from genlip.modeling_genlip import GenLIPForPretraining, GenLIPVisionModel, lay_out, row_mask
 
 genlip.register()
 
@@ -53,15 +53,50 @@ def test_joint_forward_equals_the_released_code(golden, attention):
 
 def test_positions_equal_the_released_code(golden):
     _, ref = golden
-    grid = ref["grid_hw"].view(1, 2)
-    ours = torch.cat([image_positions(grid), text_positions(grid, torch.tensor([len(ref["text_ids"])]))], dim=1)
-    assert ours.equal(ref["position_ids"])
+    grid, words = ref["grid_hw"].view(1, 2), len(ref["text_ids"])
+    assert lay_out(grid, torch.tensor([words]), len(ref["patches"]), words).positions.equal(ref["position_ids"])
 
 
-def test_positions_of_two_packed_samples_start_anew():
-    grid, text = torch.tensor([[2, 3], [1, 1]]), torch.tensor([2, 3])
-    assert image_positions(grid).tolist() == [[0] * 7, [0, 0, 0, 1, 1, 1, 0], [0, 1, 2, 0, 1, 2, 0]]
-    assert text_positions(grid, text).tolist() == [[3, 4, 1, 2, 3]] * 3
+def test_positions_and_mask_of_a_2x3_grid_and_four_words():
+    layout = lay_out(torch.tensor([[2, 3]]), torch.tensor([4]), 6, 4)
+    time, row, column = layout.positions.tolist()
+    assert time == [0, 0, 0, 0, 0, 0, 3, 4, 5, 6]
+    assert row == [0, 0, 0, 1, 1, 1, 3, 4, 5, 6]
+    assert column == [0, 1, 2, 0, 1, 2, 3, 4, 5, 6]
+    assert row_mask(layout)[0, 0].int().tolist() == [
+        [1, 1, 1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+    ]
+
+
+def test_positions_and_mask_of_two_packed_samples():
+    """A 1x2 grid with two words, then one patch with one word: positions start anew, nothing crosses."""
+    layout = lay_out(torch.tensor([[1, 2], [1, 1]]), torch.tensor([2, 1]), 3, 3)
+    assert layout.positions.tolist() == [[0, 0, 2, 3, 0, 1], [0, 0, 2, 3, 0, 1], [0, 1, 2, 3, 0, 1]]
+    assert row_mask(layout)[0, 0].int().tolist() == [
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 1, 1],
+    ]
+    assert layout.source.tolist() == [0, 1, 3, 4, 2, 5]  # of [3 patches][3 words]
+
+
+def test_registers_stand_before_the_patches_at_position_zero():
+    layout = lay_out(torch.tensor([[1, 2], [1, 1]]), torch.tensor([1, 1]), 3, 2, registers=1)
+    assert layout.positions.tolist() == [[0, 0, 0, 2, 0, 0, 1], [0, 0, 0, 2, 0, 0, 1], [0, 0, 1, 2, 0, 0, 1]]
+    assert layout.source.tolist() == [0, 1, 2, 4, 0, 3, 5]  # of [1 register][3 patches][2 words]
+    assert layout.patches.tolist() == [1, 2, 5] and layout.words.tolist() == [3, 6]
 
 
 @pytest.mark.parametrize(
@@ -69,13 +104,6 @@ def test_positions_of_two_packed_samples_start_anew():
 )
 def test_rotary_channels(head, section, counts):
     assert mrope_channels(head, section) == counts
-
-
-def test_mask_is_prefix_lm():
-    """Two patches and two words; and one patch with one word, padded to the same length (a padding query sees key 0)."""
-    mask = prefix_lm_mask(torch.tensor([2, 1]), torch.tensor([4, 2]), 4)[:, 0].int().tolist()
-    assert mask[0] == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
-    assert mask[1] == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("number", [2, 5])  # 2 is the number of heads, where the released code is silently wrong
