@@ -1,6 +1,6 @@
 """Configuration of GenLIP, in the field names of the released checkpoints' `config.json` (arXiv 2605.00809).
 
-    GenLIPConfig(**PRESETS["genlip-so16"])
+`GenLIPConfig(**PRESETS["genlip-so16"])` is a released size; `GenLIPConfig()` is the paper's L/16.
 """
 
 import json
