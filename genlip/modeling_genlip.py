@@ -126,9 +126,9 @@ class GenLIPRotaryEmbedding(nn.Module):
         self.section = config.mrope_section
 
     def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """positions (3, ...) -> cos, sin (..., head_dim). The angles are computed in fp32 whatever the model's dtype.
+        """positions (3, ...) -> cos, sin (..., head_dim / 2), the same for both halves of a head.
 
-        Nothing is kept in a buffer, so nothing can be lost when a model is built on the meta device.
+        The angles are computed in fp32 whatever the model's dtype. Nothing is kept in a buffer, so nothing can be lost when a model is built on the meta device.
         """
         half = self.head_dim // 2
         channel = torch.arange(half, device=positions.device)
@@ -137,14 +137,14 @@ class GenLIPRotaryEmbedding(nn.Module):
         axis[1 : min(3 * self.section[1], half) : 3] = 1
         axis[2 : min(3 * self.section[2], half) : 3] = 2
         angle = positions.float()[axis].movedim(0, -1) * frequency
-        angle = torch.cat([angle, angle], dim=-1)
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate x (B, T, H, head_dim) by cos, sin (B or 1, T, head_dim)."""
+    """Rotate x (B, T, H, head_dim) by cos, sin (B or 1, T, head_dim / 2): half rotation, in few passes over memory."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos.unsqueeze(2) + torch.cat([-second, first], dim=-1) * sin.unsqueeze(2)
+    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+    return torch.cat([torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)], dim=-1)
 
 
 # --- which token sees which -----------------------------------------------------------------------------------------------
@@ -329,12 +329,13 @@ class GenLIPLayerScale(nn.Module):
         super().__init__()
         self.lambda1 = nn.Parameter(torch.full((config.hidden_size,), config.ls_init_value))
 
-    def forward(self, x):
-        return x * self.lambda1
+    def forward(self, x, branch):
+        """x + lambda1 * branch in one pass over memory."""
+        return torch.addcmul(x, branch, self.lambda1)
 
 
 class GenLIPLayer(GradientCheckpointingLayer):
-    """Pre-norm: x + DP(LS1(Attn(LN1 x))), then x + DP(LS2(MLP(LN2 x)))."""
+    """Pre-norm: x + LS1(DP(Attn(LN1 x))), then x + LS2(DP(MLP(LN2 x))); layer scale and drop path commute."""
 
     def __init__(self, config: GenLIPConfig, layer_idx: int):
         super().__init__()
@@ -357,8 +358,8 @@ class GenLIPLayer(GradientCheckpointingLayer):
 
     def forward(self, x, cos, sin, plan, past_key_values=None):
         attended, weights = self.self_attn(self.layer_norm1(x), cos, sin, plan, past_key_values)
-        x = x + self.drop_path(self.layer_scale1(attended), plan)
-        return x + self.drop_path(self.layer_scale2(self.mlp(self.layer_norm2(x))), plan), weights
+        x = self.layer_scale1(x, self.drop_path(attended, plan))
+        return self.layer_scale2(x, self.drop_path(self.mlp(self.layer_norm2(x)), plan)), weights
 
 
 class GenLIPStack(nn.Module):
