@@ -128,7 +128,8 @@ class GenLIPRotaryEmbedding(nn.Module):
     def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """positions (3, ...) -> cos, sin (..., head_dim / 2), the same for both halves of a head.
 
-        The angles are computed in fp32 whatever the model's dtype. Nothing is kept in a buffer, so nothing can be lost when a model is built on the meta device.
+        The angles are computed in fp32 whatever the model's dtype.
+        Nothing is kept in a buffer, so nothing can be lost when a model is built on the meta device.
         """
         half = self.head_dim // 2
         channel = torch.arange(half, device=positions.device)
