@@ -11,8 +11,9 @@ _HOME = {
     "GenLIPVisionModel": "modeling_genlip",
     "GenLIPForPretraining": "modeling_genlip",
     "GenLIPImageProcessor": "image_processing_genlip",
+    "GenLIPProcessor": "image_processing_genlip",
 }
-__all__ = ["GenLIPConfig", "GenLIPForPretraining", "GenLIPImageProcessor", "GenLIPVisionModel", "register"]
+__all__ = ["GenLIPConfig", "GenLIPForPretraining", "GenLIPImageProcessor", "GenLIPProcessor", "GenLIPVisionModel", "register"]
 
 
 def __getattr__(name: str):
@@ -22,14 +23,18 @@ def __getattr__(name: str):
 
 
 def register() -> None:
-    """Make AutoConfig, AutoModel, AutoModelForImageTextToText and AutoImageProcessor read GenLIP folders. May be called twice."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText
+    """Make transformers' Auto classes (config, model, image-text-to-text, image processor, processor) read GenLIP folders.
+
+    May be called twice.
+    """
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
     from .configuration_genlip import GenLIPConfig
-    from .image_processing_genlip import GenLIPImageProcessor
+    from .image_processing_genlip import GenLIPImageProcessor, GenLIPProcessor
     from .modeling_genlip import GenLIPForPretraining, GenLIPVisionModel
 
     AutoConfig.register("genlip", GenLIPConfig, exist_ok=True)
     AutoModel.register(GenLIPConfig, GenLIPVisionModel, exist_ok=True)
     AutoModelForImageTextToText.register(GenLIPConfig, GenLIPForPretraining, exist_ok=True)
     AutoImageProcessor.register(GenLIPConfig, slow_image_processor_class=GenLIPImageProcessor, exist_ok=True)
+    AutoProcessor.register(GenLIPConfig, GenLIPProcessor, exist_ok=True)

@@ -1,4 +1,9 @@
-"""Configuration of GenLIP, in the field names of the released checkpoints' `config.json` (arXiv 2605.00809)."""
+"""Configuration of GenLIP, in the field names of the released checkpoints' `config.json` (arXiv 2605.00809).
+
+`GenLIPConfig(**PRESETS["genlip-so16"])` is a released size; `GenLIPConfig()` is the paper's L/16.
+"""
+
+import json
 
 from transformers import PreTrainedConfig
 
@@ -15,8 +20,34 @@ def mrope_channels(head_dim: int, section: list[int]) -> tuple[int, int, int]:
     return half - rows - columns, rows, columns
 
 
+_SO16 = {"hidden_size": 1152, "intermediate_size": 3072, "num_hidden_layers": 27, "mrope_section": [12, 12, 12]}
+
+# The released sizes. L/16 is the paper's; So/16 was released with a text width of 1024 before June 2026, of 1152 since.
+PRESETS = {
+    "genlip-l16": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 24, "text_embed_dim": 1024},
+    "genlip-so16": _SO16 | {"text_embed_dim": 1152},
+    "genlip-so16-e1024": _SO16 | {"text_embed_dim": 1024},
+    "genlip-g16": {
+        "hidden_size": 1536,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 40,
+        "text_embed_dim": 1024,
+        "mrope_section": [16, 16, 16],
+        "drop_path_rate": 0.2,
+    },
+}
+
+# What the released code can be told to do otherwise, and no released model does: any other value is refused.
+FIXED = {"use_swiglu_ffn": True, "mrope_interleaved": True, "use_llm_head": False, "hidden_act": "silu", "spatial_merge_size": 1}
+# Fields of the released config.json that only its training code reads.
+UNREAD = {"use_liger_kernel": False, "tokens_per_second": 2}
+
+
 class GenLIPConfig(PreTrainedConfig):
     """Shape of a GenLIP: a ViT of `num_hidden_layers` x `hidden_size` whose patches and caption tokens share every layer.
+
+    The paper's ablations: `gated_attention=False`, `num_register_tokens` (1 or 4; learned vectors in front of every sample's
+    patches, seen by all of it, at position 0, left out of the features).
 
     `text_embed_dim` is the width of the word embedding and of the head; where it differs from `hidden_size`, two linear maps
     join them. The defaults are the paper's L/16. Raises ValueError where heads or rotary sections do not fit the width.
@@ -35,11 +66,11 @@ class GenLIPConfig(PreTrainedConfig):
         patch_size: int = 16,
         text_embed_dim: int = 1024,
         attention_dropout: float = 0.0,
-        hidden_act: str = "silu",
         ls_init_value: float = 0.1,
         drop_path_rate: float = 0.1,
         initializer_range: float = 0.02,
         gated_attention: bool = True,
+        num_register_tokens: int = 0,
         layer_norm_eps: float = 1e-6,
         rope_theta: float = 10_000.0,
         mrope_section: list[int] | None = None,
@@ -57,11 +88,11 @@ class GenLIPConfig(PreTrainedConfig):
         self.patch_size = patch_size
         self.text_embed_dim = text_embed_dim
         self.attention_dropout = attention_dropout
-        self.hidden_act = hidden_act
         self.ls_init_value = ls_init_value
         self.drop_path_rate = drop_path_rate
         self.initializer_range = initializer_range
         self.gated_attention = gated_attention
+        self.num_register_tokens = num_register_tokens
         self.layer_norm_eps = layer_norm_eps
         self.rope_theta = rope_theta
         # Released files nest the section in `rope_scaling`, a name that transformers 5 rewrites with its own rules.
@@ -75,4 +106,43 @@ class GenLIPConfig(PreTrainedConfig):
                 f"mrope_section {self.mrope_section} leaves an axis without channels at head size "
                 f"{hidden_size // num_attention_heads} (time/row/column get {channels})"
             )
+        head_dim = kwargs.get("head_dim")
+        if head_dim is not None and head_dim != hidden_size // num_attention_heads:
+            raise ValueError(f"head_dim {head_dim} is not hidden_size {hidden_size} / num_attention_heads {num_attention_heads}")
+        for name, value in FIXED.items():
+            if kwargs.get(name, value) != value:
+                raise ValueError(f"{name}={kwargs[name]!r} is not GenLIP as published: only {value!r} is supported")
+        if tie_word_embeddings:
+            raise ValueError("tie_word_embeddings=true is not GenLIP as published: embeddings and head are separate weights")
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    def official_json(self) -> str:
+        """This configuration as the released code's `config.json`. Raises ValueError for what that code cannot build."""
+        if self.num_register_tokens:
+            raise ValueError(f"the released code knows no register tokens (num_register_tokens={self.num_register_tokens})")
+        theirs = {"architectures": ["GenLIPModel"], "model_type": self.model_type}
+        theirs |= {name: getattr(self, name) for name in OFFICIAL} | FIXED | {name: getattr(self, name, UNREAD[name]) for name in UNREAD}
+        theirs["rope_scaling"] = {"type": "mrope", "mrope_section": list(self.mrope_section)}
+        theirs["torch_dtype"] = str(self.dtype or "float32").removeprefix("torch.")
+        return json.dumps(theirs, indent=1) + "\n"
+
+
+# Fields that our config.json and the released one share.
+OFFICIAL = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "patch_size",
+    "text_embed_dim",
+    "attention_dropout",
+    "ls_init_value",
+    "drop_path_rate",
+    "initializer_range",
+    "gated_attention",
+    "rope_theta",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+)

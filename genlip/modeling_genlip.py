@@ -1,7 +1,8 @@
 """GenLIP on transformers: one stack of layers reads the patches, then speaks the caption (arXiv 2605.00809, section 3).
 
-Shapes: B samples, T tokens of a packed row, N patches, L longest sample, D width, H heads, V words.
-A packed row holds its samples one after another, each as [image patches][text]. Within a sample (Prefix-LM)
+Shapes: B samples, T tokens of a packed row, N patches, R registers a sample (none by default), L longest sample of a bucket,
+D width, H heads, V words. A packed row holds its samples one after another, each as [registers][patches][text]. Within a sample
+(Prefix-LM; registers are as patches)
 
             patches  text            patches attend to patches, both ways;
     patches  1 1 1   0 0             text attends to all patches and to the text up to itself;
@@ -15,47 +16,104 @@ heads); features are taken after `ln_post`, as the paper says; drop path acts pe
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, ModelOutput
+from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_genlip import GenLIPConfig
 
 
 @dataclass
+class GenLIPEncoderOutput(ModelOutput):
+    """`last_hidden_state` after `ln_post`: (B, N, D) of pictures, (N, D) of packed patches, split by `cu_seqlens` (B+1,).
+
+    `hidden_states` (on request): the patch embeddings and each layer's output, before `ln_post`. `attentions` (on request, eager
+    only): per layer (B, H, R+N, R+N), packed a tuple of (H, R+n, R+n), one for each sample.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+    cu_seqlens: torch.Tensor | None = None
+
+
+@dataclass
 class GenLIPOutput(ModelOutput):
-    """`logits` of the text tokens, (1, T_text, V) packed or (B, L, V) for an equal-size batch; None where only a loss was asked for."""
+    """`logits` of the text tokens, (1, T_text, V) packed or (B, L, V) for an equal-size batch; None where only a loss was asked for.
+
+    `last_hidden_state` covers all tokens, in the order of the row; the rest is as in GenLIPEncoderOutput.
+    """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
     image_logits: torch.Tensor | None = None
     past_key_values: object | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
 
 
-# --- positions ------------------------------------------------------------------------------------------------------------
+# --- where everything stands in a packed row ------------------------------------------------------------------------------
 
 
-def image_positions(grid_hw: torch.Tensor) -> torch.Tensor:
-    """(3, N) time, row, column of every patch of the grids (B, 2), row-major, packed one after another."""
-    parts = []
-    for rows, columns in grid_hw.tolist():
-        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        parts.append(torch.stack([torch.zeros_like(row), row, column]).flatten(1))
-    return torch.cat(parts, dim=1).to(grid_hw.device)
+@dataclass(frozen=True)
+class Layout:
+    """A packed row of T tokens, [registers][patches][text] sample by sample. All shapes follow from B, N and T_text alone, so that
+    a compiled graph need not look at values.
+
+    sample (T,): whose token it is; positions (3, T): time, row, column; prefix (T,): True for registers and patches;
+    source (T,): where the token stands in [R registers][N patches][T_text words], each packed over samples;
+    patches (N,), words (T_text,): where in the row they stand; starts, lens (B,): of the samples in the row.
+    """
+
+    sample: torch.Tensor
+    positions: torch.Tensor
+    prefix: torch.Tensor
+    source: torch.Tensor
+    patches: torch.Tensor
+    words: torch.Tensor
+    starts: torch.Tensor
+    lens: torch.Tensor
 
 
-def text_positions(grid_hw: torch.Tensor, text_lens: torch.Tensor) -> torch.Tensor:
-    """(3, T_text): text token j after an H x W grid stands at max(H, W) + j on all three axes; each sample starts anew."""
-    starts = grid_hw.max(dim=1).values
-    ends = text_lens.cumsum(0)
-    j = torch.arange(int(ends[-1]), device=grid_hw.device) - (ends - text_lens).repeat_interleave(text_lens)
-    return (starts.repeat_interleave(text_lens) + j).expand(3, -1)
+def lay_out(grid_hw: torch.Tensor, text_lens: torch.Tensor, patches: int, words: int, registers: int = 0) -> Layout:
+    """The row of samples with grids (B, 2) and text_lens (B,), `patches` and `words` in all.
+
+    A patch stands at (0, row, column), word j after an H x W grid at max(H, W) + j on all three axes, a register at 0;
+    each sample starts anew.
+    """
+    device = grid_hw.device
+    image_lens = grid_hw.prod(dim=1)
+    lens = registers + image_lens + text_lens
+    ends = lens.cumsum(0)
+    starts = ends - lens
+    first_patch, first_word = image_lens.cumsum(0) - image_lens, text_lens.cumsum(0) - text_lens
+
+    t = torch.arange(patches + words + registers * len(grid_hw), device=device)
+    sample = torch.searchsorted(ends, t, right=True)
+    patch = t - starts[sample] - registers  # the how-manieth patch of its sample; negative for a register
+    word = patch - image_lens[sample]  # the how-manieth word; negative for what comes before the text
+    column = grid_hw[sample, 1]
+    text = grid_hw.max(dim=1).values[sample] + word
+    is_register, is_text = patch < 0, word >= 0
+    positions = torch.stack([torch.zeros_like(t), patch // column, patch % column])
+    positions = torch.where(is_text, text, torch.where(is_register, 0, positions))
+    source = torch.where(is_text, registers + patches + first_word[sample] + word, registers + first_patch[sample] + patch)
+    source = torch.where(is_register, registers + patch, source)
+
+    i, j = torch.arange(patches, device=device), torch.arange(words, device=device)
+    of_patch = torch.searchsorted(image_lens.cumsum(0), i, right=True)
+    of_word = torch.searchsorted(text_lens.cumsum(0), j, right=True)
+    patch_places = (starts + registers - first_patch)[of_patch] + i
+    word_places = (starts + registers + image_lens - first_word)[of_word] + j
+    return Layout(sample, positions, ~is_text, source, patch_places, word_places, starts, lens)
 
 
 class GenLIPRotaryEmbedding(nn.Module):
@@ -68,8 +126,9 @@ class GenLIPRotaryEmbedding(nn.Module):
         self.section = config.mrope_section
 
     def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """positions (3, ...) -> cos, sin (..., head_dim). The angles are computed in fp32 whatever the model's dtype.
+        """positions (3, ...) -> cos, sin (..., head_dim / 2), the same for both halves of a head.
 
+        The angles are computed in fp32 whatever the model's dtype.
         Nothing is kept in a buffer, so nothing can be lost when a model is built on the meta device.
         """
         half = self.head_dim // 2
@@ -79,54 +138,113 @@ class GenLIPRotaryEmbedding(nn.Module):
         axis[1 : min(3 * self.section[1], half) : 3] = 1
         axis[2 : min(3 * self.section[2], half) : 3] = 2
         angle = positions.float()[axis].movedim(0, -1) * frequency
-        angle = torch.cat([angle, angle], dim=-1)
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate x (B, T, H, head_dim) by cos, sin (B or 1, T, head_dim)."""
+    """Rotate x (B, T, H, head_dim) by cos, sin (B or 1, T, head_dim / 2): half rotation, in few passes over memory."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos.unsqueeze(2) + torch.cat([-second, first], dim=-1) * sin.unsqueeze(2)
+    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+    return torch.cat([torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)], dim=-1)
 
 
 # --- which token sees which -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Segments:
-    """The samples of a packed row, laid out for attention: computed once a forward, used by every layer.
-
-    index (B, L): where in the row the l-th token of sample b stands (padding points at token 0);
-    valid (B, L): True for real tokens; mask (B, 1, L, L): True where a query (row) sees a key (column), None if all see all.
-    """
+class Bucket:
+    """Samples of a packed row that attend in one call: index (b, L) of their tokens in the row (padding points at token 0),
+    valid (b, L) or None if all are, mask (b, 1, L, L) or None if all see all, `samples` by number."""
 
     index: torch.Tensor
-    valid: torch.Tensor
+    valid: torch.Tensor | None
     mask: torch.Tensor | None
+    samples: list[int]
 
 
-def prefix_lm_mask(image_lens: torch.Tensor, lens: torch.Tensor, longest: int) -> torch.Tensor:
-    """(B, 1, L, L) bool, True where a query sees a key. image_lens, lens (B,): patches and all tokens of each sample.
+@dataclass(frozen=True)
+class Plan:
+    """How the tokens of a forward attend, made once, used by every layer.
 
-    A padding query sees key 0, which keeps its softmax finite; its output is dropped.
+    Rows (B, T, D): `mask` alone. A packed row (1, T, D): `sample` (T,) of each token and their number, and `buckets` with `back`
+    (T,), which undoes their order; or, for flash attention, `cu_seqlens` (B+1,) and the longest sample; or one `mask` over the row.
     """
-    i = torch.arange(longest, device=lens.device)
-    query, key = i[:, None], i[None, :]
-    sees = (key <= query) | (key < image_lens[:, None, None])
-    real = (key < lens[:, None, None]) & (query < lens[:, None, None])
-    return ((sees & real) | (key == 0)).unsqueeze(1)
+
+    mask: object | None = None
+    sample: torch.Tensor | None = None
+    samples: int = 0
+    buckets: tuple[Bucket, ...] = ()
+    back: torch.Tensor | None = None
+    cu_seqlens: torch.Tensor | None = None
+    longest: int = 0
 
 
-def segments_of(image_lens: torch.Tensor, text_lens: torch.Tensor) -> Segments:
-    """Segments of a packed row that holds samples of image_lens (B,) patches and text_lens (B,) text tokens each."""
-    lens = image_lens + text_lens
-    longest = int(lens.max())
-    start = lens.cumsum(0) - lens
-    step = torch.arange(longest, device=lens.device)
-    valid = step < lens[:, None]
-    index = torch.where(valid, start[:, None] + step, 0)
-    only_equal_images = bool((text_lens == 0).all()) and bool(valid.all())
-    return Segments(index, valid, None if only_equal_images else prefix_lm_mask(image_lens, lens, longest))
+def row_mask(layout: Layout) -> torch.Tensor:
+    """(1, 1, T, T) bool of a whole packed row, True where a query (row) sees a key (column)."""
+    t = torch.arange(len(layout.sample), device=layout.sample.device)
+    same = layout.sample[:, None] == layout.sample
+    return (same & (layout.prefix | (t <= t[:, None])))[None, None]
+
+
+def bucket_lens(lens: list[int], with_text: bool) -> list[list[int]]:
+    """Which samples attend together: sample numbers by bucket, the longest first.
+
+    A padded call needs a mask, which on a CPU takes twice the time of a plain one; many short calls cost by their number. So long
+    pictures attend with their equals only, the rest is padded as long as this adds no more than WASTE to the work.
+    """
+    buckets, work = [], 0
+    for i in sorted(range(len(lens)), key=lambda i: -lens[i]):
+        longest = lens[buckets[-1][0]] if buckets else 0
+        joined = buckets and (len(buckets[-1]) + 1) * longest**2 <= WASTE * (work + lens[i] ** 2)
+        if joined and (lens[i] == longest or with_text or longest < SHORT):
+            buckets[-1].append(i)
+        else:
+            buckets.append([i])
+            work = 0
+        work += lens[i] ** 2
+    return buckets
+
+
+WASTE, SHORT = 1.5, 128
+
+
+def plan_buckets(layout: Layout, with_text: bool) -> Plan:
+    """The plan of a packed row for attention functions that take rows."""
+    device, lens = layout.sample.device, layout.lens.tolist()
+    buckets = []
+    for samples in bucket_lens(lens, with_text):
+        start, length = layout.starts[samples, None], layout.lens[samples, None]
+        step = torch.arange(lens[samples[0]], device=device)
+        valid = step < length
+        index = torch.where(valid, start + step, 0)
+        equal = lens[samples[-1]] == lens[samples[0]]
+        mask = None
+        if with_text:
+            mask = (layout.prefix[index] & valid)[:, None] | (step <= step[:, None])
+        elif not equal:
+            mask = valid[:, None].expand(-1, len(step), -1)
+        buckets.append(Bucket(index, None if equal else valid, None if mask is None else mask[:, None], samples))
+    order = torch.cat([(b.index if b.valid is None else b.index[b.valid]).flatten() for b in buckets])
+    return Plan(sample=layout.sample, samples=len(lens), buckets=tuple(buckets), back=order.argsort())
+
+
+def plan_attention(layout: Layout, implementation: str, with_text: bool) -> Plan:
+    """The plan of a packed row for one of transformers' attention implementations."""
+    common = {"sample": layout.sample, "samples": len(layout.lens)}
+    if "flash" in implementation:
+        return Plan(**common, cu_seqlens=F.pad(layout.lens.cumsum(0), (1, 0)).int(), longest=int(layout.lens.max()))
+    if implementation == "flex_attention" or torch.compiler.is_compiling():  # shapes that follow from values would break the graph
+        return Plan(**common, mask=for_function(row_mask(layout), implementation))
+    return plan_buckets(layout, with_text)
+
+
+def for_function(mask: torch.Tensor | None, implementation: str):
+    """A boolean mask (B, 1, T, T_keys), the same for all samples, in the form that the attention function takes."""
+    if mask is None or implementation != "flex_attention":
+        return mask
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return create_block_mask(lambda b, h, q, k: mask[0, 0, q, k], None, None, *mask.shape[2:], device=mask.device)
 
 
 def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -158,26 +276,42 @@ class GenLIPAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x, cos, sin, segments=None, mask=None, past_key_values=None):
-        """x (B, T, D), or (1, T, D) with `segments`; `mask` (B, 1, T, T_keys) where there are none."""
+    def forward(self, x, cos, sin, plan: Plan, past_key_values=None):
+        """x (B, T, D), or (1, T, D) packed, as the plan says -> the same, and the attention weights (None unless eager)."""
         shape = (*x.shape[:2], self.num_heads, self.head_dim)
         query, gate = self.q_proj(x).chunk(2, dim=-1) if self.config.gated_attention else (self.q_proj(x), None)
         query = rotate(query.view(shape), cos, sin)
         key = rotate(self.k_proj(x).view(shape), cos, sin)
         value = self.v_proj(x).view(shape)
-        if segments is not None:  # each sample of the row becomes a row of its own, for the attention alone
-            query, key, value = (t[0, segments.index] for t in (query, key, value))
-            mask = segments.mask
-        query, key, value = (t.transpose(1, 2) for t in (query, key, value))
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        if plan.buckets:
+            out, weights = self.attend_buckets(query[0], key[0], value[0], plan)
+        else:
+            query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+            if past_key_values is not None:
+                key, value = past_key_values.update(key, value, self.layer_idx)
+            options = {}
+            if plan.cu_seqlens is not None:
+                options = {f"cu_seq_lens_{side}": plan.cu_seqlens for side in "qk"} | {f"max_length_{side}": plan.longest for side in "qk"}
+            out, weights = self.attend(query, key, value, plan.mask, **options)
+        out = out.reshape(*x.shape[:2], -1)
+        return self.out_proj(out if gate is None else out * gate.sigmoid()), weights
+
+    def attend(self, query, key, value, mask, **options):
+        """q, k, v (B, H, L, head_dim) -> (B, L, H, head_dim) by the attention function of the configuration."""
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.config.attention_dropout if self.training else 0.0
-        out, _ = attend(self, query, key, value, mask, dropout=dropout, scaling=self.scaling, is_causal=False)
-        if segments is not None:
-            out = out[segments.valid].unsqueeze(0)
-        out = out.reshape(*out.shape[:2], -1)
-        return self.out_proj(out if gate is None else out * gate.sigmoid())
+        return function(self, query, key, value, mask, dropout=dropout, scaling=self.scaling, is_causal=False, **options)
+
+    def attend_buckets(self, query, key, value, plan):
+        """q, k, v (T, H, head_dim) -> (T, H, head_dim), and the weights of each sample (H, n, n) where the function gives them."""
+        outs, weights = [], [None] * plan.samples
+        for bucket in plan.buckets:
+            out, scores = self.attend(*(t[bucket.index].transpose(1, 2) for t in (query, key, value)), bucket.mask)
+            outs.append(out.flatten(0, 1) if bucket.valid is None else out[bucket.valid])
+            for i, sample in enumerate(bucket.samples if scores is not None else ()):
+                n = scores.shape[-1] if bucket.valid is None else int(bucket.valid[i].sum())
+                weights[sample] = scores[i, :, :n, :n]
+        return torch.cat(outs)[plan.back], tuple(weights)
 
 
 class GenLIPMLP(nn.Module):
@@ -196,12 +330,13 @@ class GenLIPLayerScale(nn.Module):
         super().__init__()
         self.lambda1 = nn.Parameter(torch.full((config.hidden_size,), config.ls_init_value))
 
-    def forward(self, x):
-        return x * self.lambda1
+    def forward(self, x, branch):
+        """x + lambda1 * branch in one pass over memory."""
+        return torch.addcmul(x, branch, self.lambda1)
 
 
 class GenLIPLayer(GradientCheckpointingLayer):
-    """Pre-norm: x + DP(LS1(Attn(LN1 x))), then x + DP(LS2(MLP(LN2 x)))."""
+    """Pre-norm: x + LS1(DP(Attn(LN1 x))), then x + LS2(DP(MLP(LN2 x))); layer scale and drop path commute."""
 
     def __init__(self, config: GenLIPConfig, layer_idx: int):
         super().__init__()
@@ -213,21 +348,19 @@ class GenLIPLayer(GradientCheckpointingLayer):
         self.mlp = GenLIPMLP(config)
         self.layer_scale2 = GenLIPLayerScale(config)
 
-    def drop_path(self, x, segments):
+    def drop_path(self, x, plan):
         """Drop the branch of whole samples, with the same rate in every layer; the survivors are scaled up."""
         if not self.training or self.drop_path_rate == 0.0:
             return x
         keep = 1.0 - self.drop_path_rate
-        samples = len(x) if segments is None else len(segments.valid)
-        kept = torch.bernoulli(torch.full((samples,), keep, device=x.device)) / keep
-        if segments is None:
-            return x * kept.to(x.dtype)[:, None, None]
-        return x * kept.to(x.dtype).repeat_interleave(segments.valid.sum(1))[None, :, None]
+        samples = len(x) if plan.sample is None else plan.samples
+        kept = (torch.bernoulli(torch.full((samples,), keep, device=x.device)) / keep).to(x.dtype)
+        return x * (kept[:, None, None] if plan.sample is None else kept[plan.sample][None, :, None])
 
-    def forward(self, x, cos, sin, segments=None, mask=None, past_key_values=None):
-        attended = self.self_attn(self.layer_norm1(x), cos, sin, segments, mask, past_key_values)
-        x = x + self.drop_path(self.layer_scale1(attended), segments)
-        return x + self.drop_path(self.layer_scale2(self.mlp(self.layer_norm2(x))), segments)
+    def forward(self, x, cos, sin, plan, past_key_values=None):
+        attended, weights = self.self_attn(self.layer_norm1(x), cos, sin, plan, past_key_values)
+        x = self.layer_scale1(x, self.drop_path(attended, plan))
+        return self.layer_scale2(x, self.drop_path(self.mlp(self.layer_norm2(x)), plan)), weights
 
 
 class GenLIPStack(nn.Module):
@@ -236,11 +369,17 @@ class GenLIPStack(nn.Module):
         self.layers = nn.ModuleList(GenLIPLayer(config, i) for i in range(config.num_hidden_layers))
         self.rotary = GenLIPRotaryEmbedding(config)
 
-    def forward(self, x, positions, segments=None, mask=None, past_key_values=None):
-        """x (B, T, D), positions (3, B or 1, T)."""
+    def forward(self, x, positions, plan, past_key_values=None, hidden_states=None, attentions=None):
+        """x (B, T, D), positions (3, 1, T). The lists `hidden_states` and `attentions`, where given, are filled layer by layer."""
         cos, sin = self.rotary(positions, x.dtype)
         for layer in self.layers:
-            x = layer(x, cos, sin, segments=segments, mask=mask, past_key_values=past_key_values)
+            if hidden_states is not None:
+                hidden_states.append(x)
+            x, weights = layer(x, cos, sin, plan, past_key_values=past_key_values)
+            if attentions is not None:
+                attentions.append(weights)
+        if hidden_states is not None:
+            hidden_states.append(x)
         return x
 
 
@@ -278,6 +417,8 @@ class GenLIPPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["GenLIPLayer"]  # noqa: RUF012 (transformers' own convention)
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
 
     @torch.no_grad()
@@ -292,25 +433,53 @@ class GenLIPPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
         elif isinstance(module, GenLIPLayerScale):
             nn.init.constant_(module.lambda1, self.config.ls_init_value)
+        elif isinstance(module, GenLIPVisionModel) and module.registers is not None:
+            nn.init.normal_(module.registers, std=self.config.initializer_range)
         elif isinstance(module, GenLIPAttention):  # after its own linears, since children are initialised first
             for linear in (module.q_proj, module.k_proj, module.v_proj, module.out_proj):
                 nn.init.xavier_uniform_(linear.weight)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
-        """transformers' own, but strict: a missing or unexpected key is a ValueError that names it.
+        """transformers' own, but strict and without pickle: a missing, unexpected or misshapen key is a ValueError that names it.
 
         Only the encoder alone may leave a folder's text keys aside.
         """
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        source = pretrained_model_name_or_path
+        folder = Path(source)
+        pickles = sorted(f.name for f in folder.glob("*.bin")) if folder.is_dir() and not any(folder.glob("*.safetensors")) else []
+        if pickles:
+            raise ValueError(f"{source} holds pickled weights ({pickles[0]}), which could run code: save them as model.safetensors")
+        strict = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}  # mismatches are named below
+        try:
+            model, info = super().from_pretrained(source, *args, **kwargs | strict)
+        except SafetensorError as e:
+            raise ValueError(f"the weights in {source} are cut short or damaged ({e}): copy the file again") from e
+        except OSError as e:
+            raise ValueError(f"{source} is not a GenLIP folder: it needs config.json and model.safetensors ({e})") from e
         wrong = [f"missing {key}" for key in sorted(info["missing_keys"])]
         wrong += [f"unexpected {key}" for key in sorted(info["unexpected_keys"])]
+        wrong += [f"{key} is {tuple(there)}, config.json says {tuple(ours)}" for key, there, ours in sorted(info["mismatched_keys"])]
         if wrong:
             raise ValueError(
-                f"{pretrained_model_name_or_path} does not hold the weights of a {cls.__name__} of its config.json: "
+                f"{source} does not hold the weights of a {cls.__name__} of its config.json: "
                 f"{', '.join(wrong[:5])}{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}"
             )
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, *args, layout: str = "ours", **kwargs):
+        """transformers' own; `layout="official"` writes the released checkpoints' config.json (the keys of the weights are the same).
+
+        Raises ValueError where the released code could not read the result: register tokens, or the encoder alone.
+        """
+        if layout not in ("ours", "official"):
+            raise ValueError(f"layout {layout!r} is not known: 'ours' or 'official'")
+        if layout == "official" and not isinstance(self, GenLIPForPretraining):
+            raise ValueError("the released layout holds the text side too: load the folder with GenLIPForPretraining, then save it")
+        config = self.config.official_json() if layout == "official" else None  # raises before anything is written
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if config is not None:
+            (Path(save_directory) / "config.json").write_text(config)
 
 
 class GenLIPVisionModel(GenLIPPreTrainedModel):
@@ -321,31 +490,84 @@ class GenLIPVisionModel(GenLIPPreTrainedModel):
     def __init__(self, config: GenLIPConfig):
         super().__init__(config)
         self.vision_embeddings = GenLIPPatchEmbedding(config)
+        registers = config.num_register_tokens
+        self.registers = nn.Parameter(torch.zeros(registers, config.hidden_size)) if registers else None
         self.visual = GenLIPStack(config)
         self.ln_post = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    def forward(self, pixel_values: torch.Tensor, grid_hw: torch.Tensor | None = None, **kwargs) -> BaseModelOutput:
-        """pixel_values (B, 3, H, W) -> (B, N, D); or packed patches (N, 3, 16, 16) with grid_hw (B, 2) -> (N, D).
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        grid_hw: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        **kwargs,
+    ) -> GenLIPEncoderOutput:
+        """pixel_values (B, 3, H, W) -> (B, N, D); or packed patches (N, 3, 16, 16) with grid_hw (B, 2) -> (N, D) and `cu_seqlens`.
 
-        Batching never changes a result: samples do not see each other.
+        Batching never changes a result: samples do not see each other. Raises ValueError where grids and patches do not agree.
         """
+        patches, grid, rows = self._patches(pixel_values, grid_hw)
+        layout = lay_out(grid, torch.zeros_like(grid[:, 0]), patches.shape[-2], 0, self.config.num_register_tokens)
+        hidden_states, attentions = self._collectors(output_hidden_states, output_attentions)
+        x = self._through(patches, None, layout, rows, None, hidden_states, attentions)
+
+        def features(x):  # registers have served their turn
+            x = x if self.registers is None else x[:, layout.patches]
+            return x if rows else x[0]
+
+        return GenLIPEncoderOutput(
+            last_hidden_state=features(x),
+            hidden_states=None if hidden_states is None else tuple(map(features, hidden_states)),
+            attentions=None if attentions is None else tuple(attentions),
+            cu_seqlens=None if rows else F.pad(grid.prod(dim=1).cumsum(0), (1, 0)).int(),
+        )
+
+    def _patches(self, pixel_values, grid_hw):
+        """Embedded patches and their grids: (B, N, D), (1, 2), True for pictures; (N, D), (B, 2), False for packed patches.
+
+        A batch of equal pictures is laid out as one sample, which all its rows share.
+        """
+        p = self.config.patch_size
         if grid_hw is None:
-            b = len(pixel_values)
-            grid = torch.tensor([[side // self.config.patch_size for side in pixel_values.shape[2:]]], device=pixel_values.device)
-            x = self.vision_embeddings(to_patches(pixel_values, self.config.patch_size)).view(b, -1, self.config.hidden_size)
-            return BaseModelOutput(last_hidden_state=self.ln_post(self.visual(x, image_positions(grid).unsqueeze(1))))
-        check_grid(pixel_values, grid_hw)
-        x = self.vision_embeddings(pixel_values).unsqueeze(0)
-        lens = grid_hw.prod(dim=1)
-        x = self.visual(x, image_positions(grid_hw).unsqueeze(1), segments_of(lens, torch.zeros_like(lens)))
-        return BaseModelOutput(last_hidden_state=self.ln_post(x)[0])
+            if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+                raise ValueError(f"pixel_values {tuple(pixel_values.shape)}: give pictures (B, {self.config.num_channels}, H, W)")
+            grid = torch.tensor([[side // p for side in pixel_values.shape[2:]]], device=pixel_values.device)
+            patches = self.vision_embeddings(to_patches(pixel_values, p))
+            return patches.view(len(pixel_values), -1, self.config.hidden_size), grid, True
+        if pixel_values.shape[1:] != (self.config.num_channels, p, p):
+            raise ValueError(
+                f"pixel_values {tuple(pixel_values.shape)} beside grid_hw: give patches (N, {self.config.num_channels}, {p}, {p})"
+            )
+        if not torch.compiler.is_compiling() and int(grid_hw.prod(dim=1).sum()) != len(pixel_values):
+            number = int(grid_hw.prod(dim=1).sum())
+            raise ValueError(f"grid_hw {grid_hw.tolist()} makes {number} patches, but {len(pixel_values)} were given")
+        return self.vision_embeddings(pixel_values), grid_hw, False
 
+    def _collectors(self, output_hidden_states, output_attentions):
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError("attention weights exist in eager attention only: from_pretrained(..., attn_implementation='eager')")
+        return [] if output_hidden_states else None, [] if output_attentions else None
 
-def check_grid(patches: torch.Tensor, grid_hw: torch.Tensor) -> None:
-    """Raises ValueError where the grids do not add up to the number of patches."""
-    if int(grid_hw.prod(dim=1).sum()) != len(patches):
-        raise ValueError(f"grid_hw {grid_hw.tolist()} makes {int(grid_hw.prod(dim=1).sum())} patches, but {len(patches)} were given")
+    def _through(self, patches, words, layout, rows, cache, hidden_states, attentions):
+        """Patches and words (None for the encoder alone) through all layers and `ln_post` -> (B, T, D), or (1, T, D) packed."""
+        implementation = self.config._attn_implementation
+        if words is not None and "flash" in implementation:
+            raise ValueError("flash attention knows no prefix mask: read captions with attn_implementation='sdpa' or 'flex_attention'")
+        parts = [patches] if words is None else [patches, words.to(patches.dtype)]
+        if rows:
+            if self.registers is not None:
+                parts.insert(0, self.registers.expand(len(patches), -1, -1))
+            x = torch.cat(parts, dim=1)
+            plan = Plan(mask=None if words is None else for_function(row_mask(layout), implementation))
+        else:
+            if self.registers is not None:
+                parts.insert(0, self.registers)
+            x = (torch.cat(parts)[layout.source] if len(parts) > 1 else patches).unsqueeze(0)
+            plan = plan_attention(layout, implementation, words is not None)
+        x = self.visual(x, layout.positions.unsqueeze(1), plan, cache, hidden_states, attentions)
+        return self.ln_post(x)
 
 
 class GenLIPForPretraining(GenLIPVisionModel, GenerationMixin):
@@ -378,6 +600,8 @@ class GenLIPForPretraining(GenLIPVisionModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         output_image_logits: bool = False,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
         past_key_values=None,
         **kwargs,
     ) -> GenLIPOutput:
@@ -386,68 +610,101 @@ class GenLIPForPretraining(GenLIPVisionModel, GenerationMixin):
         after the first call and the keys of picture and text so far come from `past_key_values`.
 
         With `labels` (as input_ids; -100 = no loss) the head runs only where there is a label, `logits` is None, and
-        loss = sum over labelled tokens / `num_items_in_batch` (their number here, if not given).
+        loss = sum over labelled tokens / `num_items_in_batch` (their number here, if not given). Raises ValueError for word ids
+        beyond the vocabulary, text beyond `max_position_embeddings`, grids or lengths that do not add up.
         """
-        embedded = self.in_proj(self.embeddings(input_ids))
         if past_key_values is not None and past_key_values.get_seq_length():
-            return self._continue(embedded, past_key_values)
-        batch = grid_hw is None
-        if batch:
-            b, length = input_ids.shape
-            grid_hw = torch.tensor([[side // self.config.patch_size for side in pixel_values.shape[2:]]] * b, device=input_ids.device)
-            text_lens = torch.full((b,), length, device=input_ids.device)
-            pixel_values = to_patches(pixel_values, self.config.patch_size)
-        check_grid(pixel_values, grid_hw)
-        patches = self.vision_embeddings(pixel_values)
-        image_lens = grid_hw.prod(dim=1)
-        # One order for all: sample by sample, patches before text.
-        is_text = torch.stack([torch.zeros_like(text_lens), torch.ones_like(text_lens)], 1).flatten().bool()
-        is_text = is_text.repeat_interleave(torch.stack([image_lens, text_lens], 1).flatten())
-        x = patches.new_empty(len(is_text), self.config.hidden_size)
-        x[~is_text], x[is_text] = patches, embedded.reshape(-1, self.config.hidden_size).to(patches.dtype)
-        positions = image_lens.new_empty(3, len(is_text))
-        positions[:, ~is_text], positions[:, is_text] = image_positions(grid_hw), text_positions(grid_hw, text_lens)
-        if batch:  # all samples are equally long: rows instead of segments, which a KV cache can follow
-            x, positions = x.view(b, -1, x.shape[-1]), positions.view(3, b, -1)
-            mask = prefix_lm_mask(image_lens, image_lens + text_lens, x.shape[1])
-            if past_key_values is not None:
-                past_key_values.image_tokens, past_key_values.text_start = int(image_lens[0]), int(grid_hw[0].max())
-            x = self.visual(x, positions, mask=mask, past_key_values=past_key_values)
-        else:
-            x = self.visual(x.unsqueeze(0), positions.unsqueeze(1), segments_of(image_lens, text_lens))
-        x = self.ln_post(x)
-        flat = x.reshape(-1, x.shape[-1])
-        text = flat[is_text]
+            return self._continue(input_ids, past_key_values)
+        if pixel_values is None:
+            raise ValueError("pixel_values is missing: GenLIP speaks about a picture")
+        patches, grid, rows = self._patches(pixel_values, grid_hw)
+        if not rows and len(grid) == 1:  # one sample of patches is a row as any other, which a KV cache can follow
+            patches, rows, text_lens = patches.unsqueeze(0), True, None
+        if rows:
+            text_lens = torch.tensor([input_ids.shape[1]], device=grid.device)
+        self._check_text(input_ids, grid, text_lens, len(patches) if rows else 1)
+        words = self.in_proj(self.embeddings(input_ids))
+        registers = self.config.num_register_tokens
+        layout = lay_out(grid, text_lens, patches.shape[-2], input_ids.shape[1], registers)
+        if past_key_values is not None:
+            if not rows:
+                raise ValueError("a KV cache follows one sample a row: generate from pictures of one size, or from one sample of patches")
+            past_key_values.image_tokens, past_key_values.text_start = registers + patches.shape[1], int(grid.max())
+        hidden_states, attentions = self._collectors(output_hidden_states, output_attentions)
+        x = self._through(patches, words if rows else words[0], layout, rows, past_key_values, hidden_states, attentions)
+
+        text = x[:, layout.words]
         loss = logits = None
         if labels is not None:
-            loss = self._caption_loss(text, labels.reshape(-1), text_lens, num_items_in_batch)
+            loss = self._caption_loss(text.flatten(0, 1), labels, layout.sample[layout.words], num_items_in_batch)
         else:
-            logits = self.lm_head(self.proj(text)).view(*input_ids.shape, -1)
-        image_logits = self.lm_head(self.proj(flat[~is_text])) if output_image_logits else None
-        return GenLIPOutput(loss=loss, logits=logits, last_hidden_state=x, image_logits=image_logits, past_key_values=past_key_values)
+            logits = self.lm_head(self.proj(text))
+        image_logits = self.lm_head(self.proj(x[:, layout.patches].flatten(0, 1))) if output_image_logits else None
+        return GenLIPOutput(
+            loss=loss,
+            logits=logits,
+            last_hidden_state=x,
+            image_logits=image_logits,
+            past_key_values=past_key_values,
+            hidden_states=None if hidden_states is None else tuple(hidden_states),
+            attentions=None if attentions is None else tuple(attentions),
+        )
 
-    def _caption_loss(self, text, labels, text_lens, num_items):
-        """Each text token predicts the next one of its sample; a sample's last token predicts nothing."""
-        target = F.pad(labels[1:], (0, 1), value=-100)
-        target[text_lens.cumsum(0) - 1] = -100
+    def _check_text(self, input_ids, grid, text_lens, batch):
+        if torch.compiler.is_compiling():
+            return
+        if text_lens is None:
+            raise ValueError("text_lens (B,) is missing: it says which words belong to which of the packed samples")
+        if len(input_ids) != batch:
+            raise ValueError(f"input_ids has {len(input_ids)} rows, the pictures make {batch}")
+        if len(text_lens) != len(grid) or int(text_lens.sum()) != input_ids.shape[1]:
+            raise ValueError(
+                f"text_lens {text_lens.tolist()} do not share {input_ids.shape[1]} words among the {len(grid)} sample(s) of grid_hw"
+            )
+        if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < self.config.vocab_size:
+            raise ValueError(
+                f"word ids reach from {int(input_ids.min())} to {int(input_ids.max())}, the vocabulary has {self.config.vocab_size}: "
+                "use the tokenizer that the model was trained with"
+            )
+        self._check_end(int((grid.max(dim=1).values + text_lens).max()))
+
+    def _check_end(self, end):
+        if end > self.config.max_position_embeddings:
+            raise ValueError(f"the text ends at position {end}, max_position_embeddings is {self.config.max_position_embeddings}: cut it")
+
+    def _caption_loss(self, text, labels, sample, num_items):
+        """Each text token predicts the next one of its sample; a sample's last token predicts nothing.
+
+        text (B*L or T_text, D), labels (B, L) or (1, T_text), sample (L,) or (T_text,): whose word it is, in a row.
+        """
+        target = F.pad(labels[:, 1:], (0, 1), value=-100)
+        target[:, :-1].masked_fill_(sample[1:] != sample[:-1], -100)
+        target = target.reshape(-1)
         labelled = target != -100
         logits = self.lm_head(self.proj(text[labelled])).float()
         total = F.cross_entropy(logits, target[labelled], reduction="sum")
         return total / (labelled.sum().clamp(min=1) if num_items is None else num_items)
 
-    def _continue(self, embedded, cache):
-        """The next text tokens (B, l) behind a picture and a text whose keys are in the cache."""
-        step = torch.arange(embedded.shape[1], device=embedded.device)
-        behind = cache.get_seq_length() + step
-        positions = (behind - cache.image_tokens + cache.text_start).expand(3, 1, -1)
-        seen = torch.arange(int(behind[-1]) + 1, device=embedded.device)
-        mask = (seen <= behind[:, None])[None, None]
-        x = self.ln_post(self.visual(embedded, positions, mask=mask, past_key_values=cache))
+    def _continue(self, input_ids, cache):
+        """The next words (B, l) behind a picture and a text whose keys are in the cache."""
+        cached, new = cache.get_seq_length(), input_ids.shape[1]
+        start = cached - cache.image_tokens + cache.text_start
+        self._check_end(start + new)
+        step = torch.arange(new, device=input_ids.device)
+        positions = (start + step).expand(3, 1, -1)
+        seen = torch.arange(cached + new, device=input_ids.device)
+        mask = None if new == 1 else (seen <= cached + step[:, None])[None, None]  # one word sees all that is there
+        plan = Plan(mask=for_function(mask, self.config._attn_implementation))
+        x = self.ln_post(self.visual(self.in_proj(self.embeddings(input_ids)), positions, plan, cache))
         return GenLIPOutput(logits=self.lm_head(self.proj(x)), last_hidden_state=x, past_key_values=cache)
 
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, pixel_values=None, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, past_key_values=None, pixel_values=None, grid_hw=None, attention_mask=None, **kwargs
+    ):
         """transformers' `generate` counts text tokens; the picture in front of them is known to the cache alone."""
+        if attention_mask is not None and not attention_mask.all():
+            raise ValueError("prompts in one batch must be equally long: GenLIP's rows have no padding")
         cached = past_key_values.get_seq_length() if past_key_values is not None else 0
         if not cached:
-            return {"input_ids": input_ids, "pixel_values": pixel_values, "past_key_values": past_key_values}
+            return {"input_ids": input_ids, "pixel_values": pixel_values, "grid_hw": grid_hw, "past_key_values": past_key_values}
         return {"input_ids": input_ids[:, cached - past_key_values.image_tokens :], "past_key_values": past_key_values}

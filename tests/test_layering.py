@@ -32,6 +32,8 @@ TORCH_FREE = (
 COMMANDS = (
     "genlip.train",
     "genlip.speak",
+    "genlip.convert",
+    "genlip.benchmark",
     "llava_plugin.encoders",
     "llava_plugin.fetch",
     "train_mllm.train",
