@@ -147,12 +147,12 @@ def test_weights_of_another_family_or_size_or_absent_are_refused_with_the_comman
     ):
         VisionTower.from_encoder("clip-tiny")
     VisionTower.from_encoder("siglip2-tiny").encoder.save_pretrained(tmp_path / "siglip-l16-384")
-    with pytest.raises(ValueError, match="has width 1024 and patch 16, but .* holds width 128 and patch 16"):
+    with pytest.raises(ValueError, match=r"has width 1024 and patch 16, but .* holds width 128 and patch 16"):
         VisionTower.from_encoder("siglip-l16-384")
     folder = tmp_path / "bare"
     VisionTower.from_encoder("aimv2-tiny").encoder.save_pretrained(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="the weights in .*bare cannot be read"):
+    with pytest.raises(ValueError, match=r"the weights in .*bare cannot be read"):
         VisionTower.from_encoder(f"mine={folder}")
 
 
