@@ -78,7 +78,11 @@ def test_the_prompt_is_chatml_on_the_real_tokenizer(shared):
     pad = tokenizer.convert_tokens_to_ids("<|image_pad|>")
     messages = [{"role": "system", "content": "Be brief."}, *user("What is it?", 1)]
     ids = mllm.prompt_ids(tokenizer, messages, pad, 3)
-    text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n" + "<|image_pad|>" * 3 + "\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
+    text = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+        + "<|image_pad|>" * 3
+        + "\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert tokenizer.decode(ids) == text and ids == tokenizer(text).input_ids
 
 
