@@ -31,7 +31,7 @@ ROOT_HINT = "clone it (git clone https://github.com/LLaVA-VL/LLaVA-NeXT) and exp
 
 @dataclass(frozen=True)
 class Shim:
-    """One thing that stops LLaVA-NeXT on newer libraries. `needed()` looks; `apply()` mends. `when`: before or after `llava` is imported."""
+    """One thing that stops LLaVA-NeXT on newer libraries: `needed()` looks, `apply()` mends, before or after `llava` is imported."""
 
     name: str
     why: str
@@ -239,7 +239,8 @@ def _rope() -> None:
 SHIMS = (
     Shim("names moved in transformers.modeling_utils", "transformers 5 keeps or dropped them in pytorch_utils; Q-Former imports them",
          "before", lambda: bool(_lacks("transformers.modeling_utils", *MOVED)), _moved),
-    Shim("transformers.file_utils", "removed in transformers 5; Q-Former imports it", "before", lambda: _absent("transformers.file_utils"), _file_utils),
+    Shim("transformers.file_utils", "removed in transformers 5; Q-Former imports it", "before",
+         lambda: _absent("transformers.file_utils"), _file_utils),
     Shim("bundled trl", "DPOTrainer is imported for training without DPO, and the bundled trl fits transformers 4 only", "before",
          lambda: "trl.trainer" not in sys.modules, _trl),
     Shim("names gone from transformers.trainer", "LLaVATrainer imports them from there", "before",
@@ -252,7 +253,7 @@ SHIMS = (
     Shim("LLaVATrainer's arguments", "transformers 5: processing_class for tokenizer, other signatures, no group_by_length", "after",
          _is_version_5, _trainer_arguments),
     Shim("torch.cuda.synchronize", "called on machines without a GPU too", "after", lambda: not _cuda(), _synchronize),
-    Shim("preprocess_qwen", "Qwen2.5 has more special tokens than the two it unpacks; transformers 5 returns a dict from a template", "after",
+    Shim("preprocess_qwen", "Qwen2.5 has more special tokens than the two it unpacks; templates give a dict in transformers 5", "after",
          lambda: True, _preprocess_qwen),
     Shim("LlavaQwenForCausalLM.__init__", "wipes rope_parameters in transformers 5", "after", _is_version_5, _rope),
 )  # fmt: skip
@@ -391,11 +392,9 @@ def load(checkpoint: Path):
         for (key, buffer), (_, right) in zip(tower.named_buffers(), fresh.named_buffers()):
             if key not in saved:
                 buffer.copy_(right)
-    recorded = checkpoint / "encoder_digest.txt"
-    if recorded.is_file() and recorded.read_text().strip() != digest(tower):
-        raise ValueError(
-            f"{checkpoint}: its encoder has digest {digest(tower)[:8]}, {recorded.name} says {recorded.read_text()[:8]}: copy the checkpoint again"
-        )
+    recorded, found = checkpoint / "encoder_digest.txt", digest(tower)
+    if recorded.is_file() and (said := recorded.read_text().strip()) != found:
+        raise ValueError(f"{checkpoint}: its encoder has digest {found[:8]}, {recorded.name} says {said[:8]}: copy the checkpoint again")
     return model.eval()
 
 
@@ -530,9 +529,7 @@ def doctor() -> int:
     for shim in SHIMS:
         print(f"  {'mended' if shim.name in applied else 'fine':8}{shim.name}: {shim.why}")
     print("  note    --warmup_ratio: transformers 5 takes --warmup_steps, where a share below 1 is read as a ratio")
-    print(
-        "  note    DeepSpeed 0.19 casts nothing outside zero.Init: train with --bf16 and the tower in the model, as here, or without --deepspeed"
-    )
+    print("  note    DeepSpeed 0.19 casts nothing outside zero.Init: train in bf16 or without --deepspeed")
     return 0
 
 

@@ -13,7 +13,6 @@ from llava_plugin import llava_next
 ROOT = Path(__file__).parents[2]
 NEXT = os.environ.get("LLAVA_NEXT_ROOT")
 real = pytest.mark.skipif(not NEXT, reason="$LLAVA_NEXT_ROOT names no LLaVA-NeXT checkout: clone it to run this")
-qwen = real
 
 
 def python(*arguments, check=True):
@@ -47,7 +46,8 @@ def run_training(world, shared, out, parts, vision_tower="enc:genlip-tiny"):
     return python(
         "-m", "llava_plugin.llava_next", "train", "--model_name_or_path", world / "qwen-tiny", "--version", "qwen_1_5",
         "--data_path", world / "data.json", "--image_folder", shared / "sft" / "images", "--vision_tower", vision_tower,
-        "--mm_tunable_parts", parts, "--mm_projector_type", "mlp2x_gelu", "--mm_vision_select_layer", "-2", "--image_aspect_ratio", "square",
+        "--mm_tunable_parts", parts, "--mm_projector_type", "mlp2x_gelu", "--mm_vision_select_layer", "-2",
+        "--image_aspect_ratio", "square",
         "--mm_patch_merge_type", "flat", "--mm_use_im_start_end", "False", "--mm_use_im_patch_token", "False", "--bf16", "True",
         "--output_dir", out, "--max_steps", "2", "--per_device_train_batch_size", "2", "--learning_rate", "1e-2", "--save_strategy", "no",
         "--logging_steps", "1", "--report_to", "none", "--lazy_preprocess", "True", "--attn_implementation", "sdpa", "--use_cpu", "True",
@@ -156,7 +156,7 @@ except ValueError as error:
 
 @real
 def test_other_names_reach_the_original_function():
-    assert python("-c", OTHERS).stdout.split("True")[1:] and python("-c", OTHERS).stdout.strip().splitlines()[-6:] == ["True"] * 6
+    assert python("-c", OTHERS).stdout.strip().splitlines()[-6:] == ["True"] * 6
 
 
 @real
