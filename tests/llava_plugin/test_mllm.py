@@ -223,7 +223,7 @@ def test_learns_ten_real_conversations_by_heart(shared, tmp_path):
     model, tokenizer = mllm.build(tower, str(tmp_path / "llama-tiny"))
     samples = [(tower.preprocess([image]), *supervised(tokenizer, model.config, c)) for image, c in found]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
-    for step in range(80):
+    for _ in range(80):
         loss = 0.0
         for pixels, ids, labels in samples:
             out = model(input_ids=ids, pixel_values=pixels, labels=labels)
@@ -236,7 +236,7 @@ def test_learns_ten_real_conversations_by_heart(shared, tmp_path):
     mllm.save(model.eval(), tokenizer, tmp_path / "export", {})
     loaded = mllm.load(tmp_path / "export")
     answers = loaded.answer([c[:1] for _, c in found], [[image] for image, _ in found], max_new_tokens=400)
-    assert answers == [c[1]["content"].strip() for _, c in found], (step, loss)
+    assert answers == [c[1]["content"].strip() for _, c in found], loss
 
 
 @pytest.fixture(scope="module")
