@@ -258,7 +258,8 @@ def lacks_torchvision(family: str) -> str | None:
     absent = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
     if family != "timm_wrapper" or not absent:
         return None
-    return f"needs a working torchvision and timm (absent: {', '.join(absent)}); `make test-all` builds .venv-peers with both"
+    names = f"needs a working torchvision and timm (absent: {', '.join(absent)})"
+    return f"{names}: pip install --no-deps timm torchvision, both fitting this torch, in an environment of its own"
 
 
 def same_budget(specs: list[EncoderSpec]) -> int:

@@ -258,7 +258,7 @@ def _from_config(config: PreTrainedConfig) -> PreTrainedModel:
         return AutoModel.from_config(config)
     except (ImportError, RuntimeError) as e:  # a torchvision that does not fit the torch raises RuntimeError at import
         raise ValueError(
-            f"{config.model_type} cannot be built here: {e}; timm needs a working torchvision (`make test-all`: .venv-peers)"
+            f"{config.model_type} cannot be built here: {e}; timm needs a torchvision that fits this torch"
         ) from e
 
 

@@ -169,7 +169,7 @@ def test_verify_says_what_is_there(capsys, tmp_path, monkeypatch):
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="this environment has torchvision")
 def test_a_timm_folder_says_what_it_needs(tmp_path):
     (tmp_path / "config.json").write_text('{"architecture": "resnet18", "pretrained_cfg": {"input_size": [3, 64, 64]}}')
-    with pytest.raises(ValueError, match=r"needs a working torchvision and timm \(absent: timm, torchvision\); `make test-all`"):
+    with pytest.raises(ValueError, match=r"needs a working torchvision and timm \(absent: timm, torchvision\): pip install"):
         resolve(str(tmp_path))
 
 
