@@ -367,13 +367,22 @@ def install() -> list[str]:
     return applied
 
 
+def encoder_digest(tower) -> str:
+    """The digest of a tower's weights as float32, which holds bfloat16 and float16 exactly: training and loading differ in dtype."""
+    import copy
+
+    from .tower import digest
+
+    return digest(copy.deepcopy(tower).float())
+
+
 def load(checkpoint: Path):
     """A LLaVA-NeXT checkpoint with one of our towers, as LlavaQwenForCausalLM. ValueError where its tower is not the one recorded."""
     install()
     import torch
     from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 
-    from .tower import VisionTower, digest
+    from .tower import VisionTower
 
     config = json.loads((checkpoint / "config.json").read_text())
     name = str(config.get("mm_vision_tower"))
@@ -392,7 +401,7 @@ def load(checkpoint: Path):
         for (key, buffer), (_, right) in zip(tower.named_buffers(), fresh.named_buffers()):
             if key not in saved:
                 buffer.copy_(right)
-    recorded, found = checkpoint / "encoder_digest.txt", digest(tower)
+    recorded, found = checkpoint / "encoder_digest.txt", encoder_digest(tower)
     if recorded.is_file() and (said := recorded.read_text().strip()) != found:
         raise ValueError(f"{checkpoint}: its encoder has digest {found[:8]}, {recorded.name} says {said[:8]}: copy the checkpoint again")
     return model.eval()
@@ -403,17 +412,13 @@ def train(arguments: list[str]) -> None:
     applied = install()
     print(f"LLaVA-NeXT from {find_llava()}; mended: {', '.join(applied) or 'nothing'}", file=sys.stderr)
     module = importlib.import_module("llava.train.train")
-    from .tower import digest
-
-    kept = {}
     saver = module.safe_save_model_for_hf_trainer
 
     def save(trainer, output_dir):
         saver(trainer=trainer, output_dir=output_dir)
         tower = trainer.model.get_vision_tower()
         if tower is not None and str(getattr(tower, "vision_tower_name", "")).startswith(PREFIX) and trainer.args.should_save:
-            kept["digest"] = digest(tower.tower)
-            (Path(output_dir) / "encoder_digest.txt").write_text(kept["digest"] + "\n")
+            (Path(output_dir) / "encoder_digest.txt").write_text(encoder_digest(tower.tower) + "\n")
 
     module.safe_save_model_for_hf_trainer, argv = save, sys.argv
     sys.argv = ["train.py", *arguments]
@@ -476,7 +481,6 @@ def to_llava_next(export: Path, checkpoint: Path) -> None:
     from safetensors.torch import save_file
 
     from . import mllm
-    from .tower import digest
 
     native = mllm.load(export, device="cpu")
     model, text = native.model, native.model.config.text_config
@@ -505,7 +509,7 @@ def to_llava_next(export: Path, checkpoint: Path) -> None:
         {key: value.contiguous().clone() for key, value in state.items()}, checkpoint / "model.safetensors", metadata={"format": "pt"}
     )
     native.tokenizer.save_pretrained(checkpoint)
-    (checkpoint / "encoder_digest.txt").write_text(digest(native.tower) + "\n")
+    (checkpoint / "encoder_digest.txt").write_text(encoder_digest(native.tower) + "\n")
 
 
 # --- command ----------------------------------------------------------------------------------------------------------------
