@@ -190,6 +190,20 @@ def write_conversations(folder: Path, train: list[Picture]) -> None:
     (folder / "conversations.json").write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n")
 
 
+def write_caption_conversations(file: Path, train: list[Picture]) -> None:
+    """captions.json: one turn a captioned picture, its caption; LLaVA's first stage. Pictures are those of conversations.json."""
+    records = [
+        {
+            "id": f"easy-vqa-caption-{picture.id}",
+            "image": f"images/{picture.id}.png",
+            "conversations": [{"from": "human", "value": f"<image>\n{CAPTION_PROMPT}"}, {"from": "gpt", "value": text}],
+        }
+        for picture in train
+        if (text := caption(picture))
+    ]
+    file.write_text(json.dumps(records, indent=1) + "\n")
+
+
 def training_text(train: list[Picture]) -> Iterator[str]:
     yield CAPTION_PROMPT
     yield PROMPT_SUFFIX.strip()
@@ -267,6 +281,7 @@ def make(out: Path, copies: int = 8, seed: int = 0) -> str:
     with written_aside(world) as aside:
         captioned, held_out = write_captions(aside / "captions", aside / "captions-held-out", train, test, copies, seed)
         write_conversations(aside / "sft", train)
+        write_caption_conversations(aside / "sft" / "captions.json", train)
         (aside / "text.txt").write_text("".join(f"{line}\n" for line in training_text(train)))
         counts = {"captioned": captioned, "captioned_test": held_out, "conversations": len(train)}
         counts |= {"questions": sum(len(picture.questions) for picture in train)}

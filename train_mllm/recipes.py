@@ -19,7 +19,7 @@ class Recipe:
     data: str = ""  # LLaVA or OpenAI JSON, parquet, or a folder made by train_mllm.prepare_data
     images: str = ""  # the folder that the JSON's picture paths start from
     out: str = ""  # the run folder
-    init: str = ""  # the export of a projector stage to start from
+    init: str = ""  # an earlier stage's export to start from: its projector, and its language model if that learnt too
     train_encoder: bool = False
     resolution: int = 0  # pixels a side; 0: the encoder's own (24 x 24 tokens for the released ones)
     turns: str = "dialogue"  # "independent": each turn sees the picture and itself alone, packed in one row without loss
@@ -67,14 +67,14 @@ def sft_qwen1_5b_unfrozen() -> Recipe:
 
 
 def tiny_sft() -> Recipe:
-    """A language model of a million parameters from scratch, on two cores: so it takes a pretraining's learning rate."""
+    """A language model of half a million parameters from scratch, on two cores: so it takes a pretraining's learning rate."""
     return Recipe(
         "tiny-sft",
         encoder="genlip-tiny",
         llm="llama-tiny",
         turns="independent",
         max_length=2048,
-        max_steps=800,
+        max_steps=600,
         batch=16,
         lr=1e-3,
         bf16=False,
@@ -84,7 +84,16 @@ def tiny_sft() -> Recipe:
     )
 
 
+def tiny_captions() -> Recipe:
+    """The stage before `tiny-sft`, LLaVA's first one: captions alone, but here the language model learns too, since it is new.
+
+    Without it a small language model hardly learns to read what a tiny encoder does not offer linearly: among ten questions a
+    picture, too few ask for it outright.
+    """
+    return replace(tiny_sft(), preset="tiny-captions", batch=128, max_steps=250)
+
+
 PRESETS = {
     make().preset: make
-    for make in (projector, sft_qwen7b_frozen, sft_qwen1_5b_frozen, sft_qwen7b_unfrozen, sft_qwen1_5b_unfrozen, tiny_sft)
+    for make in (projector, sft_qwen7b_frozen, sft_qwen1_5b_frozen, sft_qwen7b_unfrozen, sft_qwen1_5b_unfrozen, tiny_sft, tiny_captions)
 }

@@ -87,7 +87,7 @@ def train(recipe: Recipe) -> Path:
     tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None)
     model, tokenizer = mllm.build(tower, encoders.find_llm(recipe.llm), dtype=dtype, seed=recipe.seed)
     if recipe.init:
-        _start_from(model, recipe)
+        start_from(model, recipe)
     if not recipe.train_encoder:
         tower.freeze()
     if recipe.stage == "projector":
@@ -107,6 +107,8 @@ def train(recipe: Recipe) -> Path:
         features = cached_features(data, tower, ledger["digest"])
         if recipe.standardise:
             mean, std = channel_statistics(features)
+            if recipe.init:  # its projector was made for plain features: undo, for the time of training, what the end will fold in
+                fold_standardisation(model.model.multi_modal_projector.linear_1, -mean / std, 1 / std)
     dataset = Conversations(data, tokenizer, model.config, recipe, features, mean, std)
     collator = Collator(tower.preprocess)
     use_packed_attention(model)
@@ -247,8 +249,11 @@ def _optimizer(model, recipe: Recipe):
     return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
 
 
-def _start_from(model, recipe: Recipe) -> None:
-    """Take the projector of an earlier stage. Raises ValueError where it was made for another encoder or language model."""
+def start_from(model, recipe: Recipe) -> None:
+    """Take over what an earlier stage taught: the projector, and of an SFT stage the language model too. The encoder stays the recipe's.
+
+    Raises ValueError where the export was made for another encoder or language model.
+    """
     from transformers import LlavaForConditionalGeneration
 
     from llava_plugin import register
@@ -262,6 +267,9 @@ def _start_from(model, recipe: Recipe) -> None:
             f"{recipe.init} is a projector from {provenance['encoder']} to {provenance['llm']}, not from {recipe.encoder} to {recipe.llm}"
         )
     ours.load_state_dict(found.state_dict())
+    if provenance["stage"] == "sft":
+        model.model.language_model.load_state_dict(theirs.model.language_model.state_dict())
+        model.lm_head.load_state_dict(theirs.lm_head.state_dict())
 
 
 def _versions() -> dict:

@@ -59,13 +59,13 @@ def test_projector_stage_trains_the_projector_alone_and_sft_starts_from_it(recip
     said = provenance(projector)
     assert said["stage"] == "projector" and said["llm_digest_before"] == said["llm_digest"]
     started = {}
-    real = train_module._start_from
+    real = train_module.start_from
 
     def spy(model, recipe):
         real(model, recipe)
         started.update({n: p.detach().clone() for n, p in model.model.multi_modal_projector.named_parameters()})
 
-    monkeypatch.setattr(train_module, "_start_from", spy)
+    monkeypatch.setattr(train_module, "start_from", spy)
     train(replace(recipe, init=str(projector)))
     saved = dict(mllm.load(projector).model.model.multi_modal_projector.named_parameters())
     assert started and all(saved[n].equal(p) for n, p in started.items())
