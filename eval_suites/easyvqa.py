@@ -9,6 +9,7 @@ Writes, under --out:
     easy-vqa/captions/train-NNNNNN.tar      WebDataset, .png and .json {"caption": "a blue circle."}; shard k is copy k of every picture
     easy-vqa/captions-held-out/test-000000.tar   captions of test pictures: to validate on, never to train on
     easy-vqa/sft/conversations.json         LLaVA form, all questions of a picture in one record, pictures under sft/images/
+    easy-vqa/sft/captions.json              LLaVA form, the caption of each training picture that has one
     easy-vqa/text.txt                       every training sentence, a line each, for a small tokenizer
     easy-vqa/made.json                      settings and counts
     genlip-eval/easy-vqa/{shape,colour,yes_no}/test-00000-of-00001.parquet and manifest.json

@@ -7,7 +7,7 @@
 
 A vision tower named `enc:KEY_OR_PATH` is ours; every other name reaches LLaVA-NeXT's own function. HEAD (df17966) was written for
 transformers 4.40; what it lacks in a newer one is in `SHIMS`, each with its reason, applied only where needed, each removable.
-Tried with transformers 5.23, torch 2.13, accelerate 1.15, without DeepSpeed. Start-up costs about 10 s more than its own train.py.
+Tried with transformers 5.23, torch 2.13, accelerate 1.15, without DeepSpeed.
 """
 
 import argparse

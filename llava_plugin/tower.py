@@ -4,7 +4,7 @@
     features = tower(tower.preprocess(pictures)).last_hidden_state        # (B, tokens, width)
     features = VisionTower.from_encoder("genlip-tiny").native(pictures)   # a list of (tokens, width), each picture at its own grid
 
-Cost over the family's bare model: within 3 %; families read at their final block skip the norm and pooling head behind it.
+Families read at their final block skip the norm and pooling head behind it.
 Shapes: B pictures, R pixels a side, N = (R / patch)^2 tokens, P patch side, D width.
 """
 
