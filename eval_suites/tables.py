@@ -14,7 +14,7 @@ import csv
 import io
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -45,6 +45,11 @@ def overall(suite: Suite, row: Row) -> float | None:
     if not all(cell.complete for cell in row.cells.values()):
         return None
     return 100 * stats.pooled([row.scores[column.name] for column in suite.columns]).value
+
+
+def admit(row: Row) -> Row:
+    """The row with columns that lack nothing but unreadable pictures let into its averages; the table marks both."""
+    return replace(row, cells={name: replace(cell, refused=None) if cell.nearly else cell for name, cell in row.cells.items()})
 
 
 def _weights(columns: tuple[Column, ...]) -> list[float]:
@@ -176,6 +181,11 @@ def header(suite: Suite) -> tuple[str, ...]:
     return ("encoder", "arch", "llm", "frozen", "resolution", "tokens", "source", *names, *suite.groups, *last)
 
 
+def _whole(row: Row) -> int:
+    """How many columns lack no sample."""
+    return sum(cell.complete and not cell.left_out for cell in row.cells.values())
+
+
 def _group(suite: Suite, group: str) -> tuple[Column, ...]:
     return tuple(column for column in suite.columns if column.group == group)
 
@@ -185,7 +195,7 @@ def _measured_line(suite: Suite, row: Row) -> list:
     averages = [average(_group(suite, group), row.cells) for group in suite.groups] + [average(suite.columns, row.cells)]
     averages += [overall(suite, row)] if suite.overall else []
     frozen = "" if row.frozen is None else str(row.frozen).lower()
-    complete = f"{sum(cell.complete for cell in cells)}/{len(cells)}"
+    complete = f"{_whole(row)}/{len(cells)}"
     values = [cell.value if cell.complete else None for cell in cells] + averages
     return [row.encoder, row.arch, row.llm, frozen, row.resolution, row.tokens, "measured", *map(_plain, values), complete, row.digest]
 
@@ -203,8 +213,13 @@ def _plain(value: float | None) -> float | str:
     return "" if value is None else round(value, 4)
 
 
-def write(suite: Suite, rows: list[Row], folder: Path, pairs: list[tuple[Row, Row]] = ()) -> str:
-    """Write FOLDER/<suite>.md, .csv and _cells.csv, each whole or not at all; the markdown is returned."""
+def write(suite: Suite, rows: list[Row], folder: Path, pairs: list[tuple[Row, Row]] = (), allow_partial: bool = False) -> str:
+    """Write FOLDER/<suite>.md, .csv and _cells.csv, each whole or not at all; the markdown is returned.
+
+    With `allow_partial` a column that lacks unreadable pictures alone is averaged, and marked.
+    """
+    if allow_partial:
+        rows, pairs = [admit(row) for row in rows], [(admit(a), admit(b)) for a, b in pairs]
     printed = [(llm, row) for number in suite.paper for _, llm, table in [paper_table(number)] for row in table]
     lines = [_measured_line(suite, row) for row in rows] + [_printed_line(suite, llm, row) for llm, row in printed]
     cells = [(row.encoder, cell) for row in rows for cell in row.cells.values()]
@@ -233,9 +248,9 @@ def markdown(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]], 
         ]
         if suite.overall:
             averages.append(_overall_shown(suite, row))
-        k = sum(cell.complete for cell in row.cells.values())
         frozen = {True: "yes", False: "no", None: ""}[row.frozen]
-        lines.append((row.label, row.arch, row.llm, frozen, str(row.tokens or ""), *cells, *averages, f"{k}/{len(cells)}", row.digest[:8]))
+        complete = f"{_whole(row)}/{len(cells)}"
+        lines.append((row.label, row.arch, row.llm, frozen, str(row.tokens or ""), *cells, *averages, complete, row.digest[:8]))
         refused = [f"{cell.benchmark}: {cell.refused}" for cell in row.cells.values() if cell.refused and cell.refused != "not evaluated"]
         notes += [f"{row.label} {row.digest[:8]}: {'; '.join(refused)}. No average is given of an incomplete row."] if refused else []
     for llm, row in printed:

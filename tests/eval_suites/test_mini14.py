@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eval_suites import results, run, suites, tasks
+from eval_suites import preflight, results, suites, tasks
 from eval_suites.mini import asking, benchmarks, build, cider, conversations, families
 from eval_suites.mini.knobs import DEFAULT
 
@@ -71,7 +71,7 @@ def test_mme_keeps_its_pairs_under_a_limit(root, tmp_path):
 
     arguments = SimpleNamespace(data_root=root, limit=3, allow_partial=True)
     with pytest.raises(ValueError, match="pairs"):
-        run.plan_job(MINI, "mini_mme", arguments, None, tmp_path)
+        preflight.plan_job(MINI, "mini_mme", arguments, None, tmp_path)
 
 
 def test_datasets_reads_every_set_with_its_pictures(root, monkeypatch):

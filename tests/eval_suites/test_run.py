@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,31 +65,29 @@ def test_done_tasks_are_skipped_until_the_weights_change(small_easyvqa):
     assert small_easyvqa.run(*arguments) == 0
     before = Path("tables/easyvqa.csv").read_bytes()
     assert small_easyvqa.run(*arguments) == 0
-    assert small_easyvqa.loads == 1 and Path("tables/easyvqa.csv").read_bytes() == before
-    # One task lost: only that one is answered again.
+    assert small_easyvqa.loads == 4 and Path("tables/easyvqa.csv").read_bytes() == before  # one check, three workers; then none
+    # One result lost: only that task runs again, and its answers are in the journal.
     (done,) = Path("results").rglob("easyvqa_colour/result.json")
     done.unlink()
-    asked = len(small_easyvqa.models[Path("runs/a/export")].batches)
-    assert small_easyvqa.run(*arguments) == 0
-    again = small_easyvqa.models[Path("runs/a/export")].batches[asked:]
-    assert sum(len(prompts) for prompts, *_ in again) == 40 and all("which colour" in p for prompts, *_ in again for p in prompts)
-    assert Path("tables/easyvqa.csv").read_bytes() == before
+    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 5
+    assert len(small_easyvqa.asked("a")) == 120 and Path("tables/easyvqa.csv").read_bytes() == before
     # The same folder, other weights: nothing old is taken for theirs.
     changed = json.loads(Path("runs/a/export/provenance.json").read_text()) | {"weights_digest": "f" * 64}
     Path("runs/a/export/provenance.json").write_text(json.dumps(changed))
     small_easyvqa.models[Path("runs/a/export")].reply = lambda prompt: "no"
     assert small_easyvqa.run(*arguments) == 0
+    assert len(small_easyvqa.asked("a")) == 240
     assert {row["digest"][:8] for row in table()} == {"f" * 8, before.decode().splitlines()[1].split(",")[-1][:8]}
 
 
 def test_other_data_or_a_changed_definition_is_evaluated_anew(small_easyvqa, monkeypatch):
     small_easyvqa.export("a", "genlip-tiny")
     arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
-    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 1
+    assert small_easyvqa.run(*arguments) == 0 and len(small_easyvqa.asked("a")) == 40
     make_easyvqa(Path("data"), seed=1)
-    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 2
+    assert small_easyvqa.run(*arguments) == 0 and len(small_easyvqa.asked("a")) == 80
     monkeypatch.setattr("eval_suites.tasks.definition_digest", lambda task: "another")
-    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 3
+    assert small_easyvqa.run(*arguments) == 0 and len(small_easyvqa.asked("a")) == 120
 
 
 def test_a_limit_is_partial_and_never_costs_a_full_result(small_easyvqa, capsys):
@@ -99,7 +99,8 @@ def test_a_limit_is_partial_and_never_costs_a_full_result(small_easyvqa, capsys)
     assert (row["shape"], row["all_avg"], row["overall"], row["complete"]) == ("", "", "", "0/3")
     assert small_easyvqa.run(*arguments) == 0
     assert table()[0]["shape"] != "" and table()[0]["complete"] == "1/3" and table()[0]["all_avg"] == ""
-    assert small_easyvqa.run(*arguments, "--limit", "7") == 0 and small_easyvqa.loads == 2
+    assert len(small_easyvqa.asked("a")) == 40  # the seven of the quick look were not asked again
+    assert small_easyvqa.run(*arguments, "--limit", "7") == 0 and small_easyvqa.loads == 3
     assert table()[0]["complete"] == "1/3"
 
 
@@ -129,42 +130,45 @@ def test_fewer_answers_than_questions_is_a_failure_not_an_empty_answer(small_eas
     assert "something that is no text" in capsys.readouterr().err
 
 
-def test_stopped_between_samples_and_result_the_task_is_not_done(small_easyvqa, monkeypatch):
-    from eval_suites import run
+def test_stopped_between_samples_and_result_the_task_is_not_done(small_easyvqa, monkeypatch, capsys):
+    from eval_suites import worker
 
     small_easyvqa.export("a", "genlip-tiny")
     arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
     assert small_easyvqa.run(*arguments) == 0
     make_easyvqa(Path("data"), seed=1)  # the old result is of other data, and about to be replaced
-    write = run._write
+    write = worker._write
 
     def stop(path, text):
         write(path, text)
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGKILL) if path.name == "samples.jsonl" else None
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run, "_write", stop)
-        small_easyvqa.run(*arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_write", stop)
+        assert small_easyvqa.run(*arguments) == 1
+    assert "easyvqa_shape failed: its process was killed by signal 9" in capsys.readouterr().err
     assert list(Path("results").rglob("samples.jsonl")) and not list(Path("results").rglob("result.json"))
-    assert small_easyvqa.run(*arguments) == 0
+    assert small_easyvqa.run(*arguments) == 0 and len(small_easyvqa.asked("a")) == 80
 
 
-def test_stopped_in_the_middle_it_goes_on(small_easyvqa):
-    asked = []
+def test_a_worker_killed_in_a_batch_loses_that_batch_alone(small_easyvqa, capsys):
+    stop = Path("stop").absolute()
+    stop.touch()
 
     def reply(prompt):
-        asked.append(prompt)
-        if len(asked) == 50:
-            raise KeyboardInterrupt
+        if prompt.startswith("which colour, 37?") and stop.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
         return "yes"
 
     small_easyvqa.export("a", "genlip-tiny", reply=reply)
-    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa")
-    with pytest.raises(KeyboardInterrupt):
-        small_easyvqa.run(*arguments)
-    assert [path.parent.name for path in Path("results").rglob("result.json")] == ["easyvqa_shape"]
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--batch-size", "8")
+    assert small_easyvqa.run(*arguments) == 1
+    assert sorted(path.parent.name for path in Path("results").rglob("result.json")) == ["easyvqa_shape", "easyvqa_yes_no"]
+    before = small_easyvqa.asked("a")
+    stop.unlink()
     assert small_easyvqa.run(*arguments) == 0
-    assert len([prompt for prompt in asked if "which shape" in prompt]) == 40  # the done task was not asked again
+    again = small_easyvqa.asked("a")[len(before) :]
+    assert 0 < len(again) <= 8 and len(before) + len(again) == len(set(before + again)) == 120  # each once: the log has whole batches only
 
 
 def test_real_charts_through_the_packaged_definition(place, capsys):
@@ -279,12 +283,13 @@ def test_comparing_with_what_was_never_evaluated_says_the_command(small_easyvqa,
     assert "python eval_suites/run.py --encoder random-tiny --suite easyvqa" in text
 
 
-def test_two_runs_into_one_folder(small_easyvqa, capsys):
-    from eval_suites import run
+def test_two_runs_into_one_folder(small_easyvqa, capsys, monkeypatch):
+    from eval_suites import preflight
 
     small_easyvqa.export("a", "genlip-tiny")
+    monkeypatch.setattr(preflight, "PATIENCE", 0.1)
     (folder,) = [Path("results/easyvqa/genlip-tiny") / f"llm-tiny@{small_easyvqa.models[Path('runs/a/export')].digest[:8]}"]
-    with run.locked(folder):
+    with preflight.locked(folder):
         assert "another run is writing" in refusal(small_easyvqa, capsys, "--encoder", "genlip-tiny", "--suite", "easyvqa")
 
 
