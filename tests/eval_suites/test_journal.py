@@ -57,7 +57,7 @@ def test_a_damaged_line_is_named_and_a_renamed_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="line 2: not an answer"):
         Journal(tmp_path, KEY)
     path.write_text(json.dumps({**KEY, "weights": "b"}) + "\n" + "".join(lines[1:]))
-    with pytest.raises(ValueError, match="line 1: .*another key"):
+    with pytest.raises(ValueError, match=r"line 1: .*another key"):
         Journal(tmp_path, KEY)
 
 

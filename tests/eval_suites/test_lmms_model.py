@@ -57,7 +57,8 @@ def test_text_alone_and_several_pictures():
     requests = [request(0, "none"), request(1, "two"), request(2, "one")]
     lm, mllm = model(requests, pictures=[[], [red, blue], [red]])
     lm.generate_until(requests)
-    shown = {prompt: [picture.pixel for picture in images] for prompts, pictures, *_ in mllm.batches for prompt, images in zip(prompts, pictures)}
+    pairs = [pair for prompts, pictures, *_ in mllm.batches for pair in zip(prompts, pictures)]
+    shown = {prompt: [picture.pixel for picture in images] for prompt, images in pairs}
     assert shown == {"none": [], "two": [(255, 0, 0), (0, 0, 255)], "one": [(255, 0, 0)]}
     asked = [lm.answers["task", i] for i in range(3)]
     assert asked[0].prompt == "none" and asked[0].image == "" and asked[1].image != asked[2].image != ""
@@ -127,7 +128,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_left_out():
     from PIL import UnidentifiedImageError
 
     requests = [request(i, f"{i}") for i in range(6)]
-    lm, mllm = model(requests)
+    lm, _ = model(requests)
     lm.task_dict["task"] = {"test": Picky(6, {1: UnidentifiedImageError("no picture"), 4: OSError("image file is truncated")})}
     with pytest.raises(ValueError, match=r"2 pictures cannot be read: doc 1 \(no picture\), doc 4 \(image file is truncated\)"):
         lm.generate_until(requests)
@@ -142,7 +143,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_left_out():
 
 def test_answers_of_the_journal_are_not_generated_again(tmp_path):
     requests = [request(i, f"{i}", max_new_tokens=16) for i in range(6)]
-    lm, mllm = model(requests)
+    lm, _ = model(requests)
     lm.journal = Journal(tmp_path, {"weights": "a"})
     first = [result.text for result in lm.generate_until(requests[:4])]
     again, second = model(requests, reply=lambda prompt: "other")
