@@ -72,7 +72,9 @@ class Row:
 
     @property
     def label(self) -> str:
-        return f"{self.encoder}{' (untrained)' if self.untrained else ''}"
+        stage = next(iter(self.results.values()))["provenance"].get("stage", "sft") if self.results else "sft"
+        marks = ["untrained"] * self.untrained + [f"{stage} stage"] * (stage != "sft")
+        return self.encoder + (f" ({', '.join(marks)})" if marks else "")
 
 
 def number(metrics: dict, column: Column) -> tuple[float | None, str | None]:

@@ -44,7 +44,7 @@ exit code: 0 every asked column complete, 1 a task failed, 2 refused before anyt
     parser.add_argument("--suite", default="genlip14", help=f"one of {', '.join(suites.SUITES)} (default: genlip14)")
     parser.add_argument("--tasks", metavar="A,B,...", help="only these tasks or columns of the suite")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N samples of each task: a quick look, no average")
-    parser.add_argument("--allow-partial", action="store_true", help="take data of fewer rows than declared (no average), average what lacks unreadable pictures; exit 3")
+    parser.add_argument("--allow-partial", action="store_true", help="take fewer rows than declared; average despite unreadable pictures")
     parser.add_argument(
         "--data-root", type=Path, default=Path("data"), metavar="DIR", help="DIR/<org>/<set>/..., as hub snapshots lie (default: data)"
     )
