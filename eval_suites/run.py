@@ -41,7 +41,7 @@ exit code: 0 every asked column complete, 1 a task failed, 2 refused before anyt
     )
     parser.add_argument("--mllm", type=Path, metavar="EXPORT", help="the trained MLLM, runs/NAME/export (default: the encoder's only one)")
     parser.add_argument("--llm", metavar="NAME", help="pick among several MLLMs of the encoder by their language model")
-    parser.add_argument("--suite", default="genlip14", help=f"one of {', '.join(suites.SUITES)} (default: genlip14)")
+    parser.add_argument("--suite", default="genlip14", help=f"{', '.join(suites.SUITES)}, or a YAML file (default: genlip14)")
     parser.add_argument("--tasks", metavar="A,B,...", help="only these tasks or columns of the suite")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N samples of each task: a quick look, no average")
     parser.add_argument("--allow-partial", action="store_true", help="take fewer rows than declared; average despite unreadable pictures")

@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m eval_suites.tables easyvqa --compare genlip-tiny,random-tiny\n  python -m eval_suites.tables --paper 3 --csv",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("suite", nargs="?", help=f"one of {', '.join(suites.SUITES)}")
+    parser.add_argument("suite", nargs="?", help=f"{', '.join(suites.SUITES)}, or a YAML file")
     parser.add_argument("--out", type=Path, default=Path(), help="folder with results/; tables/ goes there (default: here)")
     parser.add_argument(
         "--compare", metavar="A,B,...", help="the first encoder against each of the others; NAME@DIGEST picks among several"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from eval_suites import results, suites
-from tests.eval_suites.small import chart_rows, make_easyvqa, write_parquet
+from tests.eval_suites.small import chart_rows, make_easyvqa, png, write_parquet
 
 
 @pytest.fixture
@@ -191,6 +191,102 @@ def test_real_charts_through_the_packaged_definition(place, capsys):
     assert [sample["scores"]["relaxed_overall"] for sample in samples] == [1.0, 0.0, 0.0]
     ((_, pictures, new_tokens, stop),) = place.models[Path("runs/a/export")].batches
     assert (new_tokens, stop) == (16, ("\n\n",)) and len({picture[0].size for picture in pictures}) == 2
+
+
+# --- what goes wrong while it runs ------------------------------------------------------------------------------------------
+
+
+def break_picture(doc_id: int, content: bytes, kind="shape") -> None:
+    import pyarrow.parquet as pq
+
+    path = Path(f"data/genlip-eval/easy-vqa/{kind}/test-00000-of-00001.parquet")
+    rows = pq.read_table(path).to_pylist()
+    rows[doc_id]["image"]["bytes"] = content
+    write_parquet(path, rows)
+
+
+@pytest.mark.parametrize("content", [b"no picture at all", None], ids=["other bytes", "cut"])
+def test_a_picture_that_cannot_be_read_is_named_and_costs_one_sample(small_easyvqa, capsys, content):
+    right = truth()
+    break_picture(17, content or png("red", (64, 64))["bytes"][:-30])
+    small_easyvqa.export("a", "genlip-tiny", reply=lambda prompt: right[prompt])
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa")
+    assert small_easyvqa.run(*arguments) == 3
+    out, err = capsys.readouterr()
+    assert "easyvqa_shape: 1 questions left out, their pictures cannot be read: doc 17 (" in err
+    assert "39 of 40, 1 left out whose pictures cannot be read" in out
+    assert (table()[0]["shape"], table()[0]["all_avg"], table()[0]["complete"]) == ("", "", "2/3")
+    assert "which shape, 17?" not in "".join(small_easyvqa.asked("a"))
+    # Allowed: averaged and marked; nothing is asked again.
+    before = small_easyvqa.asked("a")
+    assert small_easyvqa.run(*arguments, "--allow-partial") == 3 and small_easyvqa.asked("a") == before
+    assert (table()[0]["shape"], table()[0]["all_avg"], table()[0]["complete"]) == ("100.0", "100.0", "2/3")
+    assert "100.0\u2020" in capsys.readouterr().out
+
+
+def test_digests_that_do_not_match_are_refused_before_a_task_runs(small_easyvqa, capsys, monkeypatch):
+    small_easyvqa.export("a", "genlip-tiny")
+    weights = Path("runs/a/export/model.safetensors")
+    weights.write_bytes(b"one")
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
+    assert small_easyvqa.run(*arguments) == 0
+    weights.write_bytes(b"another")  # in the same folder, under the same provenance
+
+    def mismatch(export, device=None, dtype=None):
+        raise ValueError(f"{export}: its weights have digest x, its provenance says y")
+
+    monkeypatch.setattr("llava_plugin.mllm.load", mismatch)
+    before = Path("tables/easyvqa.csv").read_bytes()
+    Path("tables/easyvqa.csv").unlink()
+    assert small_easyvqa.run(*arguments) == 2  # although the task is done for the digest that the provenance names
+    assert "its weights have digest x" in capsys.readouterr().err and not Path("tables/easyvqa.csv").exists()
+    assert b"genlip-tiny" in before
+
+
+def test_an_empty_answer_is_an_answer_and_counted(small_easyvqa):
+    small_easyvqa.export("a", "genlip-tiny", reply=lambda prompt: "" if "1?" in prompt else "a\u2028b")
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape") == 0
+    result = json.loads(next(Path("results").rglob("result.json")).read_text())
+    assert result["n"] == 40 and result["empty"] == 4 and table()[0]["shape"] == "0.0"
+    samples = [json.loads(line) for line in next(Path("results").rglob("samples.jsonl")).open(encoding="utf-8")]
+    assert {sample["answer"] for sample in samples} == {"", "a\u2028b"}
+
+
+def test_a_full_disk_fails_the_task_in_a_sentence_and_the_rest_goes_on(small_easyvqa, capsys, monkeypatch):
+    from eval_suites.journal import Journal
+
+    add = Journal.add
+
+    def full(self, settings, answers):
+        if "colour" in str(self.path):
+            raise OSError(28, "No space left on device")
+        add(self, settings, answers)
+
+    small_easyvqa.export("a", "genlip-tiny")
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", full)
+        assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa") == 1
+    assert "easyvqa_colour failed: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert table()[0]["complete"] == "2/3"
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa") == 0 and table()[0]["complete"] == "3/3"
+
+
+def test_more_gpus_than_there_are(small_easyvqa, capsys):
+    small_easyvqa.export("a", "genlip-tiny")
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--gpus", "64") == 2
+    assert "--gpus 64, and there are" in capsys.readouterr().err and not list(Path().rglob("result.json"))
+
+
+def test_tasks_spread_over_devices_end_in_the_same_table(small_easyvqa, monkeypatch):
+    from eval_suites import worker
+
+    right = truth()
+    small_easyvqa.export("a", "genlip-tiny", reply=lambda prompt: right[prompt] if "3" in prompt else os.environ["CUDA_VISIBLE_DEVICES"])
+    monkeypatch.setattr(worker, "prepare", lambda gpus: ["5", "7"][:gpus])
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--gpus", "2") == 0
+    assert table()[0]["complete"] == "3/3"
+    answers = {json.loads(line)["answer"] for path in Path("results").rglob("samples.jsonl") for line in path.open()}
+    assert {"5", "7"} <= answers
 
 
 # --- refused before anything runs -------------------------------------------------------------------------------------------
