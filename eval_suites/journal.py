@@ -12,6 +12,7 @@ answers are read in about 1 s.
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,20 +28,35 @@ class Answer:
     image: str
 
 
+def path_of(folder: Path, key: dict) -> Path:
+    """Where the key's answers lie in a task's folder."""
+    return folder / f"answers-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]}.jsonl"
+
+
+def adopt(folder: Path, key: dict) -> None:
+    """Take the key's answers over from the same MLLM's run of another suite, where this one has none: RESULTS/*/ENCODER/LLM/TASK."""
+    mine = path_of(folder, key)
+    others = sorted(folder.parents[3].glob(str(Path("*", *folder.parts[-3:], mine.name))), key=lambda path: path.stat().st_size)
+    if others and not mine.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = mine.with_suffix(".partial")
+        shutil.copyfile(others[-1], aside)
+        aside.replace(mine)
+
+
 class Journal:
     """The answers to one task under one key, in memory and on disk. One process at a time writes it."""
 
     def __init__(self, folder: Path, key: dict):
         """Open or begin the key's journal. An answer cut off in the middle is dropped; ValueError where a whole line is none."""
-        text = json.dumps(key, sort_keys=True)
-        self.path = folder / f"answers-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
+        self.path = path_of(folder, key)
         self.answers: dict[tuple[int, Settings], Answer] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab", buffering=0)
         kept = self._read(key)
         self._file.truncate(kept)
         if not kept:
-            self._write(text + "\n")
+            self._write(json.dumps(key, sort_keys=True) + "\n")
 
     def _read(self, key: dict) -> int:
         """Take over what is on disk; the number of bytes up to the end of the last whole line."""

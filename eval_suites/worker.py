@@ -37,11 +37,13 @@ def run_job(job: Job, suite: Suite, export: Export, lm) -> None:
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager, get_task_dict
 
-    from eval_suites.journal import Journal
+    from eval_suites import journal
 
     name, start, left_out = tasks.local_name(job.task), time.monotonic(), {}
     # A limit asks the first questions of the same task: their answers are good for the full run as well.
-    lm.journal = Journal(job.folder, {part: value for part, value in job.key.items() if part != "limit"})
+    key = {part: value for part, value in job.key.items() if part != "limit"}
+    journal.adopt(job.folder, key)
+    lm.journal = journal.Journal(job.folder, key)
     with tempfile.TemporaryDirectory() as folder:
         tasks.write(Path(folder), job.data)
         manager = TaskManager(include_path=folder, include_defaults=False)
