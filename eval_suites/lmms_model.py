@@ -133,7 +133,11 @@ class EvaluatedMllm(lmms):
 
     def _ask(self, request: Instance) -> tuple[list[dict], list]:
         """(conversation, pictures) of one request, from the task's own messages; the document's picture is decoded here."""
+        from PIL import ImageFile
+
         _, doc_to_messages, _, doc_id, task, split = request.args
+        # lmms-eval switches this on at import, for all; a picture cut short would then be answered as if it were whole.
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
         try:
             messages = doc_to_messages(self.task_dict[task][split][doc_id])
         except (OSError, SyntaxError) as error:  # what PIL raises of bytes that are no picture, or not a whole one
