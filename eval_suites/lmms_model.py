@@ -10,12 +10,12 @@ near each other, so that its features are computed once. Answers come back in th
 """
 
 import hashlib
-import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
+
+from eval_suites.journal import Answer, Journal, Settings
 
 WINDOW = 16  # batches: no more pictures than the MLLM keeps features of
 # What lmms-eval's own models take where a task names no limit (TextVQA).
@@ -32,8 +32,10 @@ def manifest():
 class EvaluatedMllm(lmms):
     """lmms-eval's view of an Mllm: `generate_until` on chat messages.
 
-    `asked` keeps, for every (task, doc_id), the text of the prompt and a digest of its pictures ("" for none): what the model was
-    really shown, for the sample record and for clustering by picture.
+    `answers` keeps, for every (task, doc_id), the text of the prompt, a digest of its pictures ("" for none) and the answer: what the
+    model was really shown, for the sample record and for clustering by picture. Three things may be given by a caller that has them:
+    a `journal` of answers; `report(done, total)`, called after every batch (lmms-eval's kind of bar otherwise); and `leave_out(task,
+    {doc_id: why})`, called with the questions whose picture cannot be read, before anything is scored (an error otherwise).
     """
 
     is_simple = False
@@ -51,28 +53,75 @@ class EvaluatedMllm(lmms):
         self.batch_size = int(batch_size)
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: 1 or more")
-        self.asked: dict[tuple[str, int], tuple[str, str]] = {}
+        self.answers: dict[tuple[str, int], Answer] = {}
+        self.journal: Journal | None = None
+        self.report: Callable[[int, int], None] | None = None
+        self.leave_out: Callable[[str, dict[int, str]], None] = _refuse
 
     def clean(self) -> None:
         """Keeps the model: lmms-eval would drop it after the first task, and ours answers all of them."""
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        settings = [_settings(request.args[2]) for request in requests]
-        order = sorted(range(len(requests)), key=lambda i: settings[i])  # stable: questions stay in the data's order
-        answers: list[str | None] = [None] * len(requests)
-        task = requests[0].args[4] if requests else ""
-        for batch in _progress(self._batches(order, requests, settings), len(requests), task):
-            conversations, images = zip(*(self._ask(requests[i]) for i in batch))
-            new_tokens, stop = settings[batch[0]]
-            texts = self.mllm.answer(list(conversations), list(images), max_new_tokens=new_tokens, stop=stop)
-            # lmms-eval would pad a short list with '' and score it.
-            if len(texts) != len(batch) or not all(isinstance(text, str) for text in texts):
-                raise RuntimeError(f"{task}: {len(batch)} questions were answered by {len(texts)} texts, or by something that is no text")
-            for i, text in zip(batch, texts):
-                answers[i] = _until(text, stop)
-        return [GenerationResult(text=answer) for answer in answers]
+        from tqdm import tqdm
 
-    def _batches(self, order: list[int], requests: list[Instance], settings: list[tuple]) -> Iterator[list[int]]:
+        settings = [_settings(request.args[2]) for request in requests]
+        where = [(request.args[4], request.args[3]) for request in requests]  # (task, doc_id)
+        texts: dict[int, str] = {}
+        for i, (place, each) in enumerate(zip(where, settings)):
+            if self.journal and (known := self.journal.answers.get((place[1], each))):
+                self.answers[place], texts[i] = known, known.text
+        order = sorted((i for i in range(len(requests)) if i not in texts), key=lambda i: settings[i])  # stable: in the data's order
+        unreadable: dict[str, dict[int, str]] = {}
+        done, bar = len(texts), tqdm(total=len(requests), initial=len(texts), disable=self.report is not None)
+        report = self.report or (lambda done, total: bar.update(done - bar.n))
+        report(done, len(requests))
+        for batch in self._batches(order, requests, settings):
+            asked = {}
+            for i in batch:
+                try:
+                    asked[i] = self._ask(requests[i])
+                except UnreadablePicture as error:
+                    unreadable.setdefault(where[i][0], {})[where[i][1]] = str(error)
+            texts |= self._answer(where, asked, settings[batch[0]])
+            done += len(batch)
+            report(done, len(requests))
+        for task, why in unreadable.items():
+            self.leave_out(task, why)
+        # What has no answer was left out of its task, and nobody scores it.
+        return [GenerationResult(text=texts.get(i, "")) for i in range(len(requests))]
+
+    def _answer(self, where: list[tuple[str, int]], asked: dict[int, tuple[list, list]], settings: Settings) -> dict[int, str]:
+        """Answer a batch and write it down. Where memory runs out, in halves, and so from there on."""
+        import torch
+
+        waiting, answered = list(asked), {}
+        while waiting:
+            part = waiting[: self.batch_size]
+            conversations, images = zip(*(asked[i] for i in part))
+            try:
+                texts = self.mllm.answer(list(conversations), list(images), max_new_tokens=settings[0], stop=settings[1])
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                if len(part) == 1:
+                    raise RuntimeError(f"memory does not suffice for a single question ({error}): take a larger device") from error
+                self.batch_size = len(part) // 2
+                print(f"out of memory with {len(part)} questions at a time: {self.batch_size} from here on", flush=True)
+                texts = None
+            if texts is None:  # only here, outside the handler, is the memory of the failed try let go
+                torch.cuda.empty_cache()
+                continue
+            task = where[part[0]][0]
+            # lmms-eval would pad a short list with '' and score it.
+            if len(texts) != len(part) or not all(isinstance(text, str) for text in texts):
+                raise RuntimeError(f"{task}: {len(part)} questions were answered by {len(texts)} texts, or by something that is no text")
+            new = {where[i]: Answer(_until(text, settings[1]), _text(asked[i][0]), _digest(asked[i][1])) for i, text in zip(part, texts)}
+            if self.journal:
+                self.journal.add(settings, {doc_id: answer for (_, doc_id), answer in new.items()})
+            self.answers |= new
+            answered |= {i: new[where[i]].text for i in part}
+            waiting = waiting[len(part) :]
+        return answered
+
+    def _batches(self, order: list[int], requests: list[Instance], settings: list[Settings]) -> Iterator[list[int]]:
         """Indices of requests with equal generation settings, at most a batch at a time, near in length."""
         window = WINDOW * self.batch_size
         for start in range(0, len(order), window):
@@ -84,9 +133,19 @@ class EvaluatedMllm(lmms):
 
     def _ask(self, request: Instance) -> tuple[list[dict], list]:
         """(conversation, pictures) of one request, from the task's own messages; the document's picture is decoded here."""
+        from PIL import ImageFile
+
         _, doc_to_messages, _, doc_id, task, split = request.args
+        # lmms-eval switches this on at import, for all; a picture cut short would then be answered as if it were whole.
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        try:
+            messages = doc_to_messages(self.task_dict[task][split][doc_id])
+        except (OSError, SyntaxError) as error:  # what PIL raises of bytes that are no picture, or not a whole one
+            if getattr(error, "errno", None):
+                raise  # the disk's fault, not the picture's
+            raise UnreadablePicture(str(error).splitlines()[0][:200]) from error
         conversation, pictures = [], []
-        for message in doc_to_messages(self.task_dict[task][split][doc_id]):
+        for message in messages:
             parts = []
             for part in message["content"]:
                 if part["type"] == "image":
@@ -97,8 +156,6 @@ class EvaluatedMllm(lmms):
                 else:
                     raise ValueError(f"task {task} asks about {part['type']}; this model sees pictures and text")
             conversation.append({"role": message["role"], "content": parts})
-        text = "\n".join(part["text"] for message in conversation for part in message["content"] if part["type"] == "text")
-        self.asked[task, doc_id] = text, _digest(pictures)
         return conversation, pictures
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -108,7 +165,21 @@ class EvaluatedMllm(lmms):
         raise NotImplementedError("this model answers one turn; tasks of several rounds are not among ours")
 
 
-def _settings(generation: dict) -> tuple[int, tuple[str, ...]]:
+class UnreadablePicture(ValueError):
+    """A document's picture is none, or only a part of one."""
+
+
+def _refuse(task: str, unreadable: dict[int, str]) -> None:
+    named = ", ".join(f"doc {doc_id} ({why})" for doc_id, why in list(unreadable.items())[:5])
+    raise ValueError(f"{task}: {len(unreadable)} pictures cannot be read: {named}")
+
+
+def _text(conversation: list[dict]) -> str:
+    """The words of a conversation, as the record shows them."""
+    return "\n".join(part["text"] for message in conversation for part in message["content"] if part["type"] == "text")
+
+
+def _settings(generation: dict) -> Settings:
     """(max_new_tokens, stop strings) of a task; ValueError where it wants sampling or beams, since this model is greedy."""
     if generation.get("do_sample") or generation.get("temperature") or generation.get("num_beams", 1) > 1:
         raise ValueError(f"this model answers greedily, and the task wants {generation}")
@@ -129,24 +200,3 @@ def _digest(pictures: list) -> str:
     for picture in pictures:
         digest.update(f"{picture.size}{picture.mode}".encode() + picture.tobytes())
     return digest.hexdigest()[:16]
-
-
-def _progress(batches: Iterable[list[int]], total: int, task: str) -> Iterator[list[int]]:
-    """Pass the batches on and show how far they are: one bar with the time left, or a line now and then where there is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    console = Console(file=sys.__stderr__)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    start = said = time.monotonic()
-    done = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        row = bar.add_task(task, total=total)
-        for batch in batches:
-            yield batch
-            done += len(batch)
-            bar.advance(row, len(batch))
-            now = time.monotonic()
-            if not console.is_terminal and now - said > 30:
-                said = now
-                console.print(f"{task}: {done} of {total} questions, {(now - start) / done * (total - done) / 60:.0f} min left")

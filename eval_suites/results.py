@@ -42,10 +42,16 @@ class Cell:
     high: float | None = None
     digest: str = ""  # of the weights
     refused: str | None = None
+    left_out: int = 0  # samples whose picture could not be read
 
     @property
     def complete(self) -> bool:
         return self.refused is None and self.value is not None
+
+    @property
+    def nearly(self) -> bool:
+        """Complete but for pictures that cannot be read."""
+        return self.value is not None and self.left_out > 0 and self.n is not None and self.n + self.left_out == self.n_expected
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,9 @@ class Row:
 
     @property
     def label(self) -> str:
-        return f"{self.encoder}{' (untrained)' if self.untrained else ''}"
+        stage = next(iter(self.results.values()))["provenance"].get("stage", "sft") if self.results else "sft"
+        marks = ["untrained"] * self.untrained + [f"{stage} stage"] * (stage != "sft")
+        return self.encoder + (f" ({', '.join(marks)})" if marks else "")
 
 
 def number(metrics: dict, column: Column) -> tuple[float | None, str | None]:
@@ -88,9 +96,10 @@ def _bare(column: Column) -> Cell:
     return Cell(column.name, column.task, column.metric, column.unit, column.scale, None, None, None)
 
 
-def make_cell(column: Column, metrics: dict, n: int | None, n_expected: int | None, scores: stats.Scores | None, digest: str = "") -> Cell:
+def make_cell(column: Column, metrics: dict, n: int | None, n_expected: int | None, scores: stats.Scores | None, digest: str = "",
+              left_out: int = 0) -> Cell:  # fmt: skip
     """The column's cell of one result: checked, scaled, with its standard error where the samples are there."""
-    bare = replace(_bare(column), n=n, n_expected=n_expected, digest=digest)
+    bare = replace(_bare(column), n=n, n_expected=n_expected, digest=digest, left_out=left_out)
     value, why = number(metrics, column)
     if why:
         return replace(bare, refused=why)
@@ -101,6 +110,8 @@ def make_cell(column: Column, metrics: dict, n: int | None, n_expected: int | No
     if scores is not None and abs(scores.value - value) > 1e-6 * max(1.0, abs(value)):
         return replace(bare, refused=f"the samples give {scores.value:g}, the result says {value:g}")
     partial = f"{n} of {n_expected}" if n is not None and n_expected is not None and n < n_expected else None
+    if partial and left_out:
+        partial += f", {left_out} left out whose pictures cannot be read"
     error = low = high = None
     if scores is not None:
         error = stats.stderr([scores], [1.0], False)
@@ -173,7 +184,8 @@ def read_row(folder: Path, suite: Suite) -> Row | None:
             continue
         scores[column.name] = read_scores(folder / column.task / "samples.jsonl", column)
         n_expected = column.n if column.n is not None else result["n_expected"]
-        cells[column.name] = make_cell(column, result["results"], result["n"], n_expected, scores[column.name], result["key"]["weights"])
+        cells[column.name] = make_cell(column, result["results"], result["n"], n_expected, scores[column.name], result["key"]["weights"],
+                                       len(result.get("left_out") or ()))  # fmt: skip
     first = next(iter(results.values()))
     mllm = first["provenance"]
     digest = first["key"]["weights"]

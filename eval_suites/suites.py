@@ -11,6 +11,7 @@ Standard library only. Keys and sample counts: lmms-eval 0.7.3 and the data sets
 
 import difflib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 GROUPS = {"doc_ocr": "Doc & OCR", "general_vqa": "General VQA", "caption": "Caption"}
 
@@ -129,12 +130,52 @@ _MINI = Suite(
     tuple(replace(column, task=f"mini_{column.task}", n=None) for column in _ALL[0].columns),
     "the 14 benchmarks' prompts and metrics on the mini world, a generated data set: to be compared with one another, never with the paper",
 )
-SUITES = {suite.name: suite for suite in (*_ALL, _MINI)}
+
+
+def _single_groups(suite: Suite, prefix: str) -> tuple[Suite, ...]:
+    """One suite for each group of columns: its ALL AVG is the group's."""
+    return tuple(
+        Suite(prefix + group, tuple(column for column in suite.columns if column.group == group), f"{GROUPS[group]} alone, of {suite.name}")
+        for group in suite.groups
+    )
+
+
+SUITES = {suite.name: suite for suite in (*_ALL, *_single_groups(_ALL[0], ""), _MINI, *_single_groups(_MINI, "mini14_"))}
 
 
 def get(name: str) -> Suite:
-    """The suite of that exact name; ValueError with the nearest name and the list otherwise."""
+    """The suite of that exact name, or that of a YAML file; ValueError with the nearest name and the list otherwise."""
+    if name.endswith((".yaml", ".yml")):
+        return _from_yaml(Path(name))
     return SUITES[choose(name, SUITES, "suite")]
+
+
+def _from_yaml(path: Path) -> Suite:
+    """A user's own suite: `columns`, a list of columns of our suites, plain (`gqa`, `mme_c`) or by suite (`mini14/gqa`), and a `note`.
+
+    It is named after its file, in folders and tables. ValueError says what is wrong with the file.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(f"no suite file {path}; it holds, say, columns: [chartqa, docvqa]")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("columns"), list) or not content["columns"]:
+        raise ValueError(f"{path} needs a list of columns, as in columns: [chartqa, docvqa]")
+    if unknown := set(content) - {"columns", "note"}:
+        raise ValueError(f"{path}: unknown {', '.join(map(str, sorted(unknown, key=str)))}; a suite has columns and a note")
+    if path.stem in SUITES:
+        raise ValueError(f"{path}: {path.stem} is a suite of ours; its results would be mixed with yours: rename the file")
+    plain = {column.name: column for suite in reversed(_ALL) for column in suite.columns}
+    known = plain | {f"{suite.name}/{column.name}": column for suite in SUITES.values() for column in suite.columns}
+    names = [choose(str(name), known, f"column in {path}") for name in content["columns"]]
+    columns = tuple(known[name] for name in names)
+    if len({column.name for column in columns}) < len(columns):
+        raise ValueError(f"{path} names a column twice")
+    return Suite(path.stem, columns, str(content.get("note") or f"columns of {path.name}: {', '.join(names)}"))
 
 
 def choose(name: str, known, what: str) -> str:

@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="where the definitions go, one <task>_local.yaml each")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="ROOT/<org>/<set>/..., as hub snapshots lie (default: data)")
-    parser.add_argument("--suite", default="genlip14", help=f"one of {', '.join(suites.SUITES)} (default: genlip14)")
+    parser.add_argument("--suite", default="genlip14", help=f"{', '.join(suites.SUITES)}, or a YAML file (default: genlip14)")
     parser.add_argument("--tasks", help="comma-separated tasks or columns of the suite (default: all)")
     args = parser.parse_args(argv)
     try:

@@ -1,10 +1,12 @@
 """Small benchmark data in the hub's schema, a stand-in MLLM, and the main job run on them in a folder of its own."""
 
 import hashlib
+import inspect
 import io
 import json
 import random
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -60,20 +62,47 @@ def make_easyvqa(root: Path, pictures: int = 40, seed: int = 0) -> None:
     (folder / "manifest.json").write_text(json.dumps({"sets": sets, "digest": "00"}))
 
 
-class FakeMllm:
-    """Answers `reply(prompt)`; keeps what it was asked, batch by batch."""
+class Seen(NamedTuple):
+    """What is kept of a picture that a model was shown: its size and its first pixel."""
 
-    def __init__(self, reply, provenance: dict):
-        self.reply, self.provenance, self.batches = reply, provenance, []
+    size: tuple[int, int]
+    pixel: tuple[int, ...]
+
+
+class FakeMllm:
+    """Answers `reply(prompt)`, or `reply(prompt, pictures)` where it takes two; writes what it was asked into a file, batch by batch.
+
+    Its answers are given in a worker's process: the file is what the test sees of them.
+    """
+
+    def __init__(self, reply, provenance: dict, log: Path | None = None):
+        self.reply, self.provenance, self.log, self.asked = reply, provenance, log, []
 
     @property
     def digest(self) -> str:
         return self.provenance["weights_digest"]
 
+    @property
+    def batches(self) -> list[tuple[list[str], list[list], int, tuple[str, ...]]]:
+        """(prompts, pictures, max_new_tokens, stop) of each batch."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines()] if self.log and self.log.exists() else self.asked
+        return [(prompts, [[Seen(tuple(size), _tuple(pixel)) for size, pixel in some] for some in pictures], new_tokens, tuple(stop))
+                for prompts, pictures, new_tokens, stop in lines]  # fmt: skip
+
     def answer(self, conversations, images, max_new_tokens, stop=()):
         prompts = ["".join(part["text"] for part in turns[-1]["content"] if part["type"] == "text") for turns in conversations]
-        self.batches.append((prompts, images, max_new_tokens, stop))
-        return [self.reply(prompt) for prompt in prompts]
+        two = len(inspect.signature(self.reply).parameters) == 2
+        replies = [self.reply(prompt, some) if two else self.reply(prompt) for prompt, some in zip(prompts, images)]
+        pictures = [[(picture.size, picture.getpixel((0, 0))) for picture in some] for some in images]
+        self.asked.append((prompts, pictures, max_new_tokens, stop))
+        if self.log:
+            with self.log.open("a") as stream:
+                stream.write(json.dumps(self.asked[-1]) + "\n")
+        return replies
+
+
+def _tuple(pixel):
+    return tuple(pixel) if isinstance(pixel, list) else pixel
 
 
 def provenance(encoder: str, **changes) -> dict:
@@ -89,7 +118,7 @@ class Place:
     """A folder with runs/, data/ and the main job: exports are made by `export`, answered by their `reply`."""
 
     def __init__(self, folder: Path, monkeypatch):
-        self.folder, self.models, self.loads = folder, {}, 0
+        self.folder, self.models = folder, {}
         monkeypatch.setattr("llava_plugin.mllm.load", self._load)
 
     def export(self, name: str, encoder: str, reply=lambda prompt: "yes", **changes) -> Path:
@@ -97,12 +126,24 @@ class Place:
         export.mkdir(parents=True)
         described = provenance(encoder, **changes)
         (export / "provenance.json").write_text(json.dumps(described))
-        self.models[Path("runs", name, "export")] = FakeMllm(reply, described)
+        self.models[Path("runs", name, "export")] = FakeMllm(reply, described, self.folder / f"{name}-asked.jsonl")
         return Path("runs", name, "export")
 
+    @property
+    def loads(self) -> int:
+        """How often a model was loaded, by whatever process."""
+        return len((self.folder / "loads.txt").read_text()) if (self.folder / "loads.txt").exists() else 0
+
     def _load(self, export, device=None, dtype=None):
-        self.loads += 1
-        return self.models[Path(export)]
+        with (self.folder / "loads.txt").open("a") as stream:
+            stream.write(".")
+        model = self.models[Path(export)]
+        model.provenance = json.loads((Path(export) / "provenance.json").read_text())
+        return model
+
+    def asked(self, name: str) -> list[str]:
+        """The prompts that runs/NAME has answered, in order, by whatever process."""
+        return [prompt for prompts, *_ in self.models[Path("runs", name, "export")].batches for prompt in prompts]
 
     def run(self, *arguments: str) -> int:
         from eval_suites import run

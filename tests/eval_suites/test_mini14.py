@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eval_suites import results, run, suites, tasks
+from eval_suites import preflight, results, suites, tasks
 from eval_suites.mini import asking, benchmarks, build, cider, conversations, families
 from eval_suites.mini.knobs import DEFAULT
 
@@ -71,7 +71,7 @@ def test_mme_keeps_its_pairs_under_a_limit(root, tmp_path):
 
     arguments = SimpleNamespace(data_root=root, limit=3, allow_partial=True)
     with pytest.raises(ValueError, match="pairs"):
-        run.plan_job(MINI, "mini_mme", arguments, None, tmp_path)
+        preflight.plan_job(MINI, "mini_mme", arguments, None, tmp_path)
 
 
 def test_datasets_reads_every_set_with_its_pictures(root, monkeypatch):
@@ -85,6 +85,18 @@ def test_datasets_reads_every_set_with_its_pictures(root, monkeypatch):
             assert isinstance(rows.features["image"], datasets.Image)
             shown = [row["image"] for row in rows.select(range(4))]
             assert all(picture is None or min(picture.size) >= 64 for picture in shown) and any(shown)
+
+
+# First of the tests that read the sets: its worker processes must not inherit locks that datasets took in this one.
+def test_the_main_job_fills_a_complete_row_from_the_mini_world(root, place):
+    place.export("a", "genlip-tiny", reply=lambda prompt: "yes")
+    assert place.run("--encoder", "genlip-tiny", "--suite", "mini14", "--data-root", str(root)) == 0
+    with open("tables/mini14_cells.csv", newline="") as stream:
+        cells = {cell["benchmark"]: cell for cell in csv.DictReader(stream)}
+    assert list(cells) == [column.name for column in MINI.columns]
+    assert all(cell["n"] == cell["n_expected"] == "40" and not cell["refused"] for cell in cells.values())
+    assert float(cells["mme_p"]["value"]) == 500.0  # always yes: half of the points for single answers, none for pairs
+    assert float(cells["chartqa"]["value"]) < 50 and float(cells["ai2d"]["value"]) == 0.0
 
 
 @java
@@ -105,17 +117,6 @@ def test_the_three_answerers_score_the_maximum_nothing_and_near_the_majority(roo
 
 
 @java
-def test_the_main_job_fills_a_complete_row_from_the_mini_world(root, place):
-    place.export("a", "genlip-tiny", reply=lambda prompt: "yes")
-    assert place.run("--encoder", "genlip-tiny", "--suite", "mini14", "--data-root", str(root)) == 0
-    with open("tables/mini14_cells.csv", newline="") as stream:
-        cells = {cell["benchmark"]: cell for cell in csv.DictReader(stream)}
-    assert list(cells) == [column.name for column in MINI.columns]
-    assert all(cell["n"] == cell["n_expected"] == "40" and not cell["refused"] for cell in cells.values())
-    assert float(cells["mme_p"]["value"]) == 500.0  # always yes: half of the points for single answers, none for pairs
-    assert float(cells["chartqa"]["value"]) < 50 and float(cells["ai2d"]["value"]) == 0.0
-
-
 def test_training_prompts_are_those_of_the_evaluation(root):
     """What lmms-eval puts around each benchmark's question is met, letter by letter, in the conversations."""
     suffix = {task: tasks.definition(task).get("lmms_eval_specific_kwargs", {}).get("default", {}) for task in tasks.DEFINITIONS}

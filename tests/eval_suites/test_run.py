@@ -1,11 +1,15 @@
 """The main job on small data with a stand-in MLLM: lmms-eval's real engine, prompts and metrics; our plan, resume and exit codes."""
 
 import csv
+import io
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from eval_suites import results, suites
 from tests.eval_suites.small import chart_rows, make_easyvqa, write_parquet
@@ -63,31 +67,29 @@ def test_done_tasks_are_skipped_until_the_weights_change(small_easyvqa):
     assert small_easyvqa.run(*arguments) == 0
     before = Path("tables/easyvqa.csv").read_bytes()
     assert small_easyvqa.run(*arguments) == 0
-    assert small_easyvqa.loads == 1 and Path("tables/easyvqa.csv").read_bytes() == before
-    # One task lost: only that one is answered again.
+    assert small_easyvqa.loads == 4 and Path("tables/easyvqa.csv").read_bytes() == before  # one check, three workers; then none
+    # One result lost: only that task runs again, and its answers are in the journal.
     (done,) = Path("results").rglob("easyvqa_colour/result.json")
     done.unlink()
-    asked = len(small_easyvqa.models[Path("runs/a/export")].batches)
-    assert small_easyvqa.run(*arguments) == 0
-    again = small_easyvqa.models[Path("runs/a/export")].batches[asked:]
-    assert sum(len(prompts) for prompts, *_ in again) == 40 and all("which colour" in p for prompts, *_ in again for p in prompts)
-    assert Path("tables/easyvqa.csv").read_bytes() == before
+    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 5
+    assert len(small_easyvqa.asked("a")) == 120 and Path("tables/easyvqa.csv").read_bytes() == before
     # The same folder, other weights: nothing old is taken for theirs.
     changed = json.loads(Path("runs/a/export/provenance.json").read_text()) | {"weights_digest": "f" * 64}
     Path("runs/a/export/provenance.json").write_text(json.dumps(changed))
     small_easyvqa.models[Path("runs/a/export")].reply = lambda prompt: "no"
     assert small_easyvqa.run(*arguments) == 0
+    assert len(small_easyvqa.asked("a")) == 240
     assert {row["digest"][:8] for row in table()} == {"f" * 8, before.decode().splitlines()[1].split(",")[-1][:8]}
 
 
 def test_other_data_or_a_changed_definition_is_evaluated_anew(small_easyvqa, monkeypatch):
     small_easyvqa.export("a", "genlip-tiny")
     arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
-    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 1
+    assert small_easyvqa.run(*arguments) == 0 and len(small_easyvqa.asked("a")) == 40
     make_easyvqa(Path("data"), seed=1)
-    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 2
+    assert small_easyvqa.run(*arguments) == 0 and len(small_easyvqa.asked("a")) == 80
     monkeypatch.setattr("eval_suites.tasks.definition_digest", lambda task: "another")
-    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 3
+    assert small_easyvqa.run(*arguments) == 0 and len(small_easyvqa.asked("a")) == 120
 
 
 def test_a_limit_is_partial_and_never_costs_a_full_result(small_easyvqa, capsys):
@@ -99,7 +101,8 @@ def test_a_limit_is_partial_and_never_costs_a_full_result(small_easyvqa, capsys)
     assert (row["shape"], row["all_avg"], row["overall"], row["complete"]) == ("", "", "", "0/3")
     assert small_easyvqa.run(*arguments) == 0
     assert table()[0]["shape"] != "" and table()[0]["complete"] == "1/3" and table()[0]["all_avg"] == ""
-    assert small_easyvqa.run(*arguments, "--limit", "7") == 0 and small_easyvqa.loads == 2
+    assert len(small_easyvqa.asked("a")) == 40  # the seven of the quick look were not asked again
+    assert small_easyvqa.run(*arguments, "--limit", "7") == 0 and small_easyvqa.loads == 3
     assert table()[0]["complete"] == "1/3"
 
 
@@ -129,42 +132,45 @@ def test_fewer_answers_than_questions_is_a_failure_not_an_empty_answer(small_eas
     assert "something that is no text" in capsys.readouterr().err
 
 
-def test_stopped_between_samples_and_result_the_task_is_not_done(small_easyvqa, monkeypatch):
-    from eval_suites import run
+def test_stopped_between_samples_and_result_the_task_is_not_done(small_easyvqa, monkeypatch, capsys):
+    from eval_suites import worker
 
     small_easyvqa.export("a", "genlip-tiny")
     arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
     assert small_easyvqa.run(*arguments) == 0
     make_easyvqa(Path("data"), seed=1)  # the old result is of other data, and about to be replaced
-    write = run._write
+    write = worker._write
 
     def stop(path, text):
         write(path, text)
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGKILL) if path.name == "samples.jsonl" else None
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run, "_write", stop)
-        small_easyvqa.run(*arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_write", stop)
+        assert small_easyvqa.run(*arguments) == 1
+    assert "easyvqa_shape failed: its process was killed by signal 9" in capsys.readouterr().err
     assert list(Path("results").rglob("samples.jsonl")) and not list(Path("results").rglob("result.json"))
-    assert small_easyvqa.run(*arguments) == 0
+    assert small_easyvqa.run(*arguments) == 0 and len(small_easyvqa.asked("a")) == 80
 
 
-def test_stopped_in_the_middle_it_goes_on(small_easyvqa):
-    asked = []
+def test_a_worker_killed_in_a_batch_loses_that_batch_alone(small_easyvqa, capsys):
+    stop = Path("stop").absolute()
+    stop.touch()
 
     def reply(prompt):
-        asked.append(prompt)
-        if len(asked) == 50:
-            raise KeyboardInterrupt
+        if prompt.startswith("which colour, 37?") and stop.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
         return "yes"
 
     small_easyvqa.export("a", "genlip-tiny", reply=reply)
-    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa")
-    with pytest.raises(KeyboardInterrupt):
-        small_easyvqa.run(*arguments)
-    assert [path.parent.name for path in Path("results").rglob("result.json")] == ["easyvqa_shape"]
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--batch-size", "8")
+    assert small_easyvqa.run(*arguments) == 1
+    assert sorted(path.parent.name for path in Path("results").rglob("result.json")) == ["easyvqa_shape", "easyvqa_yes_no"]
+    before = small_easyvqa.asked("a")
+    stop.unlink()
     assert small_easyvqa.run(*arguments) == 0
-    assert len([prompt for prompt in asked if "which shape" in prompt]) == 40  # the done task was not asked again
+    again = small_easyvqa.asked("a")[len(before) :]
+    assert 0 < len(again) <= 8 and len(before) + len(again) == len(set(before + again)) == 120  # each once: the log has whole batches only
 
 
 def test_real_charts_through_the_packaged_definition(place, capsys):
@@ -187,6 +193,116 @@ def test_real_charts_through_the_packaged_definition(place, capsys):
     assert [sample["scores"]["relaxed_overall"] for sample in samples] == [1.0, 0.0, 0.0]
     ((_, pictures, new_tokens, stop),) = place.models[Path("runs/a/export")].batches
     assert (new_tokens, stop) == (16, ("\n\n",)) and len({picture[0].size for picture in pictures}) == 2
+
+
+# --- what goes wrong while it runs ------------------------------------------------------------------------------------------
+
+
+def break_picture(doc_id: int, content: bytes, kind="shape") -> None:
+    import pyarrow.parquet as pq
+
+    path = Path(f"data/genlip-eval/easy-vqa/{kind}/test-00000-of-00001.parquet")
+    rows = pq.read_table(path).to_pylist()
+    rows[doc_id]["image"]["bytes"] = content
+    write_parquet(path, rows)
+
+
+def half_a_picture() -> bytes:
+    out = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(out, "PNG")
+    return out.getvalue()[: len(out.getvalue()) // 2]
+
+
+@pytest.mark.parametrize("content", [b"no picture at all", half_a_picture()], ids=["other bytes", "cut"])
+def test_a_picture_that_cannot_be_read_is_named_and_costs_one_sample(small_easyvqa, capsys, content):
+    right = truth()
+    break_picture(17, content)
+    small_easyvqa.export("a", "genlip-tiny", reply=lambda prompt: right[prompt])
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa")
+    assert small_easyvqa.run(*arguments) == 3
+    out, err = capsys.readouterr()
+    assert "easyvqa_shape: 1 questions left out, their pictures cannot be read: doc 17 (" in err
+    assert "39 of 40, 1 left out whose pictures cannot be read" in out
+    assert (table()[0]["shape"], table()[0]["all_avg"], table()[0]["complete"]) == ("", "", "2/3")
+    assert "which shape, 17?" not in "".join(small_easyvqa.asked("a"))
+    # Allowed: averaged and marked; nothing is asked again.
+    before = small_easyvqa.asked("a")
+    assert small_easyvqa.run(*arguments, "--allow-partial") == 3 and small_easyvqa.asked("a") == before
+    assert (table()[0]["shape"], table()[0]["all_avg"], table()[0]["complete"]) == ("100.0", "100.0", "2/3")
+    assert "100.0\u2020" in capsys.readouterr().out
+
+
+def test_digests_that_do_not_match_are_refused_before_a_task_runs(small_easyvqa, capsys, monkeypatch):
+    small_easyvqa.export("a", "genlip-tiny")
+    weights = Path("runs/a/export/model.safetensors")
+    weights.write_bytes(b"one")
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
+    assert small_easyvqa.run(*arguments) == 0
+    weights.write_bytes(b"another")  # in the same folder, under the same provenance
+
+    def mismatch(export, device=None, dtype=None):
+        raise ValueError(f"{export}: its weights have digest x, its provenance says y")
+
+    monkeypatch.setattr("llava_plugin.mllm.load", mismatch)
+    before = Path("tables/easyvqa.csv").read_bytes()
+    Path("tables/easyvqa.csv").unlink()
+    assert small_easyvqa.run(*arguments) == 2  # although the task is done for the digest that the provenance names
+    assert "its weights have digest x" in capsys.readouterr().err and not Path("tables/easyvqa.csv").exists()
+    assert b"genlip-tiny" in before
+
+
+def test_another_suite_does_not_ask_the_same_model_again(small_easyvqa):
+    small_easyvqa.export("a", "genlip-tiny")
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape") == 0
+    Path("mine.yaml").write_text("columns: [easyvqa/shape, easyvqa/colour]")
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "mine.yaml") == 0
+    assert len(small_easyvqa.asked("a")) == 80 and table("tables/mine.csv")[0]["complete"] == "2/2"
+
+
+def test_an_empty_answer_is_an_answer_and_counted(small_easyvqa):
+    small_easyvqa.export("a", "genlip-tiny", reply=lambda prompt: "" if "1?" in prompt else "a\u2028b")
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape") == 0
+    result = json.loads(next(Path("results").rglob("result.json")).read_text())
+    assert result["n"] == 40 and result["empty"] == 4 and table()[0]["shape"] == "0.0"
+    samples = [json.loads(line) for line in next(Path("results").rglob("samples.jsonl")).open(encoding="utf-8")]
+    assert {sample["answer"] for sample in samples} == {"", "a\u2028b"}
+
+
+def test_a_full_disk_fails_the_task_in_a_sentence_and_the_rest_goes_on(small_easyvqa, capsys, monkeypatch):
+    from eval_suites.journal import Journal
+
+    add = Journal.add
+
+    def full(self, settings, answers):
+        if "colour" in str(self.path):
+            raise OSError(28, "No space left on device")
+        add(self, settings, answers)
+
+    small_easyvqa.export("a", "genlip-tiny")
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", full)
+        assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa") == 1
+    assert "easyvqa_colour failed: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert table()[0]["complete"] == "2/3"
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa") == 0 and table()[0]["complete"] == "3/3"
+
+
+def test_more_gpus_than_there_are(small_easyvqa, capsys):
+    small_easyvqa.export("a", "genlip-tiny")
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--gpus", "64") == 2
+    assert "--gpus 64, and there are" in capsys.readouterr().err and not list(Path().rglob("result.json"))
+
+
+def test_tasks_spread_over_devices_end_in_the_same_table(small_easyvqa, monkeypatch):
+    from eval_suites import worker
+
+    right = truth()
+    small_easyvqa.export("a", "genlip-tiny", reply=lambda prompt: right[prompt] if "3" in prompt else os.environ["CUDA_VISIBLE_DEVICES"])
+    monkeypatch.setattr(worker, "prepare", lambda gpus: ["5", "7"][:gpus])
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--gpus", "2") == 0
+    assert table()[0]["complete"] == "3/3"
+    answers = {json.loads(line)["answer"] for path in Path("results").rglob("samples.jsonl") for line in path.open()}
+    assert {"5", "7"} <= answers
 
 
 # --- refused before anything runs -------------------------------------------------------------------------------------------
@@ -279,12 +395,13 @@ def test_comparing_with_what_was_never_evaluated_says_the_command(small_easyvqa,
     assert "python eval_suites/run.py --encoder random-tiny --suite easyvqa" in text
 
 
-def test_two_runs_into_one_folder(small_easyvqa, capsys):
-    from eval_suites import run
+def test_two_runs_into_one_folder(small_easyvqa, capsys, monkeypatch):
+    from eval_suites import preflight
 
     small_easyvqa.export("a", "genlip-tiny")
+    monkeypatch.setattr(preflight, "PATIENCE", 0.1)
     (folder,) = [Path("results/easyvqa/genlip-tiny") / f"llm-tiny@{small_easyvqa.models[Path('runs/a/export')].digest[:8]}"]
-    with run.locked(folder):
+    with preflight.locked(folder):
         assert "another run is writing" in refusal(small_easyvqa, capsys, "--encoder", "genlip-tiny", "--suite", "easyvqa")
 
 

@@ -60,3 +60,39 @@ def test_unknown_names_say_what_exists():
 def test_tasks_are_picked_by_column_or_task_in_the_suites_order():
     assert suites.select(suites.get("genlip14"), "mme_p, docvqa,chartqa") == ("chartqa", "docvqa_val", "mme")
     assert suites.select(suites.get("genlip14"), "docvqa_val,docvqa") == ("docvqa_val",)
+
+
+def test_single_groups_are_suites_of_their_own():
+    assert [column.name for column in suites.get("caption").columns] == ["nocaps", "coco", "textcaps"]
+    assert suites.get("doc_ocr").columns == suites.get("genlip14").columns[:7]
+    assert next(column.task for column in suites.get("mini14_caption").columns) == "mini_nocaps_val"
+
+
+def test_a_suite_from_a_file(tmp_path):
+    path = tmp_path / "charts.yaml"
+    path.write_text("note: what charts say\ncolumns: [chartqa, mme_c, mini14/gqa]\n")
+    suite = suites.get(str(path))
+    assert (suite.name, suite.note) == ("charts", "what charts say")
+    assert [(column.name, column.task) for column in suite.columns] == [("chartqa", "chartqa"), ("mme_c", "mme"), ("gqa", "mini_gqa")]
+    path.write_text("columns: [vqav2]")
+    assert suites.get(str(path)).columns[0].n == 214354 and "vqav2" in suites.get(str(path)).note
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [("columns: [chartaq]", "Did you mean 'chartqa'"), ("columns: []", "needs a list"), ("[", "no YAML"), ("a", "needs a list"),
+     ("columns: [gqa]\ncolums: 3", "unknown colums"), ("columns: [gqa, mini14/gqa]", "twice")],
+)  # fmt: skip
+def test_what_is_wrong_with_a_suite_file_is_said(tmp_path, content, why):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=why):
+        suites.get(str(path))
+
+
+def test_a_suite_file_may_not_take_the_name_of_ours(tmp_path):
+    (tmp_path / "genlip14.yaml").write_text("columns: [gqa]")
+    with pytest.raises(ValueError, match="rename the file"):
+        suites.get(str(tmp_path / "genlip14.yaml"))
+    with pytest.raises(ValueError, match="no suite file"):
+        suites.get("nothing.yaml")

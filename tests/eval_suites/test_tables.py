@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval_suites import results, stats, suites, tables
+from eval_suites import averages, compare, printed, results, stats, suites, tables
 from tests.eval_suites.small import provenance
 
 ROOT = Path(__file__).parents[2]
@@ -20,8 +20,8 @@ SUITE = suites.get("genlip14")
 
 def test_every_printed_average_is_recomputed_and_exactly_the_known_rows_are_flagged():
     flagged, rows = [], 0
-    for number in json.loads(tables.PAPER.read_text()):
-        for row in tables.paper_table(number)[2]:
+    for number in json.loads(printed.PAPER.read_text()):
+        for row in printed.paper_table(number)[2]:
             rows += 1
             flagged += [(number, row.model, row.arch)] if row.flag else []
     assert flagged == [
@@ -35,14 +35,14 @@ def test_every_printed_average_is_recomputed_and_exactly_the_known_rows_are_flag
 
 
 def test_rows_on_the_rounding_border_are_not_flagged():
-    border = {row.recomputed for number in ("3", "7") for row in tables.paper_table(number)[2]} & {Decimal("61.45"), Decimal("61.55")}
+    border = {row.recomputed for number in ("3", "7") for row in printed.paper_table(number)[2]} & {Decimal("61.45"), Decimal("61.55")}
     assert len(border) == 2
-    row = tables.Printed("m", "a", "", {}, Decimal("68.6"), Decimal("68.55"))
+    row = printed.Printed("m", "a", "", {}, Decimal("68.6"), Decimal("68.55"))
     assert not row.flag and replace(row, recomputed=Decimal("68.5499")).flag
 
 
 def test_18_of_the_19_averages_of_tables_3_and_4_follow_the_rule_to_the_printed_digit():
-    rows = [row for number in ("3", "4") for row in tables.paper_table(number)[2]]
+    rows = [row for number in ("3", "4") for row in printed.paper_table(number)[2]]
     assert len(rows) == 19 and sum(not row.flag for row in rows) == 18
 
 
@@ -74,9 +74,9 @@ def measured(encoder="genlip-tiny", suite=SUITE, value=0.5, n=None, **changes) -
 def test_all_avg_is_the_mean_of_columns_at_100_for_full_marks():
     row = measured()  # 50 %, CIDEr 0.5, MME-P 1000 points
     assert row.cells["mme_p"].value == 1000 and row.cells["coco"].value == 50
-    assert tables.average(SUITE.columns, row.cells) == pytest.approx(50)
+    assert averages.average(SUITE.columns, row.cells) == pytest.approx(50)
     more = {**row.cells, "mme_p": replace(row.cells["mme_p"], value=1400.0), "coco": replace(row.cells["coco"], value=120.0)}
-    assert tables.average(SUITE.columns, more) == pytest.approx(50 + (20 + 70) / 14)
+    assert averages.average(SUITE.columns, more) == pytest.approx(50 + (20 + 70) / 14)
 
 
 def test_no_average_of_an_incomplete_row_but_of_its_complete_groups(tmp_path):
@@ -114,7 +114,7 @@ def test_genlip15_averages_15_columns_and_says_whose_the_15th_is(tmp_path):
     suite = suites.get("genlip15")
     row = measured(suite=suite)
     text = tables.write(suite, [row], tmp_path)
-    assert row.cells["mme_c"].value == 400 and tables.average(suite.columns, row.cells) == pytest.approx(50)
+    assert row.cells["mme_c"].value == 400 and averages.average(suite.columns, row.cells) == pytest.approx(50)
     assert "15/15" in text and "The 15th is ours" in text and "(paper)" not in text
 
 
@@ -134,18 +134,18 @@ def test_better_worse_and_not_told_apart():
     a, b = measured(), measured("other")
     right = replace(a.scores["chartqa"], values=np.ones(100))
     a = replace(a, scores={**a.scores, "chartqa": right}, cells={**a.cells, "chartqa": replace(a.cells["chartqa"], value=100.0)})
-    said = {line.title: line.verdict for line in tables.compare(SUITE, a, b)}
+    said = {line.title: line.verdict for line in compare.compare(SUITE, a, b)}
     assert said["ChartQA"].word == "better" and said["ChartQA"].difference == pytest.approx(50)
     assert said["DocVQA"].word == "not told apart" and said["DocVQA"].difference == 0
     assert said["ALL AVG"].word == "better" and said["ALL AVG"].difference == pytest.approx(50 / 14)
-    assert {line.title: line.verdict for line in tables.compare(SUITE, b, a)}["ChartQA"].word == "worse"
+    assert {line.title: line.verdict for line in compare.compare(SUITE, b, a)}["ChartQA"].word == "worse"
 
 
 def test_other_data_or_other_prompts_are_not_compared():
     a, b = measured(), measured("other")
     for name, reason in (("data", "other data"), ("task", "other prompts")):
         keys = {**b.results, "chartqa": {**b.results["chartqa"], "key": {**b.results["chartqa"]["key"], name: "x"}}}
-        lines = tables.compare(SUITE, a, replace(b, results=keys))
+        lines = compare.compare(SUITE, a, replace(b, results=keys))
         assert lines[0].verdict is None and reason in lines[0].reason
         assert lines[1].verdict is not None and lines[-1].verdict is None  # the other columns stand, ALL AVG does not
 
@@ -156,7 +156,7 @@ def test_a_comparison_names_what_differs_besides_the_encoder():
         result["provenance"].update(
             data_digest="e" * 64, tokens=576, resolution=384, recipe={"lr": 0.1, "encoder": "other", "out": "runs/b"}
         )
-    assert tables.differences(a, b) == ["tokens: 16 against 576", "data_digest: d against eeeeeeee...", "recipe.lr: 0.001 against 0.1"]
+    assert compare.differences(a, b) == ["tokens: 16 against 576", "data_digest: d against eeeeeeee...", "recipe.lr: 0.001 against 0.1"]
     text = tables.markdown(SUITE, [a, b], [], [(a, b)])
     assert "Besides the encoder, these differ:\n- tokens: 16 against 576" in text
     assert "these differ" not in tables.markdown(SUITE, [a], [], [(a, measured("third"))])
@@ -195,3 +195,70 @@ def test_commands_answer_without_torch_pandas_and_lmms_eval(command, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout or "averages" in done.stdout
+
+
+# --- marks ------------------------------------------------------------------------------------------------------------------
+
+
+def with_provenance(row: results.Row, **changes) -> results.Row:
+    return replace(row, results={t: {**r, "provenance": {**r["provenance"], **changes}} for t, r in row.results.items()})
+
+
+def line_of(text: str, label: str) -> dict[str, str]:
+    head, _, *lines = [line for line in text.splitlines() if line.startswith("|")]
+    (line,) = [line for line in lines if line.split("|")[1].strip() == label]
+    return dict(zip((cell.strip() for cell in head.split("|")[1:-1]), (cell.strip() for cell in line.split("|")[1:-1])))
+
+
+def test_best_and_second_best_are_marked_among_rows_that_differ_in_the_encoder_alone():
+    rows = [measured(name, value=value, digest=name[0] * 64) for name, value in (("a", 0.5), ("b", 0.7), ("c", 0.6), ("d", 0.9))]
+    rows[3] = with_provenance(rows[3], llm_digest_before="other", llm="larger")
+    text = tables.markdown(SUITE, rows, [], [])
+    shown = {name: line_of(text, name)["ALL AVG"].split()[0] for name in "abcd"}
+    assert shown == {"a": "50.0", "b": "**70.0**", "c": "<u>60.0</u>", "d": "90.0"}
+    assert "- d dddddddd is not ranked with a, for these differ: llm: larger against llm-tiny" in text
+    tied = [measured(name, value=0.5, digest=name * 64) for name in "ab"]
+    assert {line_of(tables.markdown(SUITE, tied, [], []), name)["GQA"].split()[0] for name in "ab"} == {"**50.0**"}
+    alone = tables.markdown(SUITE, rows[:1], [], [])
+    assert "**" not in alone and "Bold" not in alone
+
+
+def test_other_questions_or_a_hole_are_not_ranked():
+    a, b = measured("a", value=0.5, digest="a" * 64), measured("b", value=0.7, digest="b" * 64)
+    gqa = {"gqa": {**b.results["gqa"], "key": {**b.results["gqa"]["key"], "data": "other"}}}
+    text = tables.markdown(SUITE, [a, replace(b, results={**b.results, **gqa})], [], [])
+    assert line_of(text, "b")["GQA"].startswith("70.0") and line_of(text, "b")["ChartQA"].startswith("**70.0**")
+    assert line_of(text, "b")["General VQA"].startswith("70.0") and line_of(text, "b")["Doc & OCR"].startswith("**70.0**")
+    hole = {**b.cells, "gqa": replace(b.cells["gqa"], refused="8 of 12578")}
+    text = tables.markdown(SUITE, [a, replace(b, cells=hole)], [], [])
+    assert "**" not in line_of(text, "b")["GQA"] and line_of(text, "b")["ALL AVG"] == "-"
+
+
+def test_a_projector_stage_says_so_in_its_row():
+    text = tables.markdown(SUITE, [with_provenance(measured("a"), stage="projector")], [], [])
+    assert line_of(text, "a (projector stage)")["complete"] == "14/14"
+
+
+def test_a_column_without_unreadable_pictures_is_averaged_only_where_allowed_and_marked(tmp_path):
+    row = measured("a")
+    column = next(column for column in SUITE.columns if column.name == "gqa")
+    cell = results.make_cell(column, {column.metric: 0.5}, column.n - 1, column.n, row.scores["gqa"], "a" * 64, left_out=1)
+    row = replace(row, cells={**row.cells, "gqa": cell})
+    refused = line_of(tables.write(SUITE, [row], tmp_path), "a")
+    assert refused["ALL AVG"] == "-" and refused["complete"] == "13/14" and "12577 of 12578" in refused["GQA"]
+    text = tables.write(SUITE, [row], tmp_path, allow_partial=True)
+    allowed = line_of(text, "a")
+    assert allowed["GQA"].startswith("50.0\u2020 [") and allowed["ALL AVG"].startswith("50.0\u2020") and allowed["complete"] == "13/14"
+    assert "\u2020 a aaaaaaaa: samples left out whose pictures cannot be read: gqa 1 of 12578." in text
+    limited = results.make_cell(column, {column.metric: 0.5}, 8, column.n, row.scores["gqa"], left_out=1)
+    assert averages.admit(replace(row, cells={"gqa": limited})).cells["gqa"].refused  # a limit is no matter of pictures
+
+
+def test_latex_holds_the_same_numbers_escaped(tmp_path):
+    rows = [measured("my_enc&1", value=0.5, digest="a" * 64), measured("b", value=0.7, digest="b" * 64)]
+    tables.write(SUITE, rows, tmp_path)
+    text = (tmp_path / "genlip14.tex").read_text()
+    lines = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(lines) == 1 + 2 + 19 and {line.count(" & ") for line in lines} == {21}
+    assert lines[1].startswith(r"my\_enc\&1 & genlip & llm-tiny & 16 & 50.0 &") and r"\textbf{70.0}" in lines[2]
+    assert lines[0].count("Doc \\& OCR") == 1 and text.startswith(r"\begin{tabular}{lllr" + "r" * 18)

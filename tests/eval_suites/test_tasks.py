@@ -99,7 +99,7 @@ def test_all_fourteen_tasks_through_lmms_evals_engine(place, capsys):
     # GQA's pictures are looked up by id: question 0 asks about picture n3.
     prompts = {prompt: picture for batch in place.models[Path("runs/a/export")].batches for prompt, picture in zip(batch[0], batch[1])}
     samples = [json.loads(line) for line in next(Path("results").rglob("gqa/samples.jsonl")).open()]
-    assert prompts[samples[0]["prompt"]][0].getpixel((0, 0)) in ((255, 0, 0), (250, 0, 0))
+    assert prompts[samples[0]["prompt"]][0].pixel in ((255, 0, 0), (250, 0, 0))
     # MME's questions about one picture are one cluster.
     mme = [json.loads(line) for line in next(Path("results").rglob("mme/samples.jsonl")).open()]
     assert mme[0]["image"] == mme[1]["image"] != mme[2]["image"]

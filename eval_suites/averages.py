@@ -1,0 +1,31 @@
+"""Cells -> averages, by the paper's rule: each column at 100 for full marks, and no average over a hole."""
+
+from dataclasses import replace
+
+from eval_suites import stats
+from eval_suites.results import Cell, Row
+from eval_suites.suites import Column, Suite
+
+
+def average(columns: tuple[Column, ...], cells: dict[str, Cell]) -> float | None:
+    """Plain mean of the columns at 100 for full marks; None unless every one is complete."""
+    if not columns or not all(cells[column.name].complete for column in columns):
+        return None
+    return sum(cells[column.name].value * 100 / column.full_mark for column in columns) / len(columns)
+
+
+def overall(suite: Suite, row: Row) -> float | None:
+    """Micro-average over all samples of the suite, in percent; None unless every column is complete."""
+    if not all(cell.complete for cell in row.cells.values()):
+        return None
+    return 100 * stats.pooled([row.scores[column.name] for column in suite.columns]).value
+
+
+def admit(row: Row) -> Row:
+    """The row with columns that lack nothing but unreadable pictures let into its averages; the table marks both."""
+    return replace(row, cells={name: replace(cell, refused=None) if cell.nearly else cell for name, cell in row.cells.items()})
+
+
+def weights(columns: tuple[Column, ...]) -> list[float]:
+    """Factors that turn lmms-eval's numbers of the columns into their ALL AVG."""
+    return [column.scale * 100 / column.full_mark / len(columns) for column in columns]

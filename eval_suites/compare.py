@@ -1,0 +1,128 @@
+"""Two encoders, question by question: paired differences with intervals, a verdict per cell, and what else differs between the two."""
+
+import json
+from dataclasses import dataclass
+
+from eval_suites import stats
+from eval_suites.averages import average, overall, weights
+from eval_suites.results import Row
+from eval_suites.suites import Column, Suite
+from eval_suites.text import markdown_text
+
+# What may differ between two MLLMs without a word in a comparison: what an encoder is, what follows from it, names of files. Digests
+# say whether data and language model were the same, so their paths need not.
+_ENCODERS_OWN = {"encoder", "encoder_key", "arch", "untrained", "resolution", "weights_digest", "encoder_digest", "encoder_digest_before"}
+_NOT_COMPARED = {*_ENCODERS_OWN, "llm_digest", "git_commit", "out", "init", "data", "images", "workers", "cache_features"}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One line of a comparison: two values and what may be said of their difference, or why nothing may."""
+
+    title: str
+    a: float | None
+    b: float | None
+    n: int | None
+    verdict: stats.Verdict | None
+    reason: str = ""
+
+
+def compare(suite: Suite, a: Row, b: Row) -> list[Compared]:
+    """Every column, ALL AVG and the micro-average of `a` against `b`: paired by question, drawn by picture."""
+    lines, paired = [], {}
+    for column in suite.columns:
+        one, two = a.cells[column.name], b.cells[column.name]
+        reason = _incomparable(column, a, b)
+        if not reason:
+            try:
+                paired[column.name] = stats.difference(a.scores[column.name], b.scores[column.name])
+            except ValueError as error:
+                reason = str(error)
+        verdict = None if reason else stats.judge([paired[column.name]], [column.scale], False, column.higher_is_better)
+        lines.append(Compared(column.title, one.value, two.value, one.n if not reason else None, verdict, reason or one.refused or ""))
+    complete = all(row.cells[column.name].complete for row in (a, b) for column in suite.columns) and len(paired) == len(suite.columns)
+    parts = list(paired.values())
+    means = [average(suite.columns, row.cells) for row in (a, b)]
+    verdict = stats.judge(parts, weights(suite.columns), suite.shared_pictures) if complete else None
+    lines.append(Compared("ALL AVG", *means, None, verdict, "" if complete else "not every column is complete in both"))
+    if suite.overall:
+        verdict = stats.judge([stats.pooled(parts)], [100.0], True) if complete else None
+        n = sum(len(part.ids) for part in parts) if complete else None
+        lines.append(Compared("overall", overall(suite, a), overall(suite, b), n, verdict, lines[-1].reason))
+    return lines
+
+
+def _incomparable(column: Column, a: Row, b: Row) -> str:
+    for row in (a, b):
+        if row.cells[column.name].value is None:
+            return f"{row.label}: {row.cells[column.name].refused}"
+    one, two = a.results[column.task]["key"], b.results[column.task]["key"]
+    for name, what in (("task", "other prompts or metrics"), ("data", "other data")):
+        if one[name] != two[name]:
+            return f"{what}: evaluate both again with the same {'version' if name == 'task' else 'data'}"
+    return ""
+
+
+def protocol(row: Row) -> dict:
+    """What has to be equal for two rows to differ in the encoder alone: stage, language model, data, recipe, token budget, ..."""
+    said = next(iter(row.results.values()))["provenance"]
+    flat = {**said, **{f"recipe.{name}": value for name, value in (said.get("recipe") or {}).items()}}
+    return {name: value for name, value in flat.items() if name != "recipe" and name.removeprefix("recipe.") not in _NOT_COMPARED}
+
+
+def differences(a: Row, b: Row) -> list[str]:
+    """What differs between the two rows' MLLMs besides the encoder, in words."""
+    one, two = protocol(a), protocol(b)
+    return [
+        f"{name}: {_short(one.get(name))} against {_short(two.get(name))}" for name in {**one, **two} if one.get(name) != two.get(name)
+    ]
+
+
+def ranks(suite: Suite, rows: list[Row], columns: tuple[Column, ...]) -> dict[int, int]:
+    """Index of a row -> 1 (best) or 2 (second best of three or more) in the columns' average, among rows that may be compared.
+
+    Rows may be compared that differ in the encoder alone and answered the same questions under the same prompts. Ties share a rank.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        if average(columns, row.cells) is not None:
+            asked = [{part: row.results[column.task]["key"][part] for part in ("task", "data", "limit")} for column in columns]
+            lacking = [row.results[column.task].get("left_out") for column in columns]
+            groups.setdefault(json.dumps([protocol(row), asked, lacking], sort_keys=True), []).append(i)
+    best = {}
+    for group in groups.values():
+        sign = -1 if columns[0].higher_is_better else 1
+        values = [sign * average(columns, rows[i].cells) for i in group]
+        order = sorted(set(values))
+        for i, value in zip(group, values):
+            if len(group) > 1 and value == order[0]:
+                best[i] = 1
+            elif len(group) > 2 and value == order[1]:
+                best[i] = 2
+    return best
+
+
+def _short(value) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:8]}..."
+
+
+def section(suite: Suite, a: Row, b: Row) -> str:
+    """The section of one pair: values, paired difference with its interval, verdict, and what else differs."""
+    lines = []
+    for line in compare(suite, a, b):
+        values = ["-" if value is None else f"{value:.2f}" for value in (line.a, line.b)]
+        verdict = line.verdict
+        told = (
+            ("-", line.reason)
+            if verdict is None
+            else (f"{verdict.difference:+.2f} [{verdict.low:+.2f}, {verdict.high:+.2f}]", verdict.word)
+        )
+        few = f" ({verdict.pictures} pictures: too few to tell)" if verdict and verdict.pictures < stats.FEWEST_PICTURES else ""
+        partial = f" ({line.reason})" if verdict and line.reason else ""
+        lines.append((line.title, *values, told[0], str(line.n or ""), f"{told[1]}{few}{partial}"))
+    head = ("benchmark", a.label, b.label, "difference [95 %]", "n", f"{a.label} is")
+    others = differences(a, b)
+    text = f"\n## {a.label} ({a.digest[:8]}) against {b.label} ({b.digest[:8]})\n\n"
+    text += f"Paired by question, {stats.DRAWS} draws of pictures.\n\n{markdown_text(head, lines)}\n"
+    return text + ("Besides the encoder, these differ:\n" + "".join(f"- {other}\n" for other in others) if others else "")
