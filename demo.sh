@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # easy-VQA end to end, all under demo/: pretrain genlip-tiny on captions, fine-tune one small MLLM around each of three frozen
 # encoders (pretrained GenLIP, the same untrained, DINOv2-S/14), captions first, then questions; evaluate all 9,673 test questions
-# each, one table. About half an hour on two cores. Stopped anywhere, it goes on when run again. Usually called by `make demo`.
+# each, one table. Stopped anywhere, it goes on when run again. Usually called by `make demo`.
 set -euo pipefail
 cd "$(dirname "$0")"
 export HF_HUB_OFFLINE=1 GENLIP_WEIGHTS=demo/weights PYTHONUNBUFFERED=1
