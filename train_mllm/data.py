@@ -20,6 +20,7 @@ each sequence (a dialogue, or a front and one turn) become a row of its own, whe
 Shapes: T tokens of a packed batch, R sequences in it, L the longest of them, N visual tokens a picture, D tower width.
 """
 
+import functools
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ class Row:
     cut: bool  # whether turns were left out because the row was full
 
 
+@functools.lru_cache(maxsize=4)  # a property of the tokenizer: found once, not for every conversation
 def end_of_turn(tokenizer) -> int:
     """The token that the chat template puts behind an assistant's answer. Raises ValueError if that is no special token."""
     probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "qzq"}, {"role": "user", "content": "c"}]

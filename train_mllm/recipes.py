@@ -23,7 +23,7 @@ class Recipe:
     train_encoder: bool = False
     resolution: int = 0  # pixels a side; 0: the encoder's own (24 x 24 tokens for the released ones)
     turns: str = "dialogue"  # "independent": each turn sees the picture and itself alone, packed in one row without loss
-    max_length: int = 32_768  # tokens; longer conversations are cut at a turn's border and counted
+    max_length: int = 32_768  # tokens; longer conversations are cut at a turn's border
     epochs: float = 1.0
     max_steps: int = 0  # 0: as many as `epochs` says
     batch: int = 1
