@@ -9,7 +9,6 @@ Writes, under --out:
     easy-vqa/captions/train-NNNNNN.tar      WebDataset, .png and .json {"caption": "a blue circle."}; shard k is copy k of every picture
     easy-vqa/captions-held-out/test-000000.tar   captions of test pictures: to validate on, never to train on
     easy-vqa/sft/conversations.json         LLaVA form, all questions of a picture in one record, pictures under sft/images/
-    easy-vqa/sft/captions.json              LLaVA form, the caption of each training picture that has one
     easy-vqa/text.txt                       every training sentence, a line each, for a small tokenizer
     easy-vqa/made.json                      settings and counts
     genlip-eval/easy-vqa/{shape,colour,yes_no}/test-00000-of-00001.parquet and manifest.json
@@ -191,20 +190,6 @@ def write_conversations(folder: Path, train: list[Picture]) -> None:
     (folder / "conversations.json").write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n")
 
 
-def write_caption_conversations(file: Path, train: list[Picture]) -> None:
-    """captions.json: one turn a captioned picture, its caption; LLaVA's first stage. Pictures are those of conversations.json."""
-    records = [
-        {
-            "id": f"easy-vqa-caption-{picture.id}",
-            "image": f"images/{picture.id}.png",
-            "conversations": [{"from": "human", "value": f"<image>\n{CAPTION_PROMPT}"}, {"from": "gpt", "value": text}],
-        }
-        for picture in train
-        if (text := caption(picture))
-    ]
-    file.write_text(json.dumps(records, indent=1) + "\n")
-
-
 def training_text(train: list[Picture]) -> Iterator[str]:
     yield CAPTION_PROMPT
     yield PROMPT_SUFFIX.strip()
@@ -282,7 +267,6 @@ def make(out: Path, copies: int = 8, seed: int = 0) -> str:
     with written_aside(world) as aside:
         captioned, held_out = write_captions(aside / "captions", aside / "captions-held-out", train, test, copies, seed)
         write_conversations(aside / "sft", train)
-        write_caption_conversations(aside / "sft" / "captions.json", train)
         (aside / "text.txt").write_text("".join(f"{line}\n" for line in training_text(train)))
         counts = {"captioned": captioned, "captioned_test": held_out, "conversations": len(train)}
         counts |= {"questions": sum(len(picture.questions) for picture in train)}

@@ -17,6 +17,9 @@ TINY = {
     "num_attention_heads": 4,
     "text_embed_dim": 128,
     "drop_path_rate": 0.0,
+    # At the paper's 0.1, made for 24 layers and more, four layers leave the patches almost as they were embedded: the text reads the
+    # shape out of them by itself, and an MLLM is given features that do not say it (a linear probe reads 56 % of shapes, here 87 %).
+    "ls_init_value": 1.0,
     "mrope_section": [6, 5, 5],
 }
 

@@ -67,15 +67,15 @@ def sft_qwen1_5b_unfrozen() -> Recipe:
 
 
 def tiny_sft() -> Recipe:
-    """A language model of half a million parameters from scratch, on two cores: so it takes a pretraining's learning rate."""
+    """A language model of a third of a million parameters from scratch, on two cores: so it takes a pretraining's learning rate."""
     return Recipe(
         "tiny-sft",
         encoder="genlip-tiny",
         llm="llama-tiny",
         turns="independent",
         max_length=2048,
-        max_steps=600,
-        batch=16,
+        max_steps=2400,
+        batch=4,
         lr=1e-3,
         bf16=False,
         gradient_checkpointing=False,
@@ -84,16 +84,7 @@ def tiny_sft() -> Recipe:
     )
 
 
-def tiny_captions() -> Recipe:
-    """The stage before `tiny-sft`, LLaVA's first one: captions alone, but here the language model learns too, since it is new.
-
-    Without it a small language model hardly learns to read what a tiny encoder does not offer linearly: among ten questions a
-    picture, too few ask for it outright.
-    """
-    return replace(tiny_sft(), preset="tiny-captions", batch=128, max_steps=250)
-
-
 PRESETS = {
     make().preset: make
-    for make in (projector, sft_qwen7b_frozen, sft_qwen1_5b_frozen, sft_qwen7b_unfrozen, sft_qwen1_5b_unfrozen, tiny_sft, tiny_captions)
+    for make in (projector, sft_qwen7b_frozen, sft_qwen1_5b_frozen, sft_qwen7b_unfrozen, sft_qwen1_5b_unfrozen, tiny_sft)
 }

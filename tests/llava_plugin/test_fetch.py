@@ -127,9 +127,10 @@ def test_llama_tiny_is_small_and_lively(tiny):
     model, report = AutoModelForCausalLM.from_pretrained(tiny, output_loading_info=True)
     assert not any(report.values())
     tokenizer = AutoTokenizer.from_pretrained(tiny)
-    assert 500_000 < model.num_parameters() < 1_000_000
+    assert 300_000 < model.num_parameters() < 1_000_000
     assert model.config.vocab_size == len(tokenizer) <= fetch.TINY_VOCAB
-    assert abs(model.model.layers[0].mlp.up_proj.weight.std() - 0.08) < 0.002
+    assert abs(model.model.layers[0].mlp.up_proj.weight.std() - 0.12) < 0.003
+    assert model.lm_head.weight is model.model.embed_tokens.weight and abs(model.lm_head.weight.std() - 0.5) < 0.01
     assert model.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>") == tokenizer.eos_token_id
 
 
@@ -156,11 +157,10 @@ def test_llama_tiny_template_marks_what_the_assistant_says(tiny):
     ]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False)
     assert rendered == (
-        "<|im_start|>user\n<image>\nwhat color is the shape?<|im_end|>\n<|im_start|>assistant\nblue<|im_end|>\n"
-        "<|im_start|>user\nis there a circle?<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+        "<|im_start|><image>\nwhat color is the shape?\nblue<|im_end|><|im_start|>is there a circle?\nyes<|im_end|>"
     )
     # What is asked at evaluation is what stood before the answer in training.
-    assert tokenizer.apply_chat_template(chat[:3], tokenize=False, add_generation_prompt=True) == rendered.removesuffix("yes<|im_end|>\n")
+    assert tokenizer.apply_chat_template(chat[:3], tokenize=False, add_generation_prompt=True) == rendered.removesuffix("yes<|im_end|>")
     out = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
     said = [token for token, mark in zip(out["input_ids"], out["assistant_masks"], strict=True) if mark]
     assert tokenizer.decode(said) == "blue<|im_end|>yes<|im_end|>"

@@ -33,8 +33,7 @@ def labelled(row, tokenizer):
 def test_dialogue_is_one_sequence_with_labels_on_answers_and_their_end(tokenizer):
     row = encode(TWO_TURNS, tokenizer, image_token_id=3, image_tokens=2, turns="dialogue", max_length=200)
     assert tokenizer.decode(row.ids) == (
-        "<|im_start|>user\n<image><image>\nwhat is in the picture<|im_end|>\n<|im_start|>assistant\na red circle<|im_end|>\n"
-        "<|im_start|>user\nno<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>"
+        "<|im_start|><image><image>\nwhat is in the picture\na red circle<|im_end|><|im_start|>no\nyes<|im_end|>"
     )
     assert labelled(row, tokenizer) == "a red circle<|im_end|>yes<|im_end|>"
     assert row.positions == list(range(len(row.ids))) and not any(row.block)
@@ -43,9 +42,9 @@ def test_dialogue_is_one_sequence_with_labels_on_answers_and_their_end(tokenizer
 def test_independent_turns_share_their_front_and_see_nothing_else(tokenizer):
     row = encode(TWO_TURNS, tokenizer, image_token_id=3, image_tokens=2, turns="independent", max_length=200)
     front = row.block.index(1)
-    assert tokenizer.decode(row.ids[:front]) == "<|im_start|>user\n<image><image>"
+    assert tokenizer.decode(row.ids[:front]) == "<|im_start|><image><image>"
     blocks = [[i for i, b in zip(row.ids, row.block) if b == k] for k in (1, 2)]
-    assert tokenizer.decode(blocks[1]) == "\nno<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>"
+    assert tokenizer.decode(blocks[1]) == "\nno\nyes<|im_end|>"
     assert labelled(row, tokenizer) == "a red circle<|im_end|>yes<|im_end|>"
     assert [row.positions[row.block.index(k)] for k in (1, 2)] == [front, front]
 
