@@ -29,3 +29,22 @@ def admit(row: Row) -> Row:
 def weights(columns: tuple[Column, ...]) -> list[float]:
     """Factors that turn lmms-eval's numbers of the columns into their ALL AVG."""
     return [column.scale * 100 / column.full_mark / len(columns) for column in columns]
+
+
+def average_bounds(suite: Suite, columns: tuple[Column, ...], row: Row) -> tuple[float | None, float | None]:
+    """95 % interval of `average`, by picture; (None, None) where there is no average or one picture is all there is."""
+    value = average(columns, row.cells)
+    if value is None:
+        return None, None
+    error = stats.stderr([row.scores[column.name] for column in columns], weights(columns), suite.shared_pictures)
+    return (None, None) if error is None else (value - stats.Z * error, value + stats.Z * error)
+
+
+def overall_bounds(suite: Suite, row: Row) -> tuple[float | None, float | None]:
+    """95 % interval of `overall`, in percent, likewise."""
+    value = overall(suite, row)
+    if value is None:
+        return None, None
+    scores = stats.pooled([row.scores[column.name] for column in suite.columns])
+    low, high = stats.interval(value / 100, stats.stderr([scores], [1.0], True), len(set(scores.pictures)), (0.0, 1.0))
+    return (None, None) if low is None else (100 * low, 100 * high)

@@ -15,8 +15,8 @@ import sys
 from decimal import Decimal
 from pathlib import Path
 
-from eval_suites import compare, results, stats, suites
-from eval_suites.averages import admit, average, overall, weights
+from eval_suites import compare, results, suites
+from eval_suites.averages import admit, average, average_bounds, overall, overall_bounds
 from eval_suites.printed import Printed, paper_report, paper_table
 from eval_suites.results import Cell, Row
 from eval_suites.suites import GROUPS, Column, Suite
@@ -36,7 +36,7 @@ def header(suite: Suite) -> tuple[str, ...]:
     return ("encoder", "arch", "llm", "frozen", "resolution", "tokens", "source", *names, *suite.groups, *last)
 
 
-def _whole(row: Row) -> int:
+def whole(row: Row) -> int:
     """How many columns lack no sample."""
     return sum(cell.complete and not cell.left_out for cell in row.cells.values())
 
@@ -50,12 +50,12 @@ def _measured_line(suite: Suite, row: Row) -> list:
     averages = [average(_group(suite, group), row.cells) for group in suite.groups] + [average(suite.columns, row.cells)]
     averages += [overall(suite, row)] if suite.overall else []
     frozen = "" if row.frozen is None else str(row.frozen).lower()
-    complete = f"{_whole(row)}/{len(cells)}"
+    complete = f"{whole(row)}/{len(cells)}"
     values = [cell.value if cell.complete else None for cell in cells] + averages
     return [row.encoder, row.arch, row.llm, frozen, row.resolution, row.tokens, "measured", *map(_plain, values), complete, row.digest]
 
 
-def _printed_line(suite: Suite, llm: str, row: Printed) -> list:
+def printed_line(suite: Suite, llm: str, row: Printed) -> list:
     """A row of tables 3 and 4: frozen, 24 x 24 = 576 tokens at 336 (patch 14) or 384 pixels (patch 16)."""
     groups = [sum(row.scores[c.name] * 100 / Decimal(c.full_mark) for c in _group(suite, g)) / len(_group(suite, g)) for g in suite.groups]
     scores = [row.scores[column.name] for column in suite.columns]
@@ -76,7 +76,7 @@ def write(suite: Suite, rows: list[Row], folder: Path, pairs: list[tuple[Row, Ro
     if allow_partial:
         rows, pairs = [admit(row) for row in rows], [(admit(a), admit(b)) for a, b in pairs]
     printed = [(llm, row) for number in suite.paper for _, llm, table in [paper_table(number)] for row in table]
-    lines = [_measured_line(suite, row) for row in rows] + [_printed_line(suite, llm, row) for llm, row in printed]
+    lines = [_measured_line(suite, row) for row in rows] + [printed_line(suite, llm, row) for llm, row in printed]
     cells = [(row.encoder, cell) for row in rows for cell in row.cells.values()]
     long = [
         [encoder, *("" if getattr(cell, name) is None else getattr(cell, name) for name in CELLS_HEADER[1:])] for encoder, cell in cells
@@ -91,7 +91,7 @@ def write(suite: Suite, rows: list[Row], folder: Path, pairs: list[tuple[Row, Ro
     return text
 
 
-def _averaged(suite: Suite) -> list[tuple[Column, ...]]:
+def averaged(suite: Suite) -> list[tuple[Column, ...]]:
     """The columns of each group, then all of them."""
     return [*(_group(suite, group) for group in suite.groups), suite.columns]
 
@@ -101,18 +101,18 @@ def markdown(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]], 
     titles = [column.title for column in suite.columns] + [GROUPS[group] for group in suite.groups] + ["ALL AVG"]
     overall_title = ["overall"] if suite.overall else []
     head = ("encoder", "arch", "LLM", "frozen", "pixels", "tokens", *titles, *overall_title, "complete", "weights")
-    rank = [compare.ranks(suite, rows, columns) for columns in [*((column,) for column in suite.columns), *_averaged(suite)]]
+    rank = [compare.ranks(suite, rows, columns) for columns in [*((column,) for column in suite.columns), *averaged(suite)]]
     lines = []
     for i, row in enumerate(rows):
         values = [_shown(row.cells[column.name]) for column in suite.columns]
-        values += [_average_shown(suite, columns, row) for columns in _averaged(suite)]
+        values += [_average_shown(suite, columns, row) for columns in averaged(suite)]
         values = [_marked(value, ranks.get(i), "**{}**", "<u>{}</u>") for value, ranks in zip(values, rank)]
         values += [_overall_shown(suite, row)] if suite.overall else []
         frozen = {True: "yes", False: "no", None: ""}[row.frozen]
         made_of = (row.label, row.arch, row.llm, frozen, str(row.resolution or ""), str(row.tokens or ""))
-        lines.append((*made_of, *values, f"{_whole(row)}/{len(row.cells)}", row.digest[:8]))
+        lines.append((*made_of, *values, f"{whole(row)}/{len(row.cells)}", row.digest[:8]))
     for llm, row in printed:
-        line = _printed_line(suite, llm, row)
+        line = printed_line(suite, llm, row)
         numbers = [f"{value:.1f}" for value in line[7:-2]]
         lines.append((f"{row.model} (paper)", row.arch, llm, "yes", str(line[4]), str(line[5]), *numbers, line[-2], "printed"))
     legend = " Brackets: 95 % interval, by picture." if any(row.scores for row in rows) else ""
@@ -149,15 +149,15 @@ def footnotes(rows: list[Row], printed: list[tuple[str, Printed]]) -> list[str]:
 def tabular(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]]) -> str:
     """The table for a paper: LaTeX with booktabs, values alone, best bold and second best underlined, footnotes as comments."""
     titles = [column.title for column in suite.columns] + [GROUPS[group] for group in suite.groups] + ["ALL AVG"]
-    rank = [compare.ranks(suite, rows, columns) for columns in [*((column,) for column in suite.columns), *_averaged(suite)]]
+    rank = [compare.ranks(suite, rows, columns) for columns in [*((column,) for column in suite.columns), *averaged(suite)]]
     lines = []
     for i, row in enumerate(rows):
-        values = [_value(row.cells[column.name]) for column in suite.columns]
-        values += [_average_value(columns, row) for columns in _averaged(suite)]
+        values = [value_text(row.cells[column.name]) for column in suite.columns]
+        values += [average_text(columns, row) for columns in averaged(suite)]
         marked = [_marked(latex(value), ranks.get(i), r"\textbf{{{}}}", r"\underline{{{}}}") for value, ranks in zip(values, rank)]
         lines.append([latex(row.label), latex(row.arch), latex(row.llm), str(row.tokens or ""), *marked])
     for llm, row in printed:
-        line = _printed_line(suite, llm, row)
+        line = printed_line(suite, llm, row)
         lines.append([latex(f"{row.model} (paper)"), latex(row.arch), latex(llm), "576", *(f"{value:.1f}" for value in line[7:-2])])
     head = " & ".join(map(latex, ["encoder", "arch", "LLM", "tokens", *titles]))
     body = "".join(" & ".join(line) + " \\\\\n" for line in lines)
@@ -174,7 +174,7 @@ def _marked(text: str, rank: int | None, best: str, second: str) -> str:
     return (best if rank == 1 else second).format(value) + space + rest
 
 
-def _value(cell: Cell) -> str:
+def value_text(cell: Cell) -> str:
     if cell.value is None:
         return "-"
     return f"{cell.value:.{0 if cell.unit == 'points' else 1}f}" + (MARK if cell.complete and cell.left_out else "")
@@ -183,33 +183,25 @@ def _value(cell: Cell) -> str:
 def _shown(cell: Cell) -> str:
     """A value with its interval, and with what makes it no full one."""
     partial = f" ({cell.refused})" if cell.value is not None and cell.refused else ""
-    return f"{_value(cell)}{_bracket(cell.low, cell.high, 0 if cell.unit == 'points' else 1)}{partial}"
+    return f"{value_text(cell)}{_bracket(cell.low, cell.high, 0 if cell.unit == 'points' else 1)}{partial}"
 
 
 def _bracket(low: float | None, high: float | None, digits: int = 1) -> str:
     return "" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _average_value(columns: tuple[Column, ...], row: Row) -> str:
+def average_text(columns: tuple[Column, ...], row: Row) -> str:
     value = average(columns, row.cells)
     return "-" if value is None else f"{value:.1f}" + MARK * any(row.cells[column.name].left_out for column in columns)
 
 
 def _average_shown(suite: Suite, columns: tuple[Column, ...], row: Row) -> str:
-    value = average(columns, row.cells)
-    if value is None:
-        return "-"
-    error = stats.stderr([row.scores[column.name] for column in columns], weights(columns), suite.shared_pictures)
-    return _average_value(columns, row) + ("" if error is None else _bracket(value - stats.Z * error, value + stats.Z * error))
+    return average_text(columns, row) + _bracket(*average_bounds(suite, columns, row))
 
 
 def _overall_shown(suite: Suite, row: Row) -> str:
     value = overall(suite, row)
-    if value is None:
-        return "-"
-    scores = stats.pooled([row.scores[column.name] for column in suite.columns])
-    low, high = stats.interval(value / 100, stats.stderr([scores], [1.0], True), len(set(scores.pictures)), (0.0, 1.0))
-    return f"{value:.1f}" + ("" if low is None else _bracket(100 * low, 100 * high))
+    return "-" if value is None else f"{value:.1f}" + _bracket(*overall_bounds(suite, row))
 
 
 # --- command ----------------------------------------------------------------------------------------------------------------
