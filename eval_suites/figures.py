@@ -21,7 +21,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5679a", "#8c6d00", "#3a3f9e", "#5
 COLOURS_DARK = ("#56b4e9", "#f0914d", "#3fcf9f", "#e39bc6", "#e0c04a", "#9aa0f5", "#a9b4bd", "#ee8b82")
 _STYLE = """text { font: 11px system-ui, sans-serif; fill: #1c2024 } .title { font-weight: 600; font-size: 13px }
 .muted { fill: #5d6670 } .grid { stroke: #d7dce0; stroke-width: 1 } .zero { stroke: #5d6670; stroke-width: 1 }
-.whisker { stroke: #1c2024; stroke-width: 1.4; fill: none } .curve { fill: none; stroke-width: 1.8 } .grey { fill: #8a949c; stroke: #8a949c }
+.whisker { stroke: #1c2024; stroke-width: 1.4; fill: none } .curve { fill: none; stroke-width: 1.8 }
+.grey { fill: #8a949c; stroke: #8a949c }
 """
 STYLE = _STYLE + "".join(
     f".c{i} {{ fill: {colour}; stroke: {colour} }} .h{i} {{ fill: none; stroke: {colour} }} .curve.c{i} {{ fill: none }}\n"
@@ -66,12 +67,13 @@ class Series:
 def bars(title: str, blocks: list[tuple[str, list[Bar]]]) -> ET.Element:
     """Horizontal bars from 0, block by block, each with its 95 % interval as a whisker."""
     ends = [x for _, block in blocks for bar in block for x in (bar.value, bar.high) if x is not None]
-    top = next(top for top in (25, 50, 100, 150, 200, 300, 500, 1000, math.inf) if top >= max(ends, default=100))
-    top = max(ends) if top == math.inf else top
+    step = next(step for step in (5, 10, 25, 50, 100, 250, 500, math.inf) if 4 * step >= max(ends, default=100))
+    step = max(ends) / 4 if step == math.inf else step
+    top = step * math.ceil(max(ends, default=100) / step) or step
     height = _HEAD + sum(_LINE * len(block) + (20 if name else 4) for name, block in blocks) + 22
     svg, left, width = _svg(title, height), _LABEL, WIDTH - _LABEL - _VALUE
-    for tick in (0, top / 4, top / 2, top * 3 / 4, top):
-        x = left + width * tick / top
+    for i in range(round(top / step) + 1):
+        tick, x = i * step, left + width * i * step / top
         _add(svg, "line", "grid", x1=x, x2=x, y1=_HEAD, y2=height - 20)
         _text(svg, x, height - 6, f"{tick:g}", "muted", "middle")
     y = _HEAD
@@ -82,7 +84,7 @@ def bars(title: str, blocks: list[tuple[str, list[Bar]]]) -> ET.Element:
         for bar in block:
             group = _add(svg, "g")
             ET.SubElement(group, "title").text = f"{name + ': ' if name else ''}{bar.label} {bar.text} {bar.note}".strip()
-            _text(group, left - 6, y + 12, _short(bar.label, 19), "", "end")
+            _text(group, left - 6, y + 12, _short(bar.label, 17), "", "end")
             if bar.value is None:
                 _text(group, left + 3, y + 12, _short(bar.note or "missing", 34), "muted")
             else:
@@ -185,8 +187,10 @@ def _svg(title: str, height: float) -> ET.Element:
 
 
 def _add(parent: ET.Element, tag: str, kind: str = "", **attributes: float | str) -> ET.Element:
-    shown = {name.replace("_", "-"): f"{x:.2f}".rstrip("0").rstrip(".") if isinstance(x, float) else str(x) for name, x in attributes.items()}
-    return ET.SubElement(parent, tag, {**({"class": kind} if kind else {}), **shown})
+    shown = {"class": kind} if kind else {}
+    for name, x in attributes.items():
+        shown[name.replace("_", "-")] = f"{x:.2f}".rstrip("0").rstrip(".") if isinstance(x, float) else str(x)
+    return ET.SubElement(parent, tag, shown)
 
 
 def _text(parent: ET.Element, x: float, y: float, words: str, kind: str = "", anchor: str = "") -> None:

@@ -14,6 +14,7 @@ Needs no torch.
 import argparse
 import base64
 import hashlib
+import html
 import json
 import sys
 from dataclasses import asdict
@@ -99,9 +100,10 @@ def _columns(suite: Suite) -> list[dict]:
     averages = [{"name": "all_avg", "title": "ALL AVG", "kind": "average"}]
     averages += [{"name": "overall", "title": "overall", "kind": "average"}] if suite.overall else []
     averages += [{"name": group, "title": GROUPS[group], "kind": "average"} for group in suite.groups]
+    said = ("name", "title", "task", "metric", "unit", "split")
     return averages + [
-        {"kind": "benchmark", "group": GROUPS.get(c.group, ""), **{k: getattr(c, k) for k in ("name", "title", "task", "metric", "unit", "split")}}
-        for c in suite.columns
+        {"kind": "benchmark", "group": GROUPS.get(column.group, ""), **{name: getattr(column, name) for name in said}}
+        for column in suite.columns
     ]
 
 
@@ -273,19 +275,23 @@ def _page(title: str, data: dict, benchmarks: list[dict], charts: list[tuple[str
         f".c{i}{{fill:var(--c{i});stroke:var(--c{i});background:var(--c{i})}}.h{i}{{fill:none;stroke:var(--c{i})}}"
         for i in range(len(figures.COLOURS))
     )
-    style = f":root{{{colours}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}{classes}" + (PAGE / "page.css").read_text(encoding="utf-8")
-    script = (PAGE / "page.js").read_text(encoding="utf-8")
-    policy = f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; base-uri 'none'; form-action 'none'"
+    style, script, text = ((PAGE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html"))
+    style = f":root{{{colours}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}{classes}{style}"
+    allowed = f"img-src data:; style-src {_digest(style)}; script-src {_digest(script)}"
     groups: dict[str, str] = {}
     for name, chart in charts:
         place = "training" if name.startswith("loss_") else "charts"
         groups[place] = groups.get(place, "") + f'<figure id="chart-{name}">{figures.markup(chart)}</figure>\n'
     parts = {
-        "POLICY": policy, "TITLE": title, "STYLE": style, "SCRIPT": script, "CHARTS": groups.get("charts", ""),
+        "POLICY": f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'",
+        "TITLE": html.escape(title),
+        "STYLE": style,
+        "SCRIPT": script,
+        "CHARTS": groups.get("charts", ""),
         "TRAINING": groups.get("training", ""),
-        "DATA": "\n".join(_json(name, content) for name, content in [("data", data), *((f"s{i}", each) for i, each in enumerate(benchmarks))]),
-    }  # fmt: skip
-    text = (PAGE / "page.html").read_text(encoding="utf-8")
+        "DATA": "\n".join([_json("data", data), *(_json(f"s{i}", each) for i, each in enumerate(benchmarks))]),
+    }
+    parts["SIZE"] = f"{(len(text) + sum(len(part.encode('utf-8', 'backslashreplace')) for part in parts.values())) / 1e6:.1f}"
     pieces = text.split("%%")  # every second piece names what stands in its place: no text is searched after it was put in
     # Halves of surrogate pairs, which UTF-8 cannot hold, only stand in JSON: there \ud800 is how they are written.
     return (MARK + "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))).encode("utf-8", "backslashreplace")
@@ -318,9 +324,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--suite", help="which, where there are results of several; a YAML file for a suite of your own")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="the benchmarks' data, for the pictures")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="run folders, for curves and ledgers (default: runs)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="run folders: curves, ledgers (default: runs)")
     parser.add_argument("--samples", type=int, default=SAMPLES, metavar="N", help="shown of each benchmark, at most (default: %(default)s)")
-    parser.add_argument("--compare", metavar="A,B,...", help="the first encoder against each of the others; NAME@DIGEST picks among several")
+    parser.add_argument("--compare", metavar="A,B,...", help="the first encoder against each of the others; NAME@DIGEST for one of several")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write every chart as an SVG file, too")
     parser.add_argument("--allow-partial", action="store_true", help="average what lacks nothing but unreadable pictures, marked")
     args = parser.parse_args(argv)

@@ -150,7 +150,8 @@ def commands(row: Row, suite: str, found: list[tuple[str, Run]]) -> list[str]:
     """What reproduces the row, first things first: each run's command with every field of its recipe, then the evaluation's."""
     lines = [_training(run) for _, run in reversed(found)]
     export = next((str(Path("runs", run.name, "export")) for what, run in found if run.provenance.get("weights_digest") == row.digest), "")
-    lines.append(shlex.join(["python", "eval_suites/run.py", "--encoder", row.encoder, "--suite", suite, *(["--mllm", export] if export else [])]))
+    evaluation = ["python", "eval_suites/run.py", "--encoder", row.encoder, "--suite", suite]
+    lines.append(shlex.join([*evaluation, *(["--mllm", export] if export else [])]))
     return [line for line in lines if line]
 
 

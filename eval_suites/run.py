@@ -4,8 +4,9 @@
 
 Finds the fine-tuned MLLM of that encoder under runs/, checks everything that can be checked before a model is loaded (preflight.py),
 runs each task through lmms-eval's own engine (prompts, filters, metrics) in a process of its own (worker.py), every answer in a journal
-as it comes (journal.py), each task's result when it is done, and tables/<suite>.{md,csv,tex} at the end. A task that is done for these
-weights, this definition and these data is not run again; stopped anywhere, even by kill -9, the same command goes on.
+as it comes (journal.py), each task's result when it is done, and tables/<suite>.{md,csv,tex,html} at the end (tables.py, report.py). A
+task that is done for these weights, this definition and these data is not run again; stopped anywhere, even by kill -9, the same command
+goes on.
 
 Exit code: 0 every asked column is complete; 1 a task failed; 2 refused before anything ran; 3 done, but of fewer samples than declared.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 if not __package__:  # run as a script: the folder above is the package's root, and this folder's files are nobody's top level
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval_suites import preflight, results, suites, tables, worker
+from eval_suites import preflight, report, results, suites, tables, worker
 from eval_suites.preflight import Export, Job
 from eval_suites.suites import Suite
 
@@ -131,6 +132,7 @@ def execute(args: argparse.Namespace, plan: Plan, todo: list[Job], devices: list
     own = next((row for row in rows if row.digest == export.digest and row.encoder == export.encoder), None)
     pairs = [(own, other) for other in plan.others] if own else []
     print(tables.write(suite, rows, args.out / "tables", pairs, args.allow_partial), end="")
+    _report(args, plan, rows, pairs)
     if failed:
         return 1
     asked = [own.cells[column.name] for column in suite.columns if column.task in plan.wanted]
@@ -139,6 +141,21 @@ def execute(args: argparse.Namespace, plan: Plan, todo: list[Job], devices: list
         print(f"error: {'; '.join(refused)}", file=sys.stderr)
         return 1
     return 3 if refused else 0
+
+
+def _report(args: argparse.Namespace, plan: Plan, rows: list[results.Row], pairs: list[tuple[results.Row, results.Row]]) -> None:
+    """Write tables/<suite>.html. The results stand whether or not it can be made, so a problem is a note."""
+    root = args.out / "results" / plan.suite.name
+    folders = [root / row.encoder.replace("/", "--") / f"{row.llm}@{row.digest[:8]}" for row in rows]
+    place = {(row.encoder, row.llm, row.digest): i for i, row in enumerate(rows)}
+    indices = [tuple(place[row.encoder, row.llm, row.digest] for row in pair) for pair in pairs]
+    page, runs = args.out / "tables" / f"{plan.suite.name}.html", plan.export.folder.parent.parent
+    try:
+        report.write(plan.suite, rows, folders, page, args.data_root, runs, pairs=indices or None, allow_partial=args.allow_partial)
+    except (ValueError, OSError) as error:
+        print(f"note: no report: {error}", file=sys.stderr)
+    else:
+        print(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
 
 
 def _print_plan(args: argparse.Namespace, suite: Suite, export: Export | None, jobs: list[Job], folder: Path) -> None:

@@ -188,11 +188,13 @@ function drawPair() {
       h("th", { scope: "row" }, line.title),
       h("td", { "data-name": a }, fixed(line.a, digits)), h("td", { "data-name": b }, fixed(line.b, digits)),
       h("td", { "data-name": "difference" }, `${signed(line.difference, digits)} [${signed(line.low, digits)}, ${signed(line.high, digits)}]`),
-      h("td", { class: "strip" }, strip(line, reach)),
-      h("td", { class: unsure ? null : line.word }, word), h("td", { "data-name": "n" }, line.n === null ? "" : count(line.n)));
+      h("td", { "data-name": "n" }, line.n === null ? "" : count(line.n)),
+      h("td", { class: "strip" }, strip(line, reach)), h("td", { class: unsure ? "word" : `word ${line.word}` }, word));
   });
-  const titles = ["benchmark", a, b, "difference [95 %]", "", `${a} is`, "n"];
-  const table = h("table", {}, h("thead", {}, h("tr", {}, titles.map((title) => h("th", { scope: "col" }, title)))), h("tbody", {}, body));
+  const scale = `\u2212${fixed(reach, 0)}  \u2190  0  \u2192  +${fixed(reach, 0)} at 100 for full marks`;
+  const heads = ["benchmark", a, b, "difference [95 %]", "n", scale, `${a} is`];
+  const head = heads.map((title) => h("th", { scope: "col", class: title === scale ? "scale" : null }, title));
+  const table = h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body));
   const box = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${a} against ${b}` }, table);
   const differs = pair.differs.length
     ? [h("h3", {}, "Besides the encoder, these differ"), h("ul", { class: "notes" }, pair.differs.map((text) => h("li", {}, text)))]
