@@ -191,7 +191,7 @@ function drawPair() {
       h("td", { "data-name": "n" }, line.n === null ? "" : count(line.n)),
       h("td", { class: "strip" }, strip(line, reach)), h("td", { class: unsure ? "word" : `word ${line.word}` }, word));
   });
-  const scale = `\u2212${fixed(reach, 0)}  \u2190  0  \u2192  +${fixed(reach, 0)} at 100 for full marks`;
+  const scale = `from \u2212${fixed(reach, 0)} to +${fixed(reach, 0)}, 0 in the middle`;
   const heads = ["benchmark", a, b, "difference [95 %]", "n", scale, `${a} is`];
   const head = heads.map((title) => h("th", { scope: "col", class: title === scale ? "scale" : null }, title));
   const table = h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body));

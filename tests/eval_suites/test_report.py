@@ -18,7 +18,7 @@ from PIL import Image
 
 from eval_suites import compare, figures, report, report_runs, report_samples, results, tables
 from tests.eval_suites.made import SUITE, make, right_share, write_results
-from tests.eval_suites.small import png, write_parquet
+from tests.eval_suites.small import make_easyvqa, png, write_parquet
 
 ROOT = Path(__file__).parents[2]
 
@@ -374,3 +374,24 @@ def test_what_is_not_told_apart_is_grey():
     ]
     svg = figures.forest("t", gaps, "b better", "a better")
     assert [dot.get("class") for dot in svg.iter("circle")] == ["grey", "c0"]
+
+
+# --- at the end of the main job ----------------------------------------------------------------------------------------------
+
+
+def test_the_main_job_writes_the_report_and_never_fails_over_it(place, monkeypatch, capsys):
+    from eval_suites import suites
+
+    make_easyvqa(Path("data"))
+    monkeypatch.setitem(suites.SUITES, "easyvqa", SUITE)
+    place.export("a", "genlip-tiny")
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
+    assert place.run(*arguments) == 0
+    assert "report: tables/easyvqa.html" in capsys.readouterr().err
+    page = Page(Path("tables/easyvqa.html"))
+    shown = page.samples("easyvqa_shape")
+    assert len(shown["items"]) == len({item["picture"] for item in shown["items"]}) == 40
+    assert page.data["data"]["behind"][0]["runs"][0]["name"] == "a"
+    Path("runs/a/recipe.json").write_text("{")
+    assert place.run(*arguments) == 0
+    assert "note: no report: runs/a/recipe.json cannot be read" in capsys.readouterr().err
