@@ -73,7 +73,9 @@ def protocol(row: Row) -> dict:
 def differences(a: Row, b: Row) -> list[str]:
     """What differs between the two rows' MLLMs besides the encoder, in words."""
     one, two = protocol(a), protocol(b)
-    return [f"{name}: {_short(one.get(name))} against {_short(two.get(name))}" for name in {**one, **two} if one.get(name) != two.get(name)]
+    return [
+        f"{name}: {_short(one.get(name))} against {_short(two.get(name))}" for name in {**one, **two} if one.get(name) != two.get(name)
+    ]
 
 
 def ranks(suite: Suite, rows: list[Row], columns: tuple[Column, ...]) -> dict[int, int]:
