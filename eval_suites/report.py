@@ -7,8 +7,8 @@ The file holds everything: it opens from disk, without a network, on a phone and
 that make the table (results, averages, compare); nothing is computed here but places on a chart. What data sets and models said is carried
 as JSON and set as text, never as markup, and the page's policy lets no script run but its own and nothing be fetched.
 
-14 benchmarks x 3 encoders x 200 samples with 2,800 photos of 640 x 480: 21 MB; 20 s of processor time, four fifths of it on the photos,
-which all cores share; 0.5 s of it to open. run.py writes it to tables/<suite>.html at its end. Needs no torch.
+14 benchmarks x 3 encoders x 200 samples with 2,800 photos of 640 x 480: 22 MB; 11 s of processor time, three quarters of it on the photos,
+which all cores share; 0.5 s to open. run.py writes it to tables/<suite>.html at its end. Needs no torch.
 """
 
 import argparse

@@ -280,10 +280,12 @@ def _shrunk(content: bytes | None, size: int) -> tuple[str, str]:
 
     if not content:
         return "", "the data have no picture for it"
-    least = int(min(LONGEST_SIDE, max(SHORTEST_SIDE, (6 * size) ** 0.5)))  # a photo of that side takes about `size` bytes
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            picture.draft("RGB", (least, least))  # a JPEG is decoded at half the size or less, where that is enough
+            # A JPEG is decoded at a half or a quarter where what it takes now says that no more pixels will fit.
+            likely = 0.9 * (size / (0.6 * len(content))) ** 0.5
+            share = min(LONGEST_SIDE / max(picture.size), max(SHORTEST_SIDE / max(picture.size), likely))
+            picture.draft("RGB", tuple(int(share * side) for side in picture.size))
             picture = picture.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return "", f"the picture cannot be read ({str(error).splitlines()[0][:120] if str(error) else type(error).__name__})"
