@@ -63,6 +63,8 @@ def read(paths: list[Path], name: str | None = None) -> tuple[Suite, list[Row], 
         raise ValueError(f"no results of suite {suite.name} there, but of {', '.join(there)}")
     pairs = [(_read_row(folder, suite), folder) for folder in folders]
     pairs = sorted((pair for pair in pairs if pair[0]), key=lambda pair: (pair[0].llm, pair[0].encoder, pair[0].digest))
+    if not pairs:
+        raise ValueError(f"none of the tasks of suite {suite.name} is done there: {', '.join(suite.tasks)}")
     return suite, [row for row, _ in pairs], [folder for _, folder in pairs]
 
 

@@ -56,6 +56,8 @@ function sortBy(name) {
   if (order.name !== name) order = { name, down: first };
   else if (order.down === first) order = { name, down: !first };
   else order = { name: null, down: true };
+  pinned = null;
+  hide();
   drawTable();
   const again = document.querySelector(`[data-sort="${CSS.escape(name)}"]`);
   enter(again);

@@ -268,6 +268,9 @@ def test_bad_input_is_a_sentence(world, capsys):
     (copy / "result.json").write_text(json.dumps(result))
     assert "different suites: easyvqa, mini14" in said(capsys, "results")
     assert made("results", "--suite", "easyvqa").data["data"]["suite"]["name"] == "easyvqa"
+    (Path("elsewhere") / "easyvqa" / "e" / "l@0" / "other_task").mkdir(parents=True)
+    (Path("elsewhere") / "easyvqa" / "e" / "l@0" / "other_task" / "result.json").write_text(json.dumps(result | {"suite": "easyvqa"}))
+    assert "none of the tasks of suite easyvqa is done" in said(capsys, "elsewhere")
     (other / "samples.jsonl").unlink()
     assert "is gone" in said(capsys, "results/easyvqa")
 
