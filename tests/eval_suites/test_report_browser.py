@@ -99,10 +99,18 @@ def test_filters_and_search_change_what_is_shown(open_page):
     assert all("✓" in text for text in page.locator(".sample .answers li", has_text="good").all_text_contents())
     page.select_option("#show", "wrong")
     assert shown() == 40 - right
-    page.select_option("#show", "differ")
-    for card in page.locator(".sample").all():
-        verdicts = card.locator(".verdict").all_text_contents()
-        assert any("✓" in text for text in verdicts) and any("✗" in text for text in verdicts)
+    for task in ("easyvqa_shape", "easyvqa_colour", "easyvqa_yes_no"):
+        page.select_option("#benchmark", task)
+        agree = []
+        for show in ("all", "differ"):
+            page.select_option("#show", show)
+            cards = [card.locator(".verdict").all_text_contents() for card in page.locator(".sample").all()]
+            agree.append(sum(len({"✓" in text for text in verdicts}) == 1 for verdicts in cards))
+        assert agree[1] == 0 < len(cards) == 40 - agree[0]
+        if agree[0]:
+            break
+    assert agree[0] > 0, "a benchmark on which some questions are not disagreed about"
+    page.select_option("#benchmark", "easyvqa_shape")
     page.select_option("#show", "all")
     page.select_option("#category", "odd")
     assert shown() == 20 and page.locator(".sample header", has_text="even").count() == 0
@@ -150,6 +158,9 @@ def test_the_comparison_says_better_worse_and_greys_what_is_not_told_apart(open_
     page.select_option("#pair", label="good against unfinished")
     assert "not every column is complete" in page.locator("#pair-box tbody tr", has_text="ALL AVG").inner_text()
     assert page.locator("#pair-box tr.unsure").count() >= 2
+    page.select_option("#pair", label="odd against unfinished")
+    line = page.locator("#pair-box tbody tr", has_text="shape")
+    assert "not told apart" in line.inner_text() and line.get_attribute("class") == "unsure"
 
 
 @pytest.mark.parametrize("dark", [False, True])
