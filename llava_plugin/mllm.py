@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaConfig, Llava
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from . import register
-from .tower import VisionTower, digest
+from .tower import VisionTower, digest, tensor_digests
 
 PROJECTORS = ("mlp2x_gelu", "linear", "pixel_shuffle")
 IMAGE = "<image>"  # the marker in messages and in LLaVA's data
@@ -137,9 +137,15 @@ def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBas
     model.save_pretrained(export)
     tokenizer.save_pretrained(export)
     tower = model.model.vision_tower
-    provenance = provenance | {"weights_digest": digest(model), "encoder_digest": digest(tower)}
+    provenance = provenance | _digests(model)
     provenance |= {"projector": model.config.projector, "interpolation": tower.interpolation}
     (export / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
+
+
+def _digests(model: LlavaForConditionalGeneration) -> dict[str, str]:
+    """The digests of an export's provenance, of all weights and of the encoder's, from one pass over the bytes."""
+    tensors = tensor_digests(model)
+    return {"weights_digest": digest(tensors), "encoder_digest": digest(tensors, part="model.vision_tower.")}
 
 
 def load(export: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Mllm":
@@ -154,11 +160,10 @@ def load(export: str | Path, device: str | torch.device | None = None, dtype: to
     provenance = json.loads((export / "provenance.json").read_text())
     projector = getattr(LlavaConfig.from_pretrained(export), "projector", "mlp2x_gelu")  # exports from before there was a choice
     model = _model_class(projector).from_pretrained(export, dtype=dtype or "auto")
-    for part in ("weights", "encoder") if dtype is None else ():
-        found = digest(model if part == "weights" else model.model.vision_tower)
-        if found != provenance[f"{part}_digest"]:
+    for name, found in _digests(model).items() if dtype is None else ():  # in another dtype the bytes are others
+        if found != provenance[name]:
             raise ValueError(
-                f"{export}: its {part} have digest {found[:8]}, its provenance says {provenance[f'{part}_digest'][:8]}: "
+                f"{export}: its {name.removesuffix('_digest')} have digest {found[:8]}, its provenance says {provenance[name][:8]}: "
                 "the files were changed after training; copy the export again or train again"
             )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,6 +10,8 @@ Shapes: B pictures, R pixels a side, N = (R / patch)^2 tokens, P patch side, D w
 
 import hashlib
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -31,14 +33,29 @@ _TINY_OWN = {
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def digest(module: torch.nn.Module) -> str:
-    """sha256 (hex) over names, shapes, dtypes and bytes of all weights: equal for equal weights, whatever the file."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        tensor = tensor.detach().contiguous().cpu()
-        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return sha.hexdigest()
+def tensor_digests(module: torch.nn.Module) -> dict[str, str]:
+    """Name -> sha256 (hex) over shape, dtype and bytes of each tensor of the state dict. Tensors are hashed side by side: hashing
+    and copying from a GPU both let other threads run."""
+
+    def of(tensor: torch.Tensor) -> str:
+        sha = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
+        sha.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+        return sha.hexdigest()
+
+    state = module.state_dict()
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        return dict(zip(state, threads.map(of, state.values())))
+
+
+def digest(weights: torch.nn.Module | dict[str, str], part: str = "") -> str:
+    """sha256 (hex) over the names, shapes, dtypes and bytes of all weights: equal for equal weights, whatever the file.
+
+    It is taken over the sorted lines "name tensor-digest", so that the digest of a `part` of an MLLM follows from the
+    `tensor_digests` of the whole: those whose names begin with `part`, without it, equal to the digest of that module alone.
+    """
+    tensors = weights if isinstance(weights, dict) else tensor_digests(weights)
+    lines = sorted(f"{name.removeprefix(part)} {own}\n" for name, own in tensors.items() if name.startswith(part))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 class VisionTowerConfig(PreTrainedConfig):

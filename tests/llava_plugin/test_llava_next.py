@@ -137,13 +137,12 @@ from llava_plugin import llava_next
 llava_next.install()
 from llava.model import llava_arch
 from llava.model.multimodal_encoder import builder
+builder.CLIPVisionTower = lambda name, args, **kwargs: f"the original's {name}"  # whose weights no hub is here to give
 for module in (llava_arch, builder):
-    for name, expected in (("openai/clip-vit-large-patch14-336", "CLIPVisionTower"), ("enc:clip-tiny", "LlavaNextTower")):
+    for name in ("openai/clip-vit-large-patch14-336", "enc:clip-tiny"):
         config = SimpleNamespace(mm_vision_tower=name, mm_vision_select_layer=-2, unfreeze_mm_vision_tower=False, mm_tunable_parts="")
-        try:
-            print(type(module.build_vision_tower(config, delay_load=True)).__name__ == expected)
-        except OSError as error:  # the original looks for CLIP's config on the hub
-            print(name.startswith("openai/") and "clip-vit-large-patch14-336" in str(error))
+        built = module.build_vision_tower(config, delay_load=True)
+        print(built == f"the original's {name}" if name.startswith("openai/") else type(built).__name__ == "LlavaNextTower")
 try:
     builder.build_vision_tower(SimpleNamespace(mm_vision_tower="enc:genlip-g61"))
 except ValueError as error:

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava_plugin import mllm
-from llava_plugin.tower import VisionTower
+from llava_plugin.tower import VisionTower, digest, tensor_digests
 
 
 def picture(seed):
@@ -169,6 +169,16 @@ def test_saved_and_loaded_is_bit_equal_and_a_changed_weight_is_refused(export, l
     (changed / "provenance.json").unlink()
     with pytest.raises(ValueError, match=r"no provenance\.json"):
         mllm.load(changed)
+
+
+def test_every_weight_is_hashed_once_when_saved_and_once_when_loaded(loaded, tmp_path, monkeypatch):
+    passes = []
+    monkeypatch.setattr(mllm, "tensor_digests", lambda module: passes.append(type(module).__name__) or tensor_digests(module))
+    mllm.save(loaded.model, loaded.tokenizer, tmp_path / "again", {})
+    assert passes == ["LlavaForConditionalGeneration"]
+    again = mllm.load(tmp_path / "again")
+    assert passes == ["LlavaForConditionalGeneration"] * 2
+    assert again.provenance["encoder_digest"] == digest(loaded.tower) and again.digest == digest(loaded.model)
 
 
 def test_opens_with_transformers_alone_after_register(export, loaded):

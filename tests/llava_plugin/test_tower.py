@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from llava_plugin.encoders import FAMILIES, KEYS, NATIVE
-from llava_plugin.tower import VisionTower, digest, native_grid
+from llava_plugin.tower import VisionTower, digest, native_grid, tensor_digests
 
 TWINS = [key for key, spec in KEYS.items() if spec.seed is not None and key != "random-tiny"]
 FIRST_LAYER = {  # the parameter that a pixel meets first, by the names of the family's own class
@@ -242,6 +242,17 @@ def test_digest_is_of_names_shapes_dtypes_and_bytes():
     with torch.no_grad():
         next(tower.parameters()).view(-1)[0] += 1e-6
     assert digest(tower) != before
+
+
+def test_the_digest_of_a_part_follows_from_the_tensors_of_the_whole():
+    tower = VisionTower.from_encoder("clip-tiny")
+    whole = torch.nn.ModuleDict({"a": tower, "ab": torch.nn.Linear(2, 2)})
+    tensors = tensor_digests(whole)
+    assert digest(tensors) == digest(whole) and digest(tensors, part="a.") == digest(tower)
+    renamed = torch.nn.ModuleDict({"b": tower, "ab": whole["ab"]})
+    assert digest(renamed) != digest(whole)  # names count
+    flat, square = (torch.nn.ParameterDict({"p": torch.zeros(shape)}) for shape in (4, (2, 2)))
+    assert digest(flat) != digest(square)  # and shapes
 
 
 def test_digest_is_the_same_whatever_the_file(tmp_path):
