@@ -278,6 +278,13 @@ def same_budget(specs: list[EncoderSpec]) -> int:
     return first.tokens
 
 
+def require_native(spec: EncoderSpec) -> None:
+    """ValueError, with the keys that can, where an encoder does not read pictures at their own aspect ratio."""
+    if spec.family not in NATIVE:
+        able = ", ".join(key for key, other in KEYS.items() if other.family in NATIVE)
+        raise ValueError(f"{spec.key} reads squares only; at native aspect ratio: {able}")
+
+
 def _triple(value) -> tuple[float, float, float]:
     return (value,) * 3 if isinstance(value, (int, float)) else tuple(value)
 

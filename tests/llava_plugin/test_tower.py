@@ -221,6 +221,28 @@ def test_native_aspect_gives_lists_and_no_picture_sees_another(key):
     torch.testing.assert_close(square, tower(tower.preprocess([pictures[1]])).last_hidden_state[0], atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_native_features_are_those_of_the_familys_own_model_and_processor(shared):
+    photo = Image.open(sorted((shared / "sft" / "images").glob("*.jpg"))[0])
+    from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+    tower = VisionTower.from_encoder("siglip2-naflex-tiny")
+    own = Siglip2ImageProcessorPil(max_num_patches=40)([photo], return_tensors="pt")
+    rows, columns = own["spatial_shapes"][0].tolist()
+    taken = []
+    tower.encoder.encoder.layers[-1].register_forward_hook(lambda module, args, out: taken.append(out))
+    tower.encoder(**own)  # padded to 40 patches, masked
+    ours = tower.native([photo], max_tokens=40)[0]
+    assert rows != columns and ours.shape == (rows * columns, 128)
+    torch.testing.assert_close(ours, taken[0][0, : rows * columns], atol=0.02, rtol=0)  # the processors differ by up to 1/255
+
+    tower = VisionTower.from_encoder("genlip-tiny")
+    rows, columns = native_grid("genlip", photo.height, photo.width, 16, 40)
+    own = tower.encoder(tower._pixels(photo, 16 * rows, 16 * columns)[None]).last_hidden_state[0]
+    assert rows != columns
+    torch.testing.assert_close(tower.native([photo], max_tokens=40)[0], own, atol=1e-5, rtol=0)
+
+
 def test_native_grids_are_the_published_examples():
     cases = {(640, 480): (36, 27), (1080, 1920): (24, 42), (32, 32): (4, 4), (224, 224): (14, 14), (512, 512): (32, 32)}
     assert {size: native_grid("genlip", *size, 16, 1024) for size in cases} == cases
