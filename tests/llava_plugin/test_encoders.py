@@ -17,7 +17,7 @@ genlip.register()
 
 def test_all_released_encoders_give_576_tokens():
     released = {spec.key: spec.tokens for spec in KEYS.values() if spec.seed is None}
-    assert len(released) == 15 and set(released.values()) == {576}
+    assert len(released) == 16 and set(released.values()) == {576}
 
 
 @pytest.mark.parametrize("name", ["google/siglip2-so400m-patch16-384", "clip-but-genlip", "sam/mae/dinov2"])

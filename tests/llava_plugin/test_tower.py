@@ -12,6 +12,7 @@ TWINS = [key for key, spec in KEYS.items() if spec.seed is not None and key != "
 FIRST_LAYER = {  # the parameter that a pixel meets first, by the names of the family's own class
     "genlip": "vision_embeddings.patch_embedding.weight",
     "clip_vision_model": "embeddings.patch_embedding.weight",
+    "openvision2": "embeddings.patch_embedding.weight",
     "siglip_vision_model": "embeddings.patch_embedding.weight",
     "siglip2_vision_model": "embeddings.patch_embedding.weight",
     "aimv2_vision_model": "embeddings.patch_embed.weight",
@@ -47,7 +48,7 @@ def by_hand(tower, pixels):
     else:
         model(pixels)
     handle.remove()
-    return taken[0][:, 1:] if family == "clip_vision_model" else taken[0]
+    return taken[0][:, 1:] if family in ("clip_vision_model", "openvision2") else taken[0]
 
 
 def test_every_family_of_the_table_has_a_twin():
@@ -161,6 +162,7 @@ def own_processor(family, side):
         "aimv2_vision_model": lambda: CLIPImageProcessorPil(**whole),  # the class and values that its authors' folders name
         "siglip_vision_model": lambda: SiglipImageProcessorPil(size=whole["size"], do_convert_rgb=True),
         "dinov2": lambda: BitImageProcessorPil(**whole, **imagenet),
+        "openvision2": lambda: BitImageProcessorPil(**whole, **imagenet, resample=2),  # its authors' "vgg_value_range", bilinear
         "dinov3_vit": lambda: BitImageProcessorPil(**whole, **imagenet, resample=2),  # its own class needs torchvision
     }[family]()
 
