@@ -12,6 +12,7 @@ table (anything AutoModel or timm reads) gives its last hidden state, its grid a
 import dataclasses
 import difflib
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -51,6 +52,11 @@ class EncoderSpec:
     @property
     def tokens(self) -> int:
         return self.grid**2
+
+    @property
+    def size(self) -> tuple[str, int, int]:
+        """What `same_budget` compares."""
+        return self.key, self.tokens, self.resolution
 
 
 @dataclass(frozen=True)
@@ -274,20 +280,22 @@ def lacks_torchvision(family: str) -> str | None:
     return f"{names}: pip install --no-deps timm torchvision, both fitting this torch, in an environment of its own"
 
 
-def same_budget(specs: list[EncoderSpec]) -> int:
-    """The visual tokens a picture that all `specs` share; encoders are comparable only at an equal budget (paper: 24 x 24 = 576).
+def same_budget(sizes: list[tuple[str, int, int]]) -> int:
+    """The visual tokens a picture that all share, of (label, tokens, pixels a side) each; encoders are comparable only at an equal
+    budget (paper: 24 x 24 = 576).
 
     Raises ValueError, with the resolution that mends it, where two differ.
     """
-    first = specs[0]
-    for spec in specs[1:]:
-        if spec.tokens != first.tokens:
-            mend = first.grid * spec.patch_size
+    first, tokens, _ = sizes[0]
+    grid = math.isqrt(tokens)
+    for label, own, resolution in sizes[1:]:
+        if own != tokens:
+            side = math.isqrt(own)
             raise ValueError(
-                f"{first.key} gives {first.tokens} tokens a picture ({first.grid} x {first.grid}), {spec.key} {spec.tokens} "
-                f"({spec.grid} x {spec.grid}): not comparable. Use {spec.key} at --resolution {mend}, which is {first.grid} x {first.grid}"
+                f"{first} gives {tokens} tokens a picture ({grid} x {grid}), {label} {own} ({side} x {side}): not comparable. "
+                f"Train {label} at --resolution {grid * (resolution // side)}, which is {grid} x {grid}"
             )
-    return first.tokens
+    return tokens
 
 
 def require_native(spec: EncoderSpec) -> None:
