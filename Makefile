@@ -29,8 +29,14 @@ $(STAMP): requirements.txt requirements-nodeps.txt pyproject.toml
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(STAMP)
+# timm and torchvision stand on the path for one file alone: they change which processors transformers picks.
+test-all: $(STAMP) .peers/.installed
 	$(BIN)/python -m pytest
+	PYTHONPATH=.peers $(BIN)/python -m pytest tests/llava_plugin/test_peers.py
+
+.peers/.installed: requirements-peers.txt $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .peers -r requirements-peers.txt
+	@touch $@
 
 demo: $(STAMP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh

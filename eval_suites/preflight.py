@@ -155,6 +155,20 @@ def java_problem(jobs: list[Job]) -> list[str]:
     return [f"{wanting}: CIDEr's tokenizer needs Java, and there is no `java` here. Install one: apt-get install default-jre-headless"]
 
 
+def budget_problem(export: Export, others: list[results.Row]) -> list[str]:
+    """Frozen encoders are compared at an equal number of visual tokens: a difference is refused before anything runs."""
+    from llava_plugin.encoders import same_budget
+
+    said = export.provenance
+    sizes = [(export.encoder, said["tokens"], said["resolution"])] if said.get("frozen") and said.get("tokens") else []
+    try:
+        if sizes:
+            same_budget(sizes + [(row.encoder, row.tokens, row.resolution) for row in others if row.frozen and row.tokens])
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
 def result_folder(args: argparse.Namespace, suite: Suite, export: Export) -> Path:
     return args.out / "results" / suite.name / export.encoder.replace("/", "--") / f"{export.llm}@{export.digest[:8]}"
 

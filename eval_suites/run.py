@@ -113,6 +113,7 @@ def check(args: argparse.Namespace) -> Plan:
     names = [name.strip() for name in args.compare.split(",")] if args.compare else []
     before = results.read_rows(args.out / "results", suite) if names else []
     others = [tables.find_row(before, name, suite) for name in names]
+    problems += preflight.budget_problem(export, others) if export else []
     if args.dry_run:
         _print_plan(args, suite, export, jobs, folder)
     if problems:

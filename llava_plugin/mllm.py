@@ -24,7 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaConfig, Llava
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from . import register
-from .tower import VisionTower, digest
+from .encoders import require_native
+from .tower import VisionTower, digest, tensor_digests
 
 PROJECTORS = ("mlp2x_gelu", "linear", "pixel_shuffle")
 IMAGE = "<image>"  # the marker in messages and in LLaVA's data
@@ -69,17 +70,29 @@ def _model_class(projector: str) -> type[LlavaForConditionalGeneration]:
     return LlavaForConditionalGeneration if projector == "mlp2x_gelu" else LlavaWithProjector
 
 
-def build(tower: VisionTower, llm: str, dtype: torch.dtype = torch.float32, seed: int = 0, projector: str = "mlp2x_gelu"):
+def build(
+    tower: VisionTower,
+    llm: str,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    projector: str = "mlp2x_gelu",
+    native_tokens: int | None = None,
+) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerBase]:
     """(LlavaForConditionalGeneration, tokenizer) from a tower and a language model's folder or hub id.
 
     projector: "mlp2x_gelu" (LLaVA's, the paper's), "linear", or "pixel_shuffle" (2 x 2 tokens to one: a quarter of the tokens).
-    It is drawn from its own seed, so that two encoders of equal width start from the same one. Raises ValueError where the
-    language model or its chat template is missing, or the projector does not fit the grid.
+    It is drawn from its own seed, so that two encoders of equal width start from the same one. native_tokens: pictures at their own
+    aspect ratio, at most so many tokens each (None: every picture a square). Raises ValueError where the language model or its chat
+    template is missing, the projector does not fit the grid, or the encoder reads squares only.
     """
     if projector not in PROJECTORS:
         raise ValueError(f"no projector {projector!r}: {', '.join(PROJECTORS)}")
     if projector == "pixel_shuffle" and tower.spec.grid % 2:
         raise ValueError(f"pixel_shuffle joins 2 x 2 tokens; {tower.spec.key} has {tower.spec.grid} x {tower.spec.grid}: use an even grid")
+    if native_tokens:
+        require_native(tower.spec)
+        if projector == "pixel_shuffle":
+            raise ValueError("pixel_shuffle joins the 2 x 2 tokens of a square: with native_tokens use mlp2x_gelu or linear")
     try:
         language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(llm)
@@ -101,6 +114,7 @@ def build(tower: VisionTower, llm: str, dtype: torch.dtype = torch.float32, seed
         tie_word_embeddings=language.config.tie_word_embeddings,
         dtype=dtype,
         projector=projector,
+        native_tokens=native_tokens,
     )
     with init_empty_weights():
         model = _model_class(projector)(config)
@@ -137,9 +151,15 @@ def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBas
     model.save_pretrained(export)
     tokenizer.save_pretrained(export)
     tower = model.model.vision_tower
-    provenance = provenance | {"weights_digest": digest(model), "encoder_digest": digest(tower)}
-    provenance |= {"projector": model.config.projector, "interpolation": tower.interpolation}
+    provenance = provenance | _digests(model)
+    provenance |= {"projector": model.config.projector, "native_tokens": model.config.native_tokens, "interpolation": tower.interpolation}
     (export / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
+
+
+def _digests(model: LlavaForConditionalGeneration) -> dict[str, str]:
+    """The digests of an export's provenance, of all weights and of the encoder's, from one pass over the bytes."""
+    tensors = tensor_digests(model)
+    return {"weights_digest": digest(tensors), "encoder_digest": digest(tensors, part="model.vision_tower.")}
 
 
 def load(export: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Mllm":
@@ -154,11 +174,10 @@ def load(export: str | Path, device: str | torch.device | None = None, dtype: to
     provenance = json.loads((export / "provenance.json").read_text())
     projector = getattr(LlavaConfig.from_pretrained(export), "projector", "mlp2x_gelu")  # exports from before there was a choice
     model = _model_class(projector).from_pretrained(export, dtype=dtype or "auto")
-    for part in ("weights", "encoder") if dtype is None else ():
-        found = digest(model if part == "weights" else model.model.vision_tower)
-        if found != provenance[f"{part}_digest"]:
+    for name, found in _digests(model).items() if dtype is None else ():  # in another dtype the bytes are others
+        if found != provenance[name]:
             raise ValueError(
-                f"{export}: its {part} have digest {found[:8]}, its provenance says {provenance[f'{part}_digest'][:8]}: "
+                f"{export}: its {name.removesuffix('_digest')} have digest {found[:8]}, its provenance says {provenance[name][:8]}: "
                 "the files were changed after training; copy the export again or train again"
             )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -180,18 +199,22 @@ def plain(content: str | list[dict]) -> str:
     return "".join(p + ("\n" if kind == "image" and i + 1 < len(parts) else "") for i, (p, kind) in enumerate(zip(parts, kinds)))
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], image_token_id: int, image_tokens: int) -> list[int]:
-    """Token ids up to where the assistant's next answer begins, each `<image>` marker expanded to `image_tokens` placeholders.
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], image_token_id: int, image_tokens: int | list[int]) -> list[int]:
+    """Token ids up to where the assistant's next answer begins, each `<image>` marker expanded to `image_tokens` placeholders: as
+    many for every picture, or a list with each picture's own number. ValueError where list and markers differ in length.
 
     The same function serves training and evaluation, so the two prompts are equal token by token.
     """
     text = tokenizer.apply_chat_template(
         [{"role": m["role"], "content": plain(m["content"])} for m in messages], add_generation_prompt=True, tokenize=False
     )
+    pieces = text.split(IMAGE)
+    counts = [image_tokens] * (len(pieces) - 1) if isinstance(image_tokens, int) else image_tokens
+    if len(counts) != len(pieces) - 1:
+        raise ValueError(f"a conversation has {len(pieces) - 1} {IMAGE} markers and {len(counts)} pictures; they must match")
     ids: list[int] = []
-    for i, piece in enumerate(text.split(IMAGE)):
-        if i:
-            ids += [image_token_id] * image_tokens
+    for piece, count in zip(pieces, [0, *counts]):
+        ids += [image_token_id] * count
         ids += tokenizer(piece, add_special_tokens=False).input_ids
     return ids
 
@@ -216,15 +239,22 @@ class Mllm:
     def tower(self) -> VisionTower:
         return self.model.model.vision_tower
 
+    @property
+    def native_tokens(self) -> int | None:
+        """Most tokens of a picture at its own aspect ratio; None where every picture is a square."""
+        return getattr(self.model.config, "native_tokens", None)  # exports from before there was a choice
+
     @torch.inference_mode()
-    def features(self, images: list[Image.Image]) -> torch.Tensor:
-        """(B, N, D) tower features of the pictures; those met before come from a cache keyed by the pixels."""
+    def features(self, images: list[Image.Image]) -> list[torch.Tensor]:
+        """Each picture's (N, D) tower features; those met before come from a cache keyed by the pixels."""
         keys = [hashlib.sha1(f"{image.size} {image.mode}".encode() + image.tobytes()).digest() for image in images]
         fresh = {key: image for key, image in zip(keys, images) if key not in self._features}
-        if fresh:
+        if fresh and self.native_tokens:
+            self._features.update(zip(fresh, self.tower.native(list(fresh.values()), self.native_tokens)))
+        elif fresh:
             pixels = self.tower.preprocess(list(fresh.values())).to(self.model.device)
             self._features.update(zip(fresh, self.tower(pixels).last_hidden_state))
-        out = torch.stack([self._features[key] for key in keys])
+        out = [self._features[key] for key in keys]
         for key in keys:
             self._features.move_to_end(key)
         while len(self._features) > FEATURES_KEPT:
@@ -245,20 +275,23 @@ class Mllm:
         conversation its PIL pictures in order. Raises ValueError where markers and pictures do not match.
         """
         config, tokenizer = self.model.config, self.tokenizer
-        prompts = []
         for messages, pictures in zip(conversations, images, strict=True):
             markers = sum(plain(m["content"]).count(IMAGE) for m in messages)
             if markers != len(pictures):
                 raise ValueError(f"a conversation has {markers} {IMAGE} markers and {len(pictures)} pictures; they must match")
-            prompts.append(prompt_ids(tokenizer, messages, config.image_token_id, config.image_seq_length))
+        features = self.features([picture for pictures in images for picture in pictures])
+        lengths = iter([len(f) if self.native_tokens else config.image_seq_length for f in features])
+        prompts = [
+            prompt_ids(tokenizer, messages, config.image_token_id, [next(lengths) for _ in pictures])
+            for messages, pictures in zip(conversations, images)
+        ]
         longest = max(map(len, prompts))
         pad = tokenizer.pad_token_id
         input_ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self.model.device)
         attention_mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
-        pictures = [picture for per_sample in images for picture in per_sample]
         options = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
-        if pictures:
-            options["pixel_values"] = self.features(pictures)
+        if features:  # a picture of its own length goes in one row with the others, which transformers' LLaVA takes apart by itself
+            options["pixel_values"] = torch.cat(features)[None] if self.native_tokens else torch.stack(features)
         out = self.model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,

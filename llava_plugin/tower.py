@@ -10,6 +10,8 @@ Shapes: B pictures, R pixels a side, N = (R / patch)^2 tokens, P patch side, D w
 
 import hashlib
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -19,7 +21,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import BaseModelOutput
 
 from . import encoders, register
-from .encoders import FAMILIES, NATIVE, EncoderSpec
+from .encoders import FAMILIES, EncoderSpec
 
 # A tiny twin is the family's real class at this size (about a million parameters), never trained.
 _TINY = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": 16, "image_size": 64}
@@ -31,14 +33,29 @@ _TINY_OWN = {
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def digest(module: torch.nn.Module) -> str:
-    """sha256 (hex) over names, shapes, dtypes and bytes of all weights: equal for equal weights, whatever the file."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        tensor = tensor.detach().contiguous().cpu()
-        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return sha.hexdigest()
+def tensor_digests(module: torch.nn.Module) -> dict[str, str]:
+    """Name -> sha256 (hex) over shape, dtype and bytes of each tensor of the state dict. Tensors are hashed side by side: hashing
+    and copying from a GPU both let other threads run."""
+
+    def of(tensor: torch.Tensor) -> str:
+        sha = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
+        sha.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+        return sha.hexdigest()
+
+    state = module.state_dict()
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        return dict(zip(state, threads.map(of, state.values())))
+
+
+def digest(weights: torch.nn.Module | dict[str, str], part: str = "") -> str:
+    """sha256 (hex) over the names, shapes, dtypes and bytes of all weights: equal for equal weights, whatever the file.
+
+    It is taken over the sorted lines "name tensor-digest", so that the digest of a `part` of an MLLM follows from the
+    `tensor_digests` of the whole: those whose names begin with `part`, without it, equal to the digest of that module alone.
+    """
+    tensors = weights if isinstance(weights, dict) else tensor_digests(weights)
+    lines = sorted(f"{name.removeprefix(part)} {own}\n" for name, own in tensors.items() if name.startswith(part))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 class VisionTowerConfig(PreTrainedConfig):
@@ -98,6 +115,11 @@ class VisionTower(PreTrainedModel):
         return tower.eval()
 
     @property
+    def patch_size(self) -> int:
+        """Pixels a side of a patch: transformers' LLaVA asks for it where pictures have sizes of their own."""
+        return self.spec.patch_size
+
+    @property
     def position_grid(self) -> int | None:
         """Side of the trained position table; None where positions are computed for any grid or nobody can say."""
         family, config = self.spec.family, self.config.encoder
@@ -132,37 +154,53 @@ class VisionTower(PreTrainedModel):
         mean, std = (np.array(v, dtype=np.float32) for v in (self.spec.mean, self.spec.std))
         return torch.from_numpy((np.asarray(resized) / np.float32(255) - mean) / std).permute(2, 0, 1)
 
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutput:
-        """(B, 3, R, R) -> features (B, N, D). A (B, N, D) input is taken for features computed before (the cache of a frozen tower)."""
-        if pixel_values.ndim == 3:
-            return BaseModelOutput(last_hidden_state=pixel_values, hidden_states=(pixel_values,))
+    def preprocess_native(self, images: list[Image.Image], max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """PIL pictures at their own aspect ratio -> packed patches (N, 3, P, P) fp32 and image_sizes (B, 2), height and width in
+        pixels: what `forward` takes. ValueError for a family that reads squares only."""
         spec = self.spec
-        if pixel_values.shape[2:] != (spec.resolution, spec.resolution):
+        encoders.require_native(spec)
+        grids = [native_grid(spec.family, *_upright_size(image), spec.patch_size, max_tokens) for image in images]
+        sizes = torch.tensor(grids) * spec.patch_size
+        pixels = [self._pixels(image, height, width) for image, (height, width) in zip(images, sizes.tolist())]
+        return torch.cat([_patches(p[None], spec.patch_size)[0] for p in pixels]), sizes
+
+    def forward(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None, **kwargs) -> BaseModelOutput:
+        """(B, 3, R, R) -> features (B, N, D). With image_sizes (B, 2), packed patches (N, 3, P, P) of pictures at their own aspect
+        ratio -> (1, N, D), which transformers' LLaVA splits again. A (B, N, D) input is taken for features computed before."""
+        spec = self.spec
+        if pixel_values.ndim == 3:
+            features = pixel_values
+        elif image_sizes is not None:
+            features = self._packed(pixel_values.to(self.encoder.dtype), torch.as_tensor(image_sizes, device=pixel_values.device))[None]
+        elif pixel_values.shape[2:] != (spec.resolution, spec.resolution):
             raise ValueError(
                 f"{spec.key} takes {spec.resolution} x {spec.resolution} pixels, not {tuple(pixel_values.shape[2:])}: use preprocess"
             )
-        features = _encode(self.encoder, spec, pixel_values.to(self.encoder.dtype), self.interpolation is not None)[:, spec.prefix_tokens :]
-        if features.shape[1] != spec.tokens:
-            raise ValueError(f"{spec.key} gave {features.shape[1]} tokens where its spec says {spec.tokens} ({spec.grid} x {spec.grid})")
+        else:
+            features = _encode(self.encoder, spec, pixel_values.to(self.encoder.dtype), self.interpolation is not None)
+            features = features[:, spec.prefix_tokens :]
+            if features.shape[1] != spec.tokens:
+                raise ValueError(
+                    f"{spec.key} gave {features.shape[1]} tokens where its spec says {spec.tokens} ({spec.grid} x {spec.grid})"
+                )
         return BaseModelOutput(last_hidden_state=features, hidden_states=(features,))
+
+    def _packed(self, patches: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
+        """Packed patches (N, 3, P, P) -> (N, D), no picture seeing another."""
+        grids = image_sizes // self.spec.patch_size
+        if self.spec.family == "genlip":  # all pictures in one packed row
+            return self.encoder(patches, grid_hw=grids).last_hidden_state
+        parts = zip(patches.split(grids.prod(dim=1).tolist()), grids)
+        return torch.cat([_siglip2(self.encoder, part[None], grid[None])[0] for part, grid in parts])
 
     def native(self, images: list[Image.Image], max_tokens: int | None = None) -> list[torch.Tensor]:
         """Features at each picture's own aspect ratio: a list of (N_i, D), N_i at most `max_tokens` (default: the square's number).
 
         Raises ValueError for a family that reads squares only.
         """
-        spec = self.spec
-        if spec.family not in NATIVE:
-            able = ", ".join(key for key, other in encoders.KEYS.items() if other.family in NATIVE)
-            raise ValueError(f"{spec.key} reads squares only; at native aspect ratio: {able}")
-        grids = [native_grid(spec.family, *_upright_size(image), spec.patch_size, max_tokens or spec.tokens) for image in images]
-        pixels = [self._pixels(image, h * spec.patch_size, w * spec.patch_size) for image, (h, w) in zip(images, grids)]
-        pixels = [p.to(self.device, self.encoder.dtype) for p in pixels]
-        if spec.family == "genlip":  # all pictures in one packed row
-            patches = torch.cat([_patches(p[None], spec.patch_size)[0] for p in pixels])
-            packed = self.encoder(patches, grid_hw=torch.tensor(grids, device=self.device)).last_hidden_state
-            return list(packed.split([h * w for h, w in grids]))
-        return [_encode(self.encoder, spec, p[None], False)[0] for p in pixels]
+        patches, sizes = self.preprocess_native(images, max_tokens or self.spec.tokens)
+        features = self(patches.to(self.device), image_sizes=sizes).last_hidden_state[0]
+        return list(features.split((sizes // self.spec.patch_size).prod(dim=1).tolist()))
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -206,18 +244,22 @@ def _patches(pixels: torch.Tensor, patch: int) -> torch.Tensor:
     return pixels.view(b, c, h // patch, patch, w // patch, patch).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c, patch, patch)
 
 
+def _siglip2(encoder: PreTrainedModel, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+    """Patches (B, N, 3, P, P) of grids (B, 2) -> (B, N, D) of SigLIP 2 NaFlex, whose patch rows have channels last."""
+    rows = patches.permute(0, 1, 3, 4, 2).flatten(2)
+    return encoder.encoder(inputs_embeds=encoder.embeddings(rows, grids)).last_hidden_state
+
+
 def _encode(encoder: PreTrainedModel, spec: EncoderSpec, pixels: torch.Tensor, interpolate: bool) -> torch.Tensor:
     """(B, 3, H, W) -> (B, prefix + N, D) where the spec says: the one place that knows the families' ways of being called."""
     if spec.family == "siglip2_vision_model":
-        b, _, h, w = pixels.shape
-        rows = _patches(pixels, spec.patch_size).permute(0, 1, 3, 4, 2).flatten(2)  # its patch rows have channels last
-        shapes = torch.tensor([[h // spec.patch_size, w // spec.patch_size]] * b, device=pixels.device)
-        return encoder.encoder(inputs_embeds=encoder.embeddings(rows, shapes)).last_hidden_state
+        grid = torch.tensor(pixels.shape[2:], device=pixels.device) // spec.patch_size
+        return _siglip2(encoder, _patches(pixels, spec.patch_size), grid.expand(len(pixels), 2))
     if spec.family in ("siglip_vision_model", "aimv2_vision_model"):  # their last_hidden_state lies behind one more norm
         options = {"interpolate_pos_encoding": True} if interpolate else {}
         return encoder.encoder(inputs_embeds=encoder.embeddings(pixels, **options)).last_hidden_state
     # CLIP's last_hidden_state is its final block's output: its last norm is applied to the class token alone.
-    options = {"interpolate_pos_encoding": True} if interpolate and spec.family == "clip_vision_model" else {}
+    options = {"interpolate_pos_encoding": True} if interpolate and spec.family in ("clip_vision_model", "openvision2") else {}
     if spec.family == "timm_wrapper":
         options = {"do_pooling": False}
     features = encoder(pixels, **options).last_hidden_state
@@ -257,9 +299,7 @@ def _from_config(config: PreTrainedConfig) -> PreTrainedModel:
     try:
         return AutoModel.from_config(config)
     except (ImportError, RuntimeError) as e:  # a torchvision that does not fit the torch raises RuntimeError at import
-        raise ValueError(
-            f"{config.model_type} cannot be built here: {e}; timm needs a torchvision that fits this torch"
-        ) from e
+        raise ValueError(f"{config.model_type} cannot be built here: {e}; timm needs a torchvision that fits this torch") from e
 
 
 def _load(spec: EncoderSpec, source: str, dtype: torch.dtype) -> PreTrainedModel:

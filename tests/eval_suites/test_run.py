@@ -395,6 +395,26 @@ def test_comparing_with_what_was_never_evaluated_says_the_command(small_easyvqa,
     assert "python eval_suites/run.py --encoder random-tiny --suite easyvqa" in text
 
 
+def test_frozen_encoders_of_another_token_budget_are_not_compared(small_easyvqa, capsys):
+    from eval_suites import preflight
+
+    small_easyvqa.export("b", "random-tiny", tokens=36, resolution=96)
+    small_easyvqa.run("--encoder", "random-tiny", "--suite", "easyvqa")
+    small_easyvqa.export("a", "genlip-tiny")
+    loads = small_easyvqa.loads
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--compare", "random-tiny") == 2
+    assert small_easyvqa.loads == loads
+    text = capsys.readouterr().err
+    assert "genlip-tiny gives 16 tokens a picture (4 x 4), random-tiny 36 (6 x 6): not comparable" in text
+    assert "Train random-tiny at --resolution 64" in text
+    export = preflight.read_export(Path("runs/a/export"))
+    (other,) = results.read_rows(Path("results"), suites.get("easyvqa"))
+    assert len(preflight.budget_problem(export, [other])) == 1
+    unfrozen = replace(export, provenance=export.provenance | {"frozen": False})
+    assert not preflight.budget_problem(unfrozen, [other])  # encoders that were trained too may differ: the table says so
+    assert not preflight.budget_problem(export, [replace(other, frozen=False)])
+
+
 def test_two_runs_into_one_folder(small_easyvqa, capsys, monkeypatch):
     from eval_suites import preflight
 

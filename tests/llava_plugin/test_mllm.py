@@ -1,6 +1,7 @@
 """The native MLLM: text alone as the bare language model, batches as one by one, exports that prove what they hold."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava_plugin import mllm
-from llava_plugin.tower import VisionTower
+from llava_plugin.tower import VisionTower, digest, native_grid, tensor_digests
 
 
 def picture(seed):
@@ -67,6 +68,54 @@ def test_projectors_that_do_not_fit_are_refused(llama_tiny):
         mllm.build(VisionTower.from_encoder("genlip-tiny", resolution=80), str(llama_tiny), projector="pixel_shuffle")
 
 
+@pytest.fixture(scope="module", params=["genlip-tiny", "siglip2-naflex-tiny"])
+def native(request, llama_tiny, tmp_path_factory):
+    model, tokenizer = mllm.build(VisionTower.from_encoder(request.param), str(llama_tiny), native_tokens=30)
+    folder = tmp_path_factory.mktemp("native")
+    mllm.save(model, tokenizer, folder, {})
+    return mllm.load(folder)
+
+
+SIZES = [(64, 64), (200, 90), (90, 300), (64, 128), (33, 70), (300, 60)]
+OF_SIZES = [[Image.effect_noise(size, 90).convert("RGB") for size in sizes] for sizes in (SIZES[:1], SIZES[1:4], [], SIZES[4:], SIZES[3:4])]
+
+
+def test_pictures_of_different_sizes_in_a_batch_each_take_their_own_tokens(native):
+    asked = [user(f"what is {i} in it", len(pictures)) for i, pictures in enumerate(OF_SIZES)]
+    counts = [[math.prod(native_grid(native.tower.spec.family, p.height, p.width, 16, 30)) for p in pictures] for pictures in OF_SIZES]
+    assert len({c for of_one in counts for c in of_one}) > 3 and max(map(max, filter(None, counts))) <= 30
+    given = []
+    native.model.register_forward_pre_hook(lambda module, args, kwargs: given.append(kwargs), with_kwargs=True)
+    together = native.answer(asked, OF_SIZES, max_new_tokens=8)
+    placeholders = (given[0]["input_ids"] == native.model.config.image_token_id).sum(dim=1).tolist()
+    assert placeholders == [sum(of_one) for of_one in counts]
+    assert together == [native.answer([a], [p], max_new_tokens=8)[0] for a, p in zip(asked, OF_SIZES)]
+    assert len(set(together)) > 2
+    assert native.provenance["native_tokens"] == 30
+
+
+def test_packed_pictures_train_as_features_computed_before_and_gradients_reach_the_encoder(native):
+    model, pictures = native.model, OF_SIZES[1]
+    counts = [len(f) for f in native.features(pictures)]
+    ids = torch.tensor([mllm.prompt_ids(native.tokenizer, user("what is it", 3), model.config.image_token_id, counts)])
+    patches, sizes = native.tower.preprocess_native(pictures, 30)
+    out = model(input_ids=ids, pixel_values=patches, image_sizes=sizes, labels=ids)
+    with torch.no_grad():
+        before = model(input_ids=ids, pixel_values=torch.cat(native.features(pictures))[None]).logits
+    torch.testing.assert_close(out.logits, before, atol=1e-4, rtol=0)
+    out.loss.backward()
+    assert next(p for name, p in native.tower.named_parameters() if name.endswith("patch_embedding.weight")).grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="3 <image> markers and 2 pictures"):
+        mllm.prompt_ids(native.tokenizer, user("what is it", 3), model.config.image_token_id, counts[:2])
+
+
+def test_native_tokens_are_refused_where_they_cannot_be(llama_tiny):
+    with pytest.raises(ValueError, match="clip-tiny reads squares only; at native aspect ratio: genlip-l16"):
+        mllm.build(VisionTower.from_encoder("clip-tiny"), str(llama_tiny), native_tokens=30)
+    with pytest.raises(ValueError, match="use mlp2x_gelu or linear"):
+        mllm.build(VisionTower.from_encoder("genlip-tiny"), str(llama_tiny), native_tokens=30, projector="pixel_shuffle")
+
+
 def test_interpolated_positions_stand_in_the_provenance(llama_tiny, tmp_path):
     for resolution, said in ((64, None), (96, "positions interpolated from 4 x 4 to 6 x 6 by transformers' rule for clip_vision_model")):
         mllm.save(*mllm.build(VisionTower.from_encoder("clip-tiny", resolution), str(llama_tiny)), tmp_path / str(resolution), {})
@@ -101,7 +150,7 @@ def test_batch_size_never_changes_an_answer(loaded):
 def test_pictures_are_seen(loaded):
     ids = torch.tensor([mllm.prompt_ids(loaded.tokenizer, user("yes", 1), loaded.model.config.image_token_id, 16)])
     with torch.inference_mode():
-        logits = [loaded.model(input_ids=ids, pixel_values=loaded.features([picture(seed)])).logits[0, -1] for seed in (1, 2)]
+        logits = [loaded.model(input_ids=ids, pixel_values=torch.stack(loaded.features([picture(seed)]))).logits[0, -1] for seed in (1, 2)]
     assert not torch.allclose(*logits)
 
 
@@ -169,6 +218,16 @@ def test_saved_and_loaded_is_bit_equal_and_a_changed_weight_is_refused(export, l
     (changed / "provenance.json").unlink()
     with pytest.raises(ValueError, match=r"no provenance\.json"):
         mllm.load(changed)
+
+
+def test_every_weight_is_hashed_once_when_saved_and_once_when_loaded(loaded, tmp_path, monkeypatch):
+    passes = []
+    monkeypatch.setattr(mllm, "tensor_digests", lambda module: passes.append(type(module).__name__) or tensor_digests(module))
+    mllm.save(loaded.model, loaded.tokenizer, tmp_path / "again", {})
+    assert passes == ["LlavaForConditionalGeneration"]
+    again = mllm.load(tmp_path / "again")
+    assert passes == ["LlavaForConditionalGeneration"] * 2
+    assert again.provenance["encoder_digest"] == digest(loaded.tower) and again.digest == digest(loaded.model)
 
 
 def test_opens_with_transformers_alone_after_register(export, loaded):

@@ -6,12 +6,13 @@ import torch
 from PIL import Image
 
 from llava_plugin.encoders import FAMILIES, KEYS, NATIVE
-from llava_plugin.tower import VisionTower, digest, native_grid
+from llava_plugin.tower import VisionTower, digest, native_grid, tensor_digests
 
 TWINS = [key for key, spec in KEYS.items() if spec.seed is not None and key != "random-tiny"]
 FIRST_LAYER = {  # the parameter that a pixel meets first, by the names of the family's own class
     "genlip": "vision_embeddings.patch_embedding.weight",
     "clip_vision_model": "embeddings.patch_embedding.weight",
+    "openvision2": "embeddings.patch_embedding.weight",
     "siglip_vision_model": "embeddings.patch_embedding.weight",
     "siglip2_vision_model": "embeddings.patch_embedding.weight",
     "aimv2_vision_model": "embeddings.patch_embed.weight",
@@ -47,7 +48,7 @@ def by_hand(tower, pixels):
     else:
         model(pixels)
     handle.remove()
-    return taken[0][:, 1:] if family == "clip_vision_model" else taken[0]
+    return taken[0][:, 1:] if family in ("clip_vision_model", "openvision2") else taken[0]
 
 
 def test_every_family_of_the_table_has_a_twin():
@@ -161,6 +162,7 @@ def own_processor(family, side):
         "aimv2_vision_model": lambda: CLIPImageProcessorPil(**whole),  # the class and values that its authors' folders name
         "siglip_vision_model": lambda: SiglipImageProcessorPil(size=whole["size"], do_convert_rgb=True),
         "dinov2": lambda: BitImageProcessorPil(**whole, **imagenet),
+        "openvision2": lambda: BitImageProcessorPil(**whole, **imagenet, resample=2),  # its authors' "vgg_value_range", bilinear
         "dinov3_vit": lambda: BitImageProcessorPil(**whole, **imagenet, resample=2),  # its own class needs torchvision
     }[family]()
 
@@ -221,6 +223,28 @@ def test_native_aspect_gives_lists_and_no_picture_sees_another(key):
     torch.testing.assert_close(square, tower(tower.preprocess([pictures[1]])).last_hidden_state[0], atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_native_features_are_those_of_the_familys_own_model_and_processor(shared):
+    photo = Image.open(sorted((shared / "sft" / "images").glob("*.jpg"))[0])
+    from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+    tower = VisionTower.from_encoder("siglip2-naflex-tiny")
+    own = Siglip2ImageProcessorPil(max_num_patches=40)([photo], return_tensors="pt")
+    rows, columns = own["spatial_shapes"][0].tolist()
+    taken = []
+    tower.encoder.encoder.layers[-1].register_forward_hook(lambda module, args, out: taken.append(out))
+    tower.encoder(**own)  # padded to 40 patches, masked
+    ours = tower.native([photo], max_tokens=40)[0]
+    assert rows != columns and ours.shape == (rows * columns, 128)
+    torch.testing.assert_close(ours, taken[0][0, : rows * columns], atol=0.02, rtol=0)  # the processors differ by up to 1/255
+
+    tower = VisionTower.from_encoder("genlip-tiny")
+    rows, columns = native_grid("genlip", photo.height, photo.width, 16, 40)
+    own = tower.encoder(tower._pixels(photo, 16 * rows, 16 * columns)[None]).last_hidden_state[0]
+    assert rows != columns
+    torch.testing.assert_close(tower.native([photo], max_tokens=40)[0], own, atol=1e-5, rtol=0)
+
+
 def test_native_grids_are_the_published_examples():
     cases = {(640, 480): (36, 27), (1080, 1920): (24, 42), (32, 32): (4, 4), (224, 224): (14, 14), (512, 512): (32, 32)}
     assert {size: native_grid("genlip", *size, 16, 1024) for size in cases} == cases
@@ -242,6 +266,17 @@ def test_digest_is_of_names_shapes_dtypes_and_bytes():
     with torch.no_grad():
         next(tower.parameters()).view(-1)[0] += 1e-6
     assert digest(tower) != before
+
+
+def test_the_digest_of_a_part_follows_from_the_tensors_of_the_whole():
+    tower = VisionTower.from_encoder("clip-tiny")
+    whole = torch.nn.ModuleDict({"a": tower, "ab": torch.nn.Linear(2, 2)})
+    tensors = tensor_digests(whole)
+    assert digest(tensors) == digest(whole) and digest(tensors, part="a.") == digest(tower)
+    renamed = torch.nn.ModuleDict({"b": tower, "ab": whole["ab"]})
+    assert digest(renamed) != digest(whole)  # names count
+    flat, square = (torch.nn.ParameterDict({"p": torch.zeros(shape)}) for shape in (4, (2, 2)))
+    assert digest(flat) != digest(square)  # and shapes
 
 
 def test_digest_is_the_same_whatever_the_file(tmp_path):
