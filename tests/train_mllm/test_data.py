@@ -1,7 +1,5 @@
 """Conversations to tokens and labels: labels on the answers alone, independent turns equal to each turn alone."""
 
-import json
-
 import pytest
 import torch
 from PIL import Image
@@ -9,9 +7,8 @@ from transformers import AutoTokenizer
 
 from llava_plugin import mllm
 from llava_plugin.tower import VisionTower
-from train_mllm.data import Collator, encode, end_of_turn, sequences, use_packed_attention
-from train_mllm.prepare_data import main as prepare_main
-from train_mllm.prepare_data import normalise, prepare, read_rows
+from train_mllm.data import encode, end_of_turn
+from train_mllm.packing import Collator, sequences, use_packed_attention
 
 TWO_TURNS = [
     {"role": "user", "content": "<image>\nwhat is in the picture"},
@@ -91,7 +88,7 @@ def test_packed_gives_the_loss_and_gradients_of_each_sequence_alone(llama_tiny, 
 
     def samples(conversations):
         rows = [encode(c, tokenizer, model.config.image_token_id, 16, turns, 500) for c in conversations]
-        return [{"row": r, "pictures": [picture] * (r.ids.count(model.config.image_token_id) + 1 > 16)} for r in rows]
+        return [{"id": "x", "row": r, "pictures": [picture] * (r.ids.count(model.config.image_token_id) // 16)} for r in rows]
 
     def gradients():
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -99,7 +96,7 @@ def test_packed_gives_the_loss_and_gradients_of_each_sequence_alone(llama_tiny, 
     labelled = sum(label != -100 for s in samples(conversations) for label in s["row"].labels)
     losses = 0.0
     for sample in samples(alone):
-        batch = Collator(tower.preprocess)([sample])
+        batch = Collator(tower.preprocess, model.config)([sample])
         plain = {k: v for k, v in batch.items() if k in ("input_ids", "labels", "pixel_values")}
         loss = model(**plain, num_items_in_batch=labelled).loss
         loss.backward()
@@ -107,98 +104,10 @@ def test_packed_gives_the_loss_and_gradients_of_each_sequence_alone(llama_tiny, 
     single = gradients()
     model.zero_grad()
     use_packed_attention(model)
-    packed = model(**Collator(tower.preprocess)(samples(conversations)), num_items_in_batch=labelled).loss
+    packed = model(**Collator(tower.preprocess, model.config)(samples(conversations)), num_items_in_batch=labelled).loss
     packed.backward()
     torch.testing.assert_close(packed.detach(), losses, atol=1e-5, rtol=0)
     found = gradients()
     assert found.keys() == single.keys() and len(found) > 20
     for name, gradient in single.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
-
-
-# --- preparing ------------------------------------------------------------------------------------------------------------
-
-
-def llava(text="<image>\nwhat", answer="yes", **more):
-    return {"id": "a", "image": "red.png", "conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": answer}]} | more
-
-
-@pytest.fixture
-def images(tmp_path):
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
-    (tmp_path / "broken.png").write_bytes((tmp_path / "red.png").read_bytes()[:40])
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        (llava(image="gone.png"), "missing picture"),
-        (llava(image="broken.png"), "undecodable picture"),
-        (llava(text="what"), "<image> markers and pictures do not match"),
-        (llava(answer="  "), "empty answer"),
-        (llava(conversations=[{"from": "gpt", "value": "yes"}]), "turns do not alternate user, assistant"),
-        (llava(conversations=[{"from": "robot", "value": "yes"}]), "malformed turn"),
-        (llava(conversations=[]), "turns do not alternate user, assistant"),
-    ],
-)
-def test_bad_rows_have_a_reason(images, row, reason):
-    with pytest.raises(ValueError, match=f"^{reason}$"):
-        normalise(row, images)
-
-
-def test_forms_become_one(images):
-    expected = normalise(llava(), images)
-    openai = {
-        "id": "a",
-        "messages": [
-            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x/red.png"}}, {"type": "text", "text": "what"}]}
-        ],
-    }
-    openai["messages"].append({"role": "assistant", "content": [{"type": "text", "text": "yes"}]})
-    assert normalise(openai, images) == expected
-    raw = (images / "red.png").read_bytes()
-    from_parquet = normalise(llava(image={"bytes": raw, "path": None}), images)
-    assert from_parquet["messages"] == expected["messages"] and from_parquet["images"][0]["bytes"] == raw
-
-
-def test_bad_rows_are_counted_never_replaced(images, capsys):
-    source = images / "sft.json"
-    rows = [llava(id=str(i)) for i in range(9)] + [llava(id="bad", image="gone.png")]
-    source.write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match="1 of 10 conversations"):
-        prepare(str(source), "", str(images / "out"))
-    assert not (images / "out" / "conversations.arrow").exists()
-    ledger = prepare(str(source), "", str(images / "out"), max_bad=0.2)
-    assert (ledger["read"], ledger["used"], ledger["skipped"], ledger["names"]) == (
-        10,
-        9,
-        {"missing picture": 1},
-        {"missing picture": ["bad"]},
-    )
-    other = images / "other.json"
-    other.write_text(json.dumps(rows[:3]))
-    assert prepare_main([str(other), "--out", str(images / "out")]) == 2
-    assert "was made from" in capsys.readouterr().err
-
-
-def test_parquet_is_read(images):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    raw = (images / "red.png").read_bytes()
-    pq.write_table(pa.Table.from_pylist([llava(image={"bytes": raw, "path": "red.png"})] * 3), images / "p.parquet")
-    assert len(list(read_rows(images / "p.parquet"))) == 3
-    pq.write_table(pa.table({"x": [1]}), images / "q.parquet")
-    with pytest.raises(ValueError, match="no column 'conversations'"):
-        list(read_rows(images / "q.parquet"))
-    with pytest.raises(ValueError, match="no conversations at"):
-        prepare(str(images / "nothing.json"), "", str(images / "o"))
-
-
-def test_real_conversations(shared, tmp_path):
-    sft = shared / "sft"
-    ledger = prepare(str(sft / "conversations_openai.json"), str(sft / "images"), str(tmp_path / "sft"))
-    assert (ledger["read"], ledger["used"]) == (10, 10)
-    charts = shared / "charts"
-    assert prepare(str(charts / "conversations_llava.json"), str(charts / "images"), str(tmp_path / "charts"))["used"] == 3
