@@ -63,7 +63,8 @@ def end_of_turn(tokenizer) -> int:
     if behind not in tokenizer.all_special_ids and behind not in tokenizer.added_tokens_decoder:
         raise ValueError(
             f"the chat template of {tokenizer.name_or_path} ends an answer with {tokenizer.decode([behind])!r}, which is no special token: "
-            "a model could not learn when to stop. Pass --llm a model whose template closes turns (ChatML, Llama 3), usually its -Instruct variant"
+            "a model could not learn when to stop. Pass --llm a model whose template closes turns (ChatML, Llama 3), "
+            "usually its -Instruct variant"
         )
     return behind
 

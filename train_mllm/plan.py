@@ -24,7 +24,7 @@ NO_ANYRES = "no anyres: not the setting of the paper's unfrozen table"
 PAPER_ROWS = {"projector": 558_000, "captions": 558_000, "sft": 3_000_000}  # LLaVA's pretraining pairs; "3M+" of the paper
 TEXT_TOKENS = {"projector": 30, "captions": 30, "sft": 200}  # a conversation, assumed where no data is at hand to look at
 DATA = {
-    "projector": "hf download liuhaotian/LLaVA-Pretrain --repo-type dataset --local-dir data/llava-pretrain, and unzip its images.zip",
+    "projector": "hf download liuhaotian/LLaVA-Pretrain --repo-type dataset --local-dir data/llava-pretrain (unzip images.zip there)",
     "sft": "hf download lmms-lab/LLaVA-OneVision-Data --repo-type dataset --local-dir data/llava-onevision",
 }
 SPARE = 0.9  # of a GPU's memory; the rest is the framework's
@@ -208,7 +208,8 @@ def lacks_disk(recipe: Recipe) -> str | None:
     free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.is_dir())).free
     if free >= disk_bytes(recipe):
         return None
-    return f"{recipe.out} has room for {free / 1e9:.0f} GB; checkpoints and export take {disk_bytes(recipe) / 1e9:.0f}: give --out on a larger disk"
+    needed = disk_bytes(recipe) / 1e9
+    return f"{recipe.out} has room for {free / 1e9:.0f} GB; checkpoints and export take {needed:.0f}: give --out on a larger disk"
 
 
 def missing(recipe: Recipe) -> list[str]:
@@ -272,10 +273,12 @@ def dry_run(recipe: Recipe, gpus: int, gpu_memory: float) -> None:
         say("trained / frozen", f"{counted.trained:,} / {counted.total - counted.trained:,}")
         stage, why = zero_stage(recipe, gpus, gpu_memory)
         shape = llm_shape(recipe.llm)
+        micro_tokens = step_tokens(recipe)
         longest = activation_bytes(shape, recipe.max_length) / 1e9
         say(
             "memory a GPU",
-            f"{memory(recipe, stage, gpus):.1f} GB, of it {activation_bytes(shape, step_tokens(recipe)) / 1e9:.1f} activations of {step_tokens(recipe):,} tokens",
+            f"{memory(recipe, stage, gpus):.1f} GB, of it {activation_bytes(shape, micro_tokens) / 1e9:.1f} activations "
+            f"of {micro_tokens:,} tokens",
         )
         say("", f"a conversation of --max-length {recipe.max_length:,} tokens alone has {longest:.1f} GB of activations")
         say("ZeRO stage", f"{stage or 'none'}: {why}")

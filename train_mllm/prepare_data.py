@@ -365,7 +365,8 @@ def show(folder: Path, samples: int, tokenizer: str) -> None:
     ledger = json.loads((folder / "ledger.json").read_text())
     print(f"from {ledger['origin']['source']}, digest {ledger['digest'][:8]}")
     print(
-        f"{ledger['used']:,} of {ledger['read']:,} conversations, {ledger['pictures']:,} pictures, {ledger['duplicates']:,} duplicates (kept)"
+        f"{ledger['used']:,} of {ledger['read']:,} conversations, {ledger['pictures']:,} pictures, "
+        f"{ledger['duplicates']:,} duplicates (kept)"
     )
     for entry in ledger["sources"]:
         expected = f", said to hold {entry['expected']:,}" if entry["expected"] is not None else ""

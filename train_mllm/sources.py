@@ -106,7 +106,8 @@ def _mix(file: Path) -> list[Source]:
         found.append(Source(path.stem, files, rule, entry.get("rows")))
     if absent:
         raise ValueError(
-            f"{file} names {len(absent)} of {len(entries)} files that are not there: {', '.join(absent)}. Correct the paths, or take them out"
+            f"{file} names {len(absent)} of {len(entries)} files that are not there: {', '.join(absent)}. "
+            "Correct the paths, or take them out"
         )
     return found
 
@@ -128,7 +129,7 @@ def pieces(source: Source, seed: int) -> tuple[list[Piece], int]:
 
 
 def sample(rule: str, total: int, seed: str) -> range | list[int]:
-    """Row numbers that a rule takes of `total`, in order: "first:10%" is rounded up, as LLaVA-NeXT does; "random" is drawn from the seed."""
+    """Row numbers that a rule takes of `total`, in order: "first:10%" is rounded up, as LLaVA-NeXT does; "random" is drawn by seed."""
     how, number, percent = RULE.fullmatch(rule).groups()
     if how is None:
         return range(total)

@@ -222,7 +222,7 @@ def test_parquet_folders(images, monkeypatch):
     pq.write_table(pa.Table.from_pylist([llava(text="no picture", image=None)]), images / "text.parquet")
     assert prepare(str(images / "text.parquet"), "", str(images / "text"))["pictures"] == 0
     pq.write_table(pa.table({"x": [1]}), images / "q.parquet")
-    with pytest.raises(ValueError, match="no column 'conversations' or 'messages'.*it has x"):
+    with pytest.raises(ValueError, match=r"no column 'conversations' or 'messages'.*it has x"):
         prepare(str(images / "q.parquet"), "", str(images / "o"))
     (images / "r.parquet").write_bytes((images / "q.parquet").read_bytes()[:50])
     with pytest.raises(ValueError, match="no whole parquet file"):
@@ -237,7 +237,7 @@ def test_parquet_folders(images, monkeypatch):
 def test_every_planted_fault_is_counted(images):
     rows = [llava(id=str(i), answer=f"yes {i}") for i in range(20)] + [llava(id="20", answer="yes 0")]
     (images / "sft.json").write_text(json.dumps(rows + [r if isinstance(r, str) else r | {"id": reason} for reason, r in FAULTS.items()]))
-    with pytest.raises(ValueError, match="conversations of .* cannot be used"):
+    with pytest.raises(ValueError, match=r"conversations of .* cannot be used"):
         prepare(str(images / "sft.json"), "", str(images / "out"))
     assert not (images / "out" / "ledger.json").exists()
     ledger = prepare(str(images / "sft.json"), "", str(images / "out"), max_bad=0.5)
@@ -281,7 +281,8 @@ def test_parallel_equals_serial_and_a_killed_run_goes_on(images, monkeypatch):
     assert len(list((images / "alone" / "conversations").iterdir())) == 5
     both = prepare(str(images / "p.parquet"), "", str(images / "both"), workers=2)
     killed = (
-        "import os, signal, sys\nfrom train_mllm import prepare_data, sources\nsources.PIECE_BYTES = 1\nreal, seen = prepare_data.normalise, []\n"
+        "import os, signal, sys\nfrom train_mllm import prepare_data, sources\nsources.PIECE_BYTES = 1\n"
+        "real, seen = prepare_data.normalise, []\n"
         "def normalise(*args):\n    seen.append(1)\n    if len(seen) == 15: os.kill(os.getpid(), signal.SIGKILL)\n    return real(*args)\n"
         "prepare_data.normalise = normalise\nprepare_data.prepare(sys.argv[1], '', sys.argv[2], workers=1)"
     )
