@@ -1,4 +1,4 @@
-"""Conversation -> tokens, labels and who sees whom.
+"""Conversation -> tokens, labels, positions and blocks.
 
 Labels stand on the assistant's answers and their end-of-turn token, nowhere else. The prompt in front of an answer is made by the
 very function that makes it at evaluation (llava_plugin.mllm.prompt_ids), so no "tokenization mismatch" can exist.
@@ -14,28 +14,33 @@ Two ways with several turns:
     turn 1    1      1               (each block causal)
     turn 2    1              1
 
-A batch is one packed row without padding: the language model's layers run over its tokens alone, and only inside attention does
-each sequence (a dialogue, or a front and one turn) become a row of its own, where plain causal attention is the right mask.
-
-Shapes: T tokens of a packed batch, R sequences in it, L the longest of them, N visual tokens a picture, D tower width.
+Shapes: S tokens of a conversation, N visual tokens a picture, D tower width.
 """
 
 import functools
+import hashlib
 import io
+import json
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from PIL import Image
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from llava_plugin.mllm import IMAGE, prompt_ids
 
+from .prepare_data import open_conversations
+
 IGNORED = -100
+ROWS_A_MEASURE = 256
+
+
+class TooLong(ValueError):
+    """Not even the first turn fits into max_length."""
 
 
 @dataclass
@@ -57,7 +62,9 @@ def end_of_turn(tokenizer) -> int:
     behind = tokenizer(text.split("qzq", 1)[1], add_special_tokens=False).input_ids[0]
     if behind not in tokenizer.all_special_ids and behind not in tokenizer.added_tokens_decoder:
         raise ValueError(
-            f"the chat template of {tokenizer.name_or_path} ends an answer with {tokenizer.decode([behind])!r}, which is no special token"
+            f"the chat template of {tokenizer.name_or_path} ends an answer with {tokenizer.decode([behind])!r}, which is no special token: "
+            "a model could not learn when to stop. Pass --llm a model whose template closes turns (ChatML, Llama 3), "
+            "usually its -Instruct variant"
         )
     return behind
 
@@ -90,7 +97,7 @@ def _dialogue(parts, image_token_id, max_length) -> Row:
         labels += [IGNORED] * (len(prompt) - len(ids)) + answer
         ids = prompt + answer
     if not ids:
-        raise ValueError("longer than --max-length")
+        raise TooLong("its first turn is longer than --max-length")
     return Row(ids, labels, list(range(len(ids))), [0] * len(ids), cut)
 
 
@@ -112,13 +119,31 @@ def _independent(parts, image_token_id, max_length) -> Row:
         block += [k] * len(own)
         used += 1
     if not used:
-        raise ValueError("longer than --max-length")
+        raise TooLong("its first turn is longer than --max-length")
     return Row(ids, labels, positions, block, cut)
 
 
-def open_conversations(folder: Path) -> pa.Table:
-    """The table that train_mllm.prepare_data wrote, mapped into memory: all ranks share its pages."""
-    return pa.ipc.open_file(pa.memory_map(str(folder / "conversations.arrow"))).read_all()
+def as_text(messages: list[dict], tokenizer, turns: str = "dialogue") -> str:
+    """A conversation as the model sees it, what it learns in [[ ]]; a picture stands as one <image>."""
+    image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    image = len(tokenizer) if image in (None, tokenizer.unk_token_id) else image
+    row = encode(messages, tokenizer, image, 1, turns, sys.maxsize)
+    out, start = "", 0
+    for i in range(1, len(row.ids) + 1):
+        if i == len(row.ids) or (row.labels[i] == IGNORED) != (row.labels[start] == IGNORED):
+            text = IMAGE.join(tokenizer.decode(part) for part in _split(row.ids[start:i], image))
+            out, start = out + (text if row.labels[start] == IGNORED else f"[[{text}]]"), i
+    return out
+
+
+def _split(ids: list[int], mark: int) -> list[list[int]]:
+    parts = [[]]
+    for i in ids:
+        if i == mark:
+            parts.append([])
+        else:
+            parts[-1].append(i)
+    return parts
 
 
 def open_picture(picture: dict) -> Image.Image:
@@ -126,7 +151,7 @@ def open_picture(picture: dict) -> Image.Image:
 
 
 class Conversations(torch.utils.data.Dataset):
-    """Index -> {"row": Row, "pictures": list of PIL pictures, or "features" (n, N, D) from the cache}.
+    """Index -> {"id", "row": Row, "pictures": list of PIL pictures, or "features" (n, N, D) from the cache}.
 
     `mean` and `std` (D,), if given, standardise the cached features.
     """
@@ -142,85 +167,60 @@ class Conversations(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, i: int) -> dict:
-        record = self.table.slice(i, 1).to_pylist()[0]
+    def row(self, record: dict) -> Row:
         try:
-            row = encode(
+            return encode(
                 record["messages"], self.tokenizer, self.image_token_id, self.image_tokens, self.recipe.turns, self.recipe.max_length
             )
         except ValueError as e:
-            raise ValueError(f"conversation {record['id']!r}: {e}") from e
+            raise type(e)(f"conversation {record['id']!r}: {e}") from e
+
+    def __getitem__(self, i: int) -> dict:
+        record = self.table.slice(i, 1).to_pylist()[0]
+        row = self.row(record)
         if self.features is None:
-            return {"row": row, "pictures": [open_picture(p) for p in record["images"]]}
+            return {"id": record["id"], "row": row, "pictures": [open_picture(p) for p in record["images"]]}
         start = self.first_picture[i]
         features = (self.features[start : start + len(record["images"])] - self.mean) / self.std
-        return {"row": row, "features": torch.from_numpy(features)}
+        return {"id": record["id"], "row": row, "features": torch.from_numpy(features)}
 
 
-def sequences(blocks: list[list[int]]) -> list[list[int]]:
-    """For each conversation's blocks, laid out one behind another in a packed row: the row's token indices of every sequence that
-    attention must see as one, a dialogue whole, or a front with each of its turns."""
-    out, start = [], 0
-    for block in blocks:
-        front = [start + i for i, b in enumerate(block) if b == 0]
-        turns: dict[int, list[int]] = {}
-        for i, b in enumerate(block):
-            if b:
-                turns.setdefault(b, []).append(start + i)
-        out += [front + turn for turn in turns.values()] or [front]
-        start += len(block)
-    return out
+class _Measures(torch.utils.data.Dataset):
+    """Index -> (tokens, supervised tokens, 1 if turns were left out | 0); (0, 0, -1) where not even one turn fits."""
+
+    def __init__(self, conversations: Conversations):
+        self.conversations = conversations
+        self.texts = conversations.table.select(["id", "messages"])
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, i: int) -> tuple[int, int, int]:
+        try:
+            row = self.conversations.row(self.texts.slice(i, 1).to_pylist()[0])
+        except TooLong:
+            return 0, 0, -1
+        return len(row.ids), sum(label != IGNORED for label in row.labels), int(row.cut)
 
 
-class Collator:
-    """Conversations -> one packed batch.
+def measure(conversations: Conversations, folder: Path, data_digest: str) -> np.ndarray:
+    """(n, 3) int32 of all conversations: tokens, supervised tokens, cut (1: turns were left out; -1: not even one turn fits).
 
-    input_ids, labels, position_ids (1, T); sequence_index (R, L): the row's token at each place of each sequence (padding repeats
-    token 0, behind all real ones); token_source (T,): where in the flattened (R * L) sequences a token's attention is read from.
-    `pixel_values` are pictures (n, 3, R, R), or cached features (n, N, D).
+    Done once by all cores, kept in `folder` under the digest of tokenizer, template, lengths and data.
     """
+    from rich.progress import track
 
-    def __init__(self, preprocess):
-        self.preprocess = preprocess
-
-    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
-        rows = [s["row"] for s in samples]
-        lists = sequences([r.block for r in rows])
-        longest = max(map(len, lists))
-        total = sum(len(r.ids) for r in rows)
-        source = torch.empty(total, dtype=torch.long)
-        for r, indices in enumerate(lists):  # a front is in several sequences and the same in all: the last one serves
-            source[indices] = torch.arange(r * longest, r * longest + len(indices))
-        batch = {
-            "input_ids": torch.tensor([[i for r in rows for i in r.ids]]),
-            "labels": torch.tensor([[i for r in rows for i in r.labels]]),
-            "position_ids": torch.tensor([[i for r in rows for i in r.positions]]),
-            "sequence_index": torch.tensor([indices + [0] * (longest - len(indices)) for indices in lists]),
-            "token_source": source,
-        }
-        if "features" in samples[0]:
-            pixels = torch.cat([s["features"] for s in samples])
-        else:
-            pictures = [p for s in samples for p in s["pictures"]]
-            pixels = self.preprocess(pictures) if pictures else None
-        if pixels is not None and len(pixels):
-            batch["pixel_values"] = pixels
-        return batch
-
-
-def packed_attention(module, query, key, value, attention_mask, sequence_index, token_source, scaling=None, dropout=0.0, **kwargs):
-    """transformers' attention interface over a packed batch: query (1, H, T, head_dim), key and value (1, G, T, head_dim)
-    -> (1, T, H, head_dim). Every sequence is a row here; padding stands behind it, so the causal mask hides it."""
-    query, key, value = (t[0][:, sequence_index].transpose(0, 1) for t in (query, key, value))  # (R, H or G, L, head_dim)
-    out = scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
-    )
-    return out.transpose(1, 2).flatten(0, 1)[token_source].unsqueeze(0), None
-
-
-def use_packed_attention(model) -> None:
-    """Let the language model of a LlavaForConditionalGeneration train on packed batches. Only what is in memory changes: an export
-    says nothing of it."""
-    AttentionInterface.register("packed_sequences", packed_attention)
-    AttentionMaskInterface.register("packed_sequences", lambda *args, **kwargs: None)
-    model.set_attn_implementation({"text_config": "packed_sequences"})
+    tokenizer, recipe = conversations.tokenizer, conversations.recipe
+    key = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template, conversations.image_tokens, recipe.turns, recipe.max_length]
+    file = folder / f"lengths-{hashlib.sha256(json.dumps([key, data_digest]).encode()).hexdigest()[:16]}.npy"
+    if not file.is_file():
+        workers = len(os.sched_getaffinity(0)) if len(conversations) > 4 * ROWS_A_MEASURE else 0
+        loader = torch.utils.data.DataLoader(
+            _Measures(conversations), batch_size=ROWS_A_MEASURE, num_workers=workers, collate_fn=lambda rows: np.array(rows, dtype=np.int32)
+        )
+        found = np.concatenate(list(track(loader, "lengths in tokens", disable=not sys.stderr.isatty())))
+        part = file.with_suffix(".part")
+        with part.open("wb") as stream:
+            np.save(stream, found)
+        part.replace(file)
+    return np.load(file)

@@ -1,30 +1,56 @@
-"""Proof of what was trained: a frozen encoder stayed bit-equal, an unfrozen one moved. A broken promise fails the run, in words.
+"""Proof of what was trained: a frozen encoder stayed bit-equal, an unfrozen one learnt and is what was saved. A broken promise fails
+the run, in words.
 
 In today's tools unfrozen weights are at times never saved, and frozen ones at times drift; both make a comparison of encoders void.
 """
 
+from pathlib import Path
+
 import torch
+from safetensors import safe_open
 from transformers import TrainerCallback
 
 from llava_plugin.tower import VisionTower, digest
 
 
 class Guard(TrainerCallback):
-    """Watches the tower over a run. `check()` raises RuntimeError where the promise was broken."""
+    """Watches the tower over a run. `check()` and `check_export()` raise RuntimeError where the promise was broken."""
 
     def __init__(self, tower: VisionTower, train_encoder: bool):
         self.tower, self.train_encoder = tower, train_encoder
         self.before = digest(tower)
         self.gradient_seen = False
+        self.hooks = []
+
+    def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+        learning = [p for p in self.tower.parameters() if p.requires_grad]
+        if not self.train_encoder:
+            if learning:
+                raise RuntimeError("the encoder is to stay frozen, yet its weights would learn: call tower.freeze() before training")
+            return
+        if not args.deepspeed:  # which holds flat copies of its own; there the digest at the end tells
+            updated = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            if not learning or not all(id(p) in updated for p in learning):
+                raise RuntimeError("the encoder is to be trained, yet the optimizer does not hold its weights: its group is empty")
+        # Hooks see the gradient before an engine (ZeRO) takes it away.
+        self.hooks = [p.register_hook(self._saw) for p in learning]
+
+    def _saw(self, gradient: torch.Tensor) -> None:
+        if not self.gradient_seen and bool(torch.any(gradient != 0)):
+            self.gradient_seen = True
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        gradients = [p.grad for p in self.tower.parameters() if p.grad is not None]
-        if not self.train_encoder and gradients:
+        if not self.train_encoder and any(p.requires_grad or p.grad is not None for p in self.tower.parameters()):
             raise RuntimeError("the encoder is to stay frozen, yet its weights received gradients: call tower.freeze() before training")
-        if self.train_encoder and not self.gradient_seen:
-            if not any(bool(torch.any(g != 0)) for g in gradients):
-                raise RuntimeError("the encoder is to be trained, yet no gradient reached it in the first step")
-            self.gradient_seen = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if not self.train_encoder or not self.hooks:
+            return
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks = []
+        if not self.gradient_seen:
+            raise RuntimeError("the encoder is to be trained, yet no gradient reached it in the first step")
 
     def check(self) -> dict:
         """Compare the tower with what it was; returns both digests for the provenance."""
@@ -36,3 +62,16 @@ class Guard(TrainerCallback):
         if self.train_encoder and after == self.before:
             raise RuntimeError(f"the encoder was to be trained, yet its weights are what they were ({after[:8]}): is it in the optimizer?")
         return {"encoder_digest_before": self.before, "encoder_digest": after}
+
+    def check_export(self, export: Path) -> None:
+        """Hold the tower in the export's files against the one in memory: what is saved is what was trained."""
+        weights = {}
+        for file in export.glob("*.safetensors"):
+            with safe_open(file, "pt") as stored:
+                weights |= {n.split("vision_tower.", 1)[1]: stored.get_tensor(n) for n in stored.keys() if "vision_tower." in n}  # noqa: SIM118
+        with torch.device("meta"):
+            saved = VisionTower(self.tower.config)
+        lacking, _ = saved.load_state_dict(weights, strict=False, assign=True)
+        if lacking or digest(saved) != digest(self.tower):
+            what = f"lacks {lacking[0]}" if lacking else f"has digest {digest(saved)[:8]}, the one in memory {digest(self.tower)[:8]}"
+            raise RuntimeError(f"the encoder saved in {export} is not the one that was trained: it {what}")

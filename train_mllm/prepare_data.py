@@ -1,191 +1,429 @@
-"""Conversations of any common form -> one indexed file and a ledger. Torch-free.
+"""Conversations of any common form -> one indexed form and a ledger. Torch-free.
 
-    python -m train_mllm.prepare_data conversations.json --images images/ --out data/sft
+    python -m train_mllm.prepare_data mix.yaml --images images/ --out data/sft      # LLaVA-NeXT's mixes
+    python -m train_mllm.prepare_data data/llava-onevision --out data/sft           # a folder of parquet files
+    python -m train_mllm.prepare_data show data/sft
 
-Reads LLaVA JSON (`conversations`: from/value, `image`), OpenAI-messages JSON (`messages`: role/content, pictures as parts) and
-parquet in LLaVA-OneVision's columns (id, image, conversations). Writes `conversations.arrow` (id, images, messages), which
-training maps into memory, and `ledger.json`: rows read, used, skipped by reason with the first offenders, and the digest.
-Every picture is decoded once here; a bad one is counted and left out, never replaced by a neighbour.
+Reads LLaVA JSON (`conversations`: from/value, `image`), OpenAI-messages JSON (`messages`: role/content, pictures as parts) and parquet
+in LLaVA-OneVision's columns (id, image, conversations, data_source). Writes `conversations/*.arrow` (id, images, messages, digest),
+which all ranks of a training map into memory, and last `ledger.json`: rows read, used and left out by reason, for each subset, with the
+first offenders, duplicates, sampling rules and a digest of what training sees.
+
+Every picture is scanned once (header and end marker, a full decode with --decode); a row with a fault is counted and left out, never
+replaced by a neighbour. Pieces of the source are worked on in parallel; a killed run goes on with the pieces that lack. Memory: about
+100 MB a process, whatever the source's size.
 """
 
 import argparse
 import hashlib
-import io
+import itertools
 import json
+import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+
+from . import pictures, sources
 
 IMAGE = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 NAMED = 10
 ROWS_A_CHUNK = 1000
+BYTES_A_CHUNK = 32 << 20
 
 
-def read_rows(source: Path) -> Iterator[dict]:
-    """Raw rows of a JSON list, JSON lines, or parquet file(s). Raises ValueError for what is none of them."""
-    if source.suffix == ".json":
-        rows = json.loads(source.read_text())
-        if not isinstance(rows, list):
-            raise ValueError(f"{source} is not a JSON list of conversations")
-        yield from rows
-    elif source.suffix == ".jsonl":
-        with source.open() as lines:
-            yield from map(json.loads, lines)
-    elif source.suffix == ".parquet" or (source.is_dir() and any(source.glob("*.parquet"))):
-        import pyarrow.parquet as pq
-
-        for file in [source] if source.is_file() else sorted(source.glob("*.parquet")):
-            parquet = pq.ParquetFile(file)
-            if "conversations" not in parquet.schema_arrow.names:
-                raise ValueError(f"{file} has no column 'conversations' (it has {', '.join(parquet.schema_arrow.names)})")
-            for chunk in parquet.iter_batches(batch_size=ROWS_A_CHUNK):
-                yield from chunk.to_pylist()
-    else:
-        raise ValueError(f"no conversations at {source}: give a .json, .jsonl or .parquet file, or a folder of parquet files")
+# --- one row ----------------------------------------------------------------------------------------------------------------
 
 
-def normalise(row: dict, images: Path) -> dict:
-    """One row in the one form: {"id", "images": [{"path", "bytes"}], "messages": [{"role", "content"}]}, pictures decoded once.
+def normalise(row: dict, images: Path, decode: bool = False) -> dict:
+    """One row in the one form: {"id", "images": [{"path", "bytes"}], "messages": [{"role", "content"}], "digest"}, pictures scanned.
 
-    Raises ValueError with the reason under which the row is counted.
+    The digest is of what training sees: the turns and each picture's bytes. Raises ValueError with the reason under which the row
+    is counted.
     """
-    pictures = row.get("images") or row.get("image") or []
-    pictures = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
-    messages = []
-    for turn in row.get("conversations") or row.get("messages") or []:
-        role = ROLES.get(turn.get("from", turn.get("role")))
-        content = turn.get("value", turn.get("content"))
-        if isinstance(content, list):  # OpenAI's parts: pictures stand where they are shown
-            text = ""
-            for part in content:
-                if part["type"] == "text":
-                    text += part["text"]
-                else:
-                    url = part.get("image_url") or part.get("image")
-                    pictures.append(url["url"] if isinstance(url, dict) else url)
-                    text += IMAGE + "\n"
-            content = text
-        if role is None or not isinstance(content, str):
-            raise ValueError("malformed turn")
-        messages.append({"role": role, "content": content.strip() if role == "assistant" else content})
+    if not isinstance(row, dict):
+        raise ValueError("malformed row")
+    shown = row.get("images") or row.get("image") or []
+    shown = list(shown) if isinstance(shown, (list, tuple)) else [shown]
+    turns = row.get("conversations") or row.get("messages") or []
+    if not isinstance(turns, list):
+        raise ValueError("malformed turn")
+    messages = [_message(turn, shown) for turn in turns]
     roles = [m["role"] for m in messages if m["role"] != "system"]
-    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+    if not roles:
+        raise ValueError("no turns")
+    if roles != ["user", "assistant"] * (len(roles) // 2):
         raise ValueError("turns do not alternate user, assistant")
     if not all(m["content"] for m in messages if m["role"] == "assistant"):
         raise ValueError("empty answer")
-    if sum(m["content"].count(IMAGE) for m in messages) != len(pictures):
+    if any(IMAGE in m["content"] for m in messages if m["role"] == "assistant"):
+        raise ValueError(f"{IMAGE} marker in an answer")
+    if sum(m["content"].count(IMAGE) for m in messages) != len(shown):
         raise ValueError(f"{IMAGE} markers and pictures do not match")
-    return {"id": str(row.get("id", "")), "images": [check_picture(p, images) for p in pictures], "messages": messages}
+    sha = hashlib.sha256(json.dumps(messages).encode())
+    kept = []
+    for picture in shown:
+        path, data = _picture(picture, images)
+        pictures.check(data, decode)
+        sha.update(data)
+        kept.append({"path": str(path), "bytes": None} if path else {"path": None, "bytes": data})
+    return {"id": str(row.get("id", "")), "images": kept, "messages": messages, "digest": sha.digest()}
 
 
-def check_picture(picture, images: Path) -> dict:
-    """A picture as {"path", "bytes"}: bytes from parquet, or a path that exists; decoded here. Raises ValueError with the reason."""
-    from PIL import Image
+def _message(turn, shown: list) -> dict:
+    """A turn as {"role", "content"}; pictures among OpenAI's parts are added to `shown` where they stand."""
+    if not isinstance(turn, dict):
+        raise ValueError("malformed turn")
+    role = ROLES.get(turn.get("from", turn.get("role")))
+    content = turn.get("value", turn.get("content"))
+    if isinstance(content, list):
+        text = ""
+        for part in content:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind == "text" and isinstance(part.get("text"), str):
+                text += part["text"]
+            elif kind in ("image", "image_url"):
+                url = part.get("image_url") or part.get("image")
+                shown.append(url["url"] if isinstance(url, dict) and "url" in url else url)
+                text += IMAGE + "\n"
+            else:
+                raise ValueError("malformed turn")
+        content = text
+    if role is None or not isinstance(content, str):
+        raise ValueError("malformed turn")
+    return {"role": role, "content": content.strip() if role == "assistant" else content}
 
+
+def _picture(picture, images: Path) -> tuple[Path | None, bytes]:
+    """(absolute path or None, bytes) of a picture given as bytes in a parquet row, or as a path."""
     data = picture.get("bytes") if isinstance(picture, dict) else None
-    path = None
-    if data is None:
-        name = picture.get("path") if isinstance(picture, dict) else picture
-        if not isinstance(name, str):
-            raise ValueError("malformed picture")
-        path = images / name
-        if not path.is_file():
-            path = images / Path(name).name  # exports of other tools carry their own folders in front of the file name
-        if not path.is_file():
-            raise ValueError("missing picture")
-    try:
-        with Image.open(io.BytesIO(data) if data is not None else path) as image:
-            image.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-        raise ValueError("undecodable picture") from e
-    return {"path": str(path.resolve()) if path else None, "bytes": data}
+    if data is not None:
+        return None, data
+    name = picture.get("path") if isinstance(picture, dict) else picture
+    if not isinstance(name, str):
+        raise ValueError("malformed picture")
+    for path in (images / name, images / Path(name).name):  # exports of other tools carry their own folders in front of the name
+        if path.is_file():
+            return path.absolute(), path.read_bytes()
+    raise ValueError("missing picture")
 
 
-def prepare(source: str, images: str, out: str, max_bad: float = 0.01) -> dict:
-    """Write OUT/conversations.arrow and OUT/ledger.json; returns the ledger. A finished OUT of the same source is left alone.
+# --- one piece --------------------------------------------------------------------------------------------------------------
 
-    Raises ValueError for a source that cannot be read, for an OUT of another source, and where more than `max_bad` of the rows
-    are unusable (the ledger is printed, nothing is written).
-    """
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of the source and where its rows go: FOLDER/NUMBER.arrow, its tally to FOLDER/NUMBER.json when it is done."""
+
+    piece: sources.Piece
+    images: str  # empty: beside the file
+    decode: bool
+    folder: Path
+    number: int
+
+    @property
+    def arrow(self) -> Path:
+        return self.folder / f"{self.number:05}.arrow"
+
+    @property
+    def tally(self) -> Path:
+        return self.folder / f"{self.number:05}.json"
+
+
+def _schema():
     import pyarrow as pa
-    from rich.progress import Progress
 
-    folder, file = Path(out), Path(source)
-    if not file.exists():
-        raise ValueError(f"no conversations at {source}: give --data a .json or .parquet file, or a folder made by train_mllm.prepare_data")
-    origin = {"source": str(file.resolve()), "images": str(Path(images).resolve()) if images else "", "bytes": _size(file)}
-    if (folder / "ledger.json").is_file():
-        ledger = json.loads((folder / "ledger.json").read_text())
-        if ledger["origin"] != origin:
-            raise ValueError(f"{folder} was made from {ledger['origin']}, not from {origin}: give another --out or remove it")
-        return ledger
     picture = pa.struct([("path", pa.string()), ("bytes", pa.binary())])
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    schema = pa.schema([("id", pa.string()), ("images", pa.list_(picture)), ("messages", pa.list_(message))])
-    read, used, skipped, names, sha = 0, 0, Counter(), {}, hashlib.sha256()
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "conversations.arrow.part"
-    with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer, Progress(disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task(f"prepare {file.name}", total=None)
-        chunk = []
-        for row in read_rows(file):
-            read += 1
+    return pa.schema([("id", pa.string()), ("images", pa.list_(picture)), ("messages", pa.list_(message)), ("digest", pa.binary(32))])
+
+
+def work(job: Job) -> dict:
+    """Scan a piece, write its rows and its tally {subset: {"read", "used", "pictures", "skipped", "names"}}; returns the tally."""
+    import pyarrow as pa
+
+    images, subsets, chunk, size, room = Path(job.images or job.piece.file.parent), {}, [], 0, bytearray()
+    part = job.arrow.with_suffix(".part")
+    with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, _schema()) as writer:
+        for number, raw in sources.read(job.piece):
+            own = isinstance(raw, dict) and raw.get("data_source")
+            tally = subsets.setdefault(own or job.piece.name, {"read": 0, "used": 0, "pictures": 0, "skipped": {}, "names": {}})
+            tally["read"] += 1
             try:
-                chunk.append(normalise(row, Path(images or file.parent)))
+                row = normalise(raw, images, job.decode)
             except ValueError as e:
-                skipped[str(e)] += 1
-                if len(names.setdefault(str(e), [])) < NAMED:
-                    names[str(e)].append(str(row.get("id", f"row {read - 1}")))
+                reason = str(e)
+                tally["skipped"][reason] = tally["skipped"].get(reason, 0) + 1
+                named = raw.get("id") if isinstance(raw, dict) else None
+                if len(names := tally["names"].setdefault(reason, [])) < NAMED:
+                    names.append(str(named) if named not in (None, "") else f"row {number} of {job.piece.file.name}")
                 continue
-            used += 1
-            sha.update(_row_digest(chunk[-1]))
-            if len(chunk) == ROWS_A_CHUNK:
-                writer.write_table(pa.Table.from_pylist(chunk, schema))
-                chunk = []
-                progress.update(bar, completed=read)
+            tally["used"] += 1
+            tally["pictures"] += len(row["images"])
+            chunk.append(row)
+            size += sum(len(p["bytes"] or b"") for p in row["images"])
+            if len(chunk) == ROWS_A_CHUNK or size > BYTES_A_CHUNK:
+                room = _write(writer, chunk, room)
+                chunk, size = [], 0
         if chunk:
-            writer.write_table(pa.Table.from_pylist(chunk, schema))
-    ledger = {"origin": origin, "read": read, "used": used, "skipped": dict(skipped), "names": names, "digest": sha.hexdigest()}
-    if used == 0 or read - used > max_bad * read:
-        part.unlink()
+            _write(writer, chunk, room)
+    part.replace(job.arrow)
+    _write_json(job.tally, subsets)  # last: a piece with a tally is done
+    return subsets
+
+
+def _write(writer, rows: list[dict], room: bytearray) -> bytearray:
+    """Write rows as one record batch. Pictures are copied once, into `room`, which serves the next batch too (it is returned, grown
+    where need be): fresh memory for every batch would cost more than all the scanning."""
+    import pyarrow as pa
+
+    schema = _schema()
+    shown = [p for row in rows for p in row["images"]]
+    sizes = [len(p["bytes"]) if p["bytes"] is not None else 0 for p in shown]
+    if sum(sizes) > len(room):
+        room = bytearray(sum(sizes))
+    ends = list(itertools.accumulate(sizes, initial=0))
+    for p, start, end in zip(shown, ends, ends[1:]):
+        if end > start:
+            memoryview(room)[start:end] = p["bytes"]  # a bytearray's own slice would copy twice
+    valid = pa.array([p["bytes"] is not None for p in shown], pa.bool_()).buffers()[1]
+    offsets = pa.array(ends, pa.int32()).buffers()[1]
+    data = pa.Array.from_buffers(pa.binary(), len(shown), [valid, offsets, pa.py_buffer(room)])
+    struct = pa.StructArray.from_arrays(
+        [pa.array([p["path"] for p in shown], pa.string()), data], fields=list(schema.field("images").type.value_type)
+    )
+    counts = list(itertools.accumulate((len(row["images"]) for row in rows), initial=0))
+    columns = [pa.array([row[name] for row in rows], schema.field(name).type) for name in ("id", "messages", "digest")]
+    columns.insert(1, pa.ListArray.from_arrays(pa.array(counts, pa.int32()), struct).cast(schema.field("images").type))
+    writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+    return room
+
+
+def _write_json(file: Path, content) -> None:
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(file)
+
+
+# --- all pieces -------------------------------------------------------------------------------------------------------------
+
+
+def prepare(
+    source: str, images: str, out: str, max_bad: float = 0.01, decode: bool = False, workers: int | None = None, seed: int = 0
+) -> dict:
+    """Write OUT/conversations/*.arrow and OUT/ledger.json; returns the ledger. A finished OUT of the same source is left alone, a
+    half-done one goes on.
+
+    `workers`: processes (default: one for each core). `seed` draws a mix's `random:N`. Raises ValueError for a source that cannot be
+    read, for an OUT of another source, for too little disk, and as soon as more than `max_bad` of the rows are known to be unusable
+    (nothing is left to train on then, but pieces without a fault need not be scanned again).
+    """
+    folder, file = Path(out), Path(source)
+    found = sources.find_sources(file)
+    if images and not Path(images).is_dir():
+        raise ValueError(f"no folder of pictures at {images}: give --images the folder that the conversations' picture paths start from")
+    files = [f for s in found for f in s.files] + ([file] if file.is_file() else [])
+    origin = {
+        "source": str(file.resolve()),
+        "images": str(Path(images).resolve()) if images else "",
+        "bytes": sum(f.stat().st_size for f in dict.fromkeys(files)),
+        "seed": seed,
+        "decode": decode,
+    }
+    for known in (folder / "ledger.json", folder / "origin.json"):
+        if known.is_file():
+            content = json.loads(known.read_text())
+            theirs = content.get("origin", content)
+            if theirs != origin:
+                raise ValueError(f"{folder} was made from {theirs}, not from {origin}: give another --out or remove it")
+            if known.name == "ledger.json":
+                return content
+
+    plan = [(s, *sources.pieces(s, seed)) for s in found]
+    jobs = []
+    for _, pieces, _ in plan:
+        jobs += [Job(piece, images, decode, folder / "conversations", len(jobs) + i) for i, piece in enumerate(pieces)]
+    needed = sum(f.stat().st_size for f in files if f.suffix == ".parquet")
+    free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.is_dir())).free
+    if needed > free:
+        raise ValueError(f"{source} holds {needed / 1e9:.1f} GB and {folder} has room for {free / 1e9:.1f} GB: give --out on a larger disk")
+    (folder / "conversations").mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "origin.json", origin)
+
+    limit = max_bad * (sum(job.piece.taken for job in jobs) or 1)
+    tallies = {}
+    for job, tally in _worked(jobs, workers, f"prepare {file.name}"):
+        tallies[job.number] = tally
+        if sum(t["read"] - t["used"] for subsets in tallies.values() for t in subsets.values()) > limit:
+            break
+    ledger = _ledger(origin, plan, [tallies[n] for n in sorted(tallies)])
+    bad = ledger["read"] - ledger["used"] + ledger["absent"]
+    if ledger["used"] == 0 or bad > limit:
+        for job in jobs:  # mended files must be looked at again
+            if any(t["skipped"] for t in tallies.get(job.number, {}).values()):
+                job.tally.unlink()
+        absent = f" and {ledger['absent']} are said to exist but do not" if ledger["absent"] else ""
         raise ValueError(
-            f"{read - used} of {read} conversations of {source} cannot be used: {dict(skipped)}; first: {names}. "
-            "Mend them, or allow more with --max-bad"
+            f"{ledger['read'] - ledger['used']} of {ledger['read']} conversations of {source} cannot be used{absent}: {ledger['skipped']}; "
+            f"first: {ledger['names']}. Mend them, or allow more with --max-bad"
         )
-    part.replace(folder / "conversations.arrow")
-    (folder / "ledger.json").write_text(json.dumps(ledger, indent=1) + "\n")
+    digests = _digests(folder)
+    ledger["duplicates"] = len(digests) - len(set(digests))
+    ledger["digest"] = hashlib.sha256(b"".join(digests)).hexdigest()
+    _write_json(folder / "ledger.json", ledger)
+    (folder / "origin.json").unlink()
+    for job in jobs:
+        job.tally.unlink()
     return ledger
 
 
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.is_file() else sum(f.stat().st_size for f in file.glob("*.parquet"))
+def _worked(jobs: list[Job], workers: int | None, title: str) -> Iterator[tuple[Job, dict]]:
+    """(job, tally) of every job as it gets done, those of an earlier run first."""
+    from rich.progress import Progress
+
+    done = [job for job in jobs if job.tally.is_file() and job.arrow.is_file()]
+    left = [job for job in jobs if job not in done]
+    workers = min(workers or len(os.sched_getaffinity(0)), len(left))
+    with Progress(disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task(title, total=sum(job.piece.taken for job in jobs))
+        for job in done:
+            progress.advance(bar, job.piece.taken)
+            yield job, json.loads(job.tally.read_text())
+        if workers <= 1:
+            for job in left:
+                yield job, work(job)
+                progress.advance(bar, job.piece.taken)
+            return
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            running = {pool.submit(work, job): job for job in left}
+            try:
+                for future in as_completed(running):
+                    yield running[future], future.result()
+                    progress.advance(bar, running[future].piece.taken)
+            finally:
+                pool.shutdown(cancel_futures=True)
 
 
-def _row_digest(row: dict) -> bytes:
-    """Digest of what training sees: the turns and each picture's bytes."""
-    sha = hashlib.sha256(json.dumps([row["id"], row["messages"]]).encode())
-    for picture in row["images"]:
-        sha.update(picture["bytes"] if picture["bytes"] is not None else Path(picture["path"]).read_bytes())
-    return sha.digest()
+def _ledger(origin: dict, plan: list, tallies: list[dict]) -> dict:
+    """All tallies as one: totals, subsets, and the sources with the rows that they were said to hold and hold."""
+    subsets: dict[str, dict] = {}
+    for tally in tallies:
+        for name, found in tally.items():
+            into = subsets.setdefault(name, {"read": 0, "used": 0, "pictures": 0, "skipped": {}, "names": {}})
+            for key in ("read", "used", "pictures"):
+                into[key] += found[key]
+            into["skipped"] = dict(Counter(into["skipped"]) + Counter(found["skipped"]))
+            for reason, names in found["names"].items():
+                into["names"][reason] = (into["names"].get(reason, []) + names)[:NAMED]
+    skipped, names = Counter(), {}
+    for subset in subsets.values():
+        skipped += Counter(subset["skipped"])
+        for reason, some in subset.pop("names").items():
+            names[reason] = (names.get(reason, []) + some)[:NAMED]
+    told = [
+        {"name": s.name, "rule": s.rule, "expected": s.rows, "rows": rows, "taken": sum(p.taken for p in pieces)}
+        for s, pieces, rows in plan
+    ]
+    return {
+        "origin": origin,
+        **{key: sum(subset[key] for subset in subsets.values()) for key in ("read", "used", "pictures")},
+        "absent": sum(max(0, (t["expected"] or 0) - t["rows"]) for t in told),
+        "skipped": dict(skipped),
+        "names": names,
+        "sources": told,
+        "subsets": subsets,
+    }
+
+
+def _digests(folder: Path) -> list[bytes]:
+    """Digests of all rows in order: two equal ones are the same turns about the same pictures."""
+    return open_conversations(folder)["digest"].to_pylist()
+
+
+def open_conversations(folder: Path):
+    """The prepared table, mapped into memory: all ranks share its pages. Columns id, images, messages, digest."""
+    import pyarrow as pa
+
+    files = sorted((folder / "conversations").glob("*.arrow"))
+    if not files:
+        raise ValueError(f"{folder} holds no conversations: make it with python -m train_mllm.prepare_data SOURCE --out {folder}")
+    return pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(f))).read_all() for f in files])
+
+
+# --- showing ----------------------------------------------------------------------------------------------------------------
+
+
+def show(folder: Path, samples: int, tokenizer: str) -> None:
+    """Print the ledger and a few conversations; with a tokenizer's folder, as the model sees them, what it learns in [[ ]]."""
+    if not (folder / "ledger.json").is_file():
+        raise ValueError(f"{folder} has no ledger.json: give a folder made by train_mllm.prepare_data")
+    ledger = json.loads((folder / "ledger.json").read_text())
+    print(f"from {ledger['origin']['source']}, digest {ledger['digest'][:8]}")
+    print(
+        f"{ledger['used']:,} of {ledger['read']:,} conversations, {ledger['pictures']:,} pictures, "
+        f"{ledger['duplicates']:,} duplicates (kept)"
+    )
+    for entry in ledger["sources"]:
+        expected = f", said to hold {entry['expected']:,}" if entry["expected"] is not None else ""
+        print(f"  {entry['name']}: {entry['rows']:,} rows{expected}; {entry['rule']} takes {entry['taken']:,}")
+    for reason, n in ledger["skipped"].items():
+        print(f"  left out: {n:,} {reason} ({', '.join(ledger['names'][reason])})")
+    table = open_conversations(folder)
+    if tokenizer:
+        from transformers import AutoTokenizer
+
+        from .data import as_text
+
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    step = max(1, len(table) // max(samples, 1))
+    for row in table.take(list(range(0, len(table), step))[:samples]).to_pylist():
+        seen = [pictures.check(p["bytes"] if p["bytes"] is not None else Path(p["path"]).read_bytes()) for p in row["images"]]
+        print(f"\n{row['id'] or '(no id)'}: {', '.join(f'{w} x {h}' for w, h in seen) or 'no picture'}")
+        if tokenizer:
+            print(as_text(row["messages"], tokenizer))
+        else:
+            for message in row["messages"]:
+                print(f"  {message['role']}: {message['content']}")
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    showing = argv[:1] == ["show"]
     parser = argparse.ArgumentParser(
-        prog="python -m train_mllm.prepare_data",
+        prog="python -m train_mllm.prepare_data" + (" show" if showing else ""),
         description="Bring conversations into the one form that training reads, and say what was left out.",
-        epilog="example:\n  python -m train_mllm.prepare_data conversations.json --images images/ --out data/sft",
+        epilog="examples:\n"
+        "  python -m train_mllm.prepare_data conversations.json --images images/ --out data/sft\n"
+        "  python -m train_mllm.prepare_data mix.yaml --images images/ --out data/sft --workers 16\n"
+        "  python -m train_mllm.prepare_data show data/sft --tokenizer weights/smollm2-135m",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", help="LLaVA or OpenAI JSON, JSON lines, parquet, or a folder of parquet files")
-    parser.add_argument("--images", default="", help="folder of the pictures (default: the source's own)")
-    parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--max-bad", type=float, default=0.01, help="share of unusable rows that is borne (default 0.01)")
-    args = parser.parse_args(argv)
+    if showing:
+        parser.add_argument("folder", help="a folder made by this command")
+        parser.add_argument("--samples", type=int, default=3, help="conversations to print (default 3)")
+        parser.add_argument("--tokenizer", default="", help="folder of a language model: print what it sees, what it learns in [[ ]]")
+    else:
+        parser.add_argument("source", help="LLaVA or OpenAI JSON, JSON lines, parquet, a folder of parquet files, or a YAML mix")
+        parser.add_argument("--images", default="", help="folder of the pictures (default: the source's own)")
+        parser.add_argument("--out", required=True, help="folder to write")
+        parser.add_argument("--max-bad", type=float, default=0.01, help="share of unusable rows that is borne (default 0.01)")
+        parser.add_argument(
+            "--decode", action="store_true", help="decode every picture in full: finds damage in the middle, ten times slower"
+        )
+        parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
+        parser.add_argument("--seed", type=int, default=0, help="draws a mix's random:N (default 0)")
+    args = parser.parse_args(argv[1:] if showing else argv)
     try:
-        ledger = prepare(args.source, args.images, args.out, args.max_bad)
-    except ValueError as e:
+        if showing:
+            show(Path(args.folder), args.samples, args.tokenizer)
+            return 0
+        ledger = prepare(**vars(args))
+    except (ValueError, OSError) as e:  # a full disk, a file that may not be read
         print(f"error: {e}", file=sys.stderr)
         return 2
     skipped = ledger["skipped"] or "none"

@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -n "${VIRTUAL_ENV:-}" ] || [ ! -x .venv/bin/python ] || PATH="$PWD/.venv/bin:$PATH"
 encoder=${ENCODER:-genlip-g16}
-exec python -m train_mllm.train projector --encoder "$encoder" --llm "${LLM:-Qwen/Qwen2.5-7B-Instruct}" \
-  --data "${PROJECTOR_DATA:-data/llava-pretrain/blip_laion_cc_sbu_558k.json}" --images "${PROJECTOR_IMAGES:-data/llava-pretrain/images}" \
+images=${PROJECTOR_IMAGES:-}; [ -n "${PROJECTOR_DATA:-}" ] || images=${images:-data/llava-pretrain/images}
+exec bash train_mllm/launch.sh projector --encoder "$encoder" --llm "${LLM:-Qwen/Qwen2.5-7B-Instruct}" \
+  --data "${PROJECTOR_DATA:-data/llava-pretrain/blip_laion_cc_sbu_558k.json}" --images "$images" \
   --out "${OUT:-runs/projector-${encoder//[\/=]/-}}" "$@"

@@ -16,7 +16,8 @@ class Recipe:
     stage: str = "sft"  # "projector": only the projector learns; "sft": the language model too
     encoder: str = "genlip-g16"
     llm: str = "Qwen/Qwen2.5-7B-Instruct"
-    data: str = ""  # LLaVA or OpenAI JSON, parquet, or a folder made by train_mllm.prepare_data
+    projector: str = "mlp2x_gelu"  # or "linear", or "pixel_shuffle": 2 x 2 visual tokens to one
+    data: str = ""  # LLaVA or OpenAI JSON, parquet, a YAML mix, or a folder made by train_mllm.prepare_data
     images: str = ""  # the folder that the JSON's picture paths start from
     out: str = ""  # the run folder
     init: str = ""  # an earlier stage's export to start from: its projector, and its language model if that learnt too
@@ -28,33 +29,41 @@ class Recipe:
     max_steps: int = 0  # 0: as many as `epochs` says
     batch: int = 1
     accumulation: int = 1
+    global_batch: int = 0  # conversations a step, all processes together; not 0: accumulation follows from it
+    batching: str = "batch"  # "tokens": packed up to batch_tokens; "padded": `batch` conversations of like length, padded
+    batch_tokens: int = 16_384
     lr: float = 1e-5
     encoder_lr: float = 2e-6  # of an encoder that is trained
     weight_decay: float = 0.0
     warmup: float = 0.03
     clip: float = 1.0
+    lora_rank: int = 0  # not 0: the language model learns by LoRA adapters of this rank, merged into the export
+    lora_alpha: int = 0  # 0: twice the rank
+    zero: int = -1  # DeepSpeed's ZeRO stage, 0 for none; -1: the least that fits (see --dry-run)
     bf16: bool = True
     gradient_checkpointing: bool = True
     cache_features: bool = False  # compute a frozen encoder's features once, keep them under the data folder
     standardise: bool = False  # of cached features, while the projector learns; folded into its first layer at the end
     workers: int = 1
+    report: str = "none"  # "tensorboard" or "wandb", beside metrics.jsonl
     save_every: int = 500
     max_bad: float = 0.01  # share of unusable conversations above which nothing is trained
     seed: int = 0
 
 
 def projector() -> Recipe:
-    """LLaVA-NeXT's first stage: 558K picture-caption pairs, lr 1e-3, batch 16 a GPU, length 8192."""
-    return Recipe("projector", stage="projector", lr=1e-3, batch=16, max_length=8192)
+    """LLaVA-NeXT's first stage: 558K picture-caption pairs, lr 1e-3, batch 16 a GPU, length 8192. Its number of GPUs is not published:
+    256 pairs a step here, as in SFT."""
+    return Recipe("projector", stage="projector", lr=1e-3, batch=16, global_batch=256, max_length=8192, workers=4)
 
 
 def sft_qwen7b_frozen() -> Recipe:
     """Tables 3 and 4 of the paper. Global batch 256: on 8 GPUs 1 x 32 accumulated."""
-    return Recipe("sft-qwen7b-frozen", accumulation=32)
+    return Recipe("sft-qwen7b-frozen", global_batch=256, workers=4)
 
 
 def sft_qwen1_5b_frozen() -> Recipe:
-    return replace(sft_qwen7b_frozen(), preset="sft-qwen1.5b-frozen", llm="Qwen/Qwen2.5-1.5B-Instruct", batch=4, accumulation=8)
+    return replace(sft_qwen7b_frozen(), preset="sft-qwen1.5b-frozen", llm="Qwen/Qwen2.5-1.5B-Instruct", batch=4)
 
 
 def sft_qwen7b_unfrozen() -> Recipe:

@@ -3,45 +3,78 @@
     python -m train_mllm.train tiny-sft --encoder dinov2-s14 --resolution 56 --llm weights/llama-tiny \\
         --data data/easy-vqa/sft/conversations.json --out runs/sft-dinov2-s14
     python -m train_mllm.train sft-qwen7b-frozen --dry-run
+    torchrun --nproc-per-node 8 -m train_mllm.train sft-qwen7b-frozen ...      # the scripts do this where there are several GPUs
 
-The run folder holds recipe.json, data/ (the prepared conversations and their ledger), metrics.jsonl, checkpoints/ and export/ with
-provenance.json. The same command again goes on where the run stopped, or says that it is done.
+The run folder holds recipe.json, data/ (the prepared conversations and their ledger), ledger.json (with what cutting left out),
+metrics.jsonl, checkpoints/ and export/ with provenance.json. The same command again goes on where the run stopped, or says that it is
+done.
 
-Loss = sum over supervised tokens / their number in the whole step (the Trainer hands `num_items_in_batch` to the model).
+Loss = sum over supervised tokens / their number in the whole step, over all processes and micro-steps (the Trainer hands
+`num_items_in_batch` to the model).
 """
 
 import argparse
+import fcntl
 import json
+import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from genlip.recipes import add_flags, claim_run_folder, from_args
 from llava_plugin import encoders
 
+from . import plan
+from .plan import missing
 from .prepare_data import prepare
 from .recipes import PRESETS, Recipe
 
-FEATURE_BATCH = 64
+DEEPSPEED = Path(__file__).parent / "deepspeed"
+CHOICES = {
+    "stage": ("projector", "sft"),
+    "turns": ("dialogue", "independent"),
+    "batching": ("batch", "tokens", "padded"),
+    "projector": ("mlp2x_gelu", "linear", "pixel_shuffle"),
+    "report": ("none", "tensorboard", "wandb"),
+    "zero": (-1, 0, 2, 3),
+}
 
 
-def missing(recipe: Recipe) -> list[str]:
-    """What stands between this machine and the run, each with the command that brings it. Torch-free."""
-    lacks = []
-    try:
-        encoders.find_weights(encoders.resolve(recipe.encoder, recipe.resolution or None))
-    except ValueError as e:
-        lacks.append(str(e))
-    try:
-        encoders.find_llm(recipe.llm)
-    except ValueError as e:
-        lacks.append(str(e))
-    if not recipe.data or not Path(recipe.data).exists():
-        lacks.append(f"no conversations at {recipe.data or '--data'!r}: give --data a .json or .parquet file of LLaVA-form conversations")
-    if recipe.init and not (Path(recipe.init) / "provenance.json").is_file():
-        lacks.append(f"no projector export in {recipe.init}. Make it: python -m train_mllm.train projector --encoder {recipe.encoder} ...")
-    return lacks
+def check(recipe: Recipe) -> None:
+    """Raises ValueError for a recipe whose fields do not go together, with the flag that mends it."""
+    from importlib.util import find_spec
+
+    for field, allowed in CHOICES.items():
+        if getattr(recipe, field) not in allowed:
+            raise ValueError(f"--{field} is one of {', '.join(map(str, allowed))}; not {getattr(recipe, field)!r}")
+    if recipe.cache_features and recipe.train_encoder:
+        raise ValueError("--cache-features keeps a frozen encoder's features; this recipe trains the encoder (--train-encoder)")
+    if recipe.standardise and not recipe.cache_features:
+        raise ValueError("--standardise works on cached features: give --cache-features too, or --no-standardise")
+    if recipe.standardise and recipe.projector != "mlp2x_gelu":
+        raise ValueError("--standardise is folded into the first layer of --projector mlp2x_gelu: use that, or --no-standardise")
+    if recipe.batching == "padded" and recipe.turns == "independent":
+        raise ValueError("--turns independent packs the turns behind their front, which padded rows cannot: use --batching batch or tokens")
+    if recipe.lora_rank and recipe.stage == "projector":
+        raise ValueError("--lora-rank adapts the language model, which the projector stage leaves alone: use it in the SFT stage")
+    for flag, module in (
+        (recipe.report, recipe.report),
+        ("deepspeed" * (recipe.zero > 0), "deepspeed"),
+        ("peft" * bool(recipe.lora_rank), "peft"),
+    ):
+        if flag not in ("none", "") and find_spec(module) is None:
+            raise ValueError(f"{module} is not installed: pip install {module}, or leave its flag out")
+
+
+@contextmanager
+def one_at_a_time(folder: Path):
+    """Ranks that come to the same folder do what lies inside one after another: the first does the work, the others find it done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def train(recipe: Recipe) -> Path:
@@ -49,43 +82,44 @@ def train(recipe: Recipe) -> Path:
 
     Raises ValueError for what the user can mend, RuntimeError where the promise on the encoder was broken.
     """
-    if recipe.stage not in ("projector", "sft") or recipe.turns not in ("dialogue", "independent"):
-        raise ValueError(f"--stage is projector or sft, --turns dialogue or independent; not {recipe.stage!r}, {recipe.turns!r}")
-    if recipe.cache_features and recipe.train_encoder:
-        raise ValueError("--cache-features keeps a frozen encoder's features; this recipe trains the encoder (--train-encoder)")
-    if recipe.standardise and not recipe.cache_features:
-        raise ValueError("--standardise works on cached features: give --cache-features too, or --no-standardise")
+    check(recipe)
     if lacks := missing(recipe):
         raise ValueError("; ".join(lacks))
-    run = claim_run_folder(recipe)
+    processes, first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
+    run = Path(recipe.out)
     export = run / "export"
-    if export.is_dir():
-        print(f"{export} exists: this run is done")
-        return export
-    data = Path(recipe.data)
-    if not (data / "conversations.arrow").is_file():
-        data = run / "data"
-        prepare(recipe.data, recipe.images, str(data), recipe.max_bad)
+    with one_at_a_time(run):
+        claim_run_folder(recipe)
+        if export.is_dir():
+            print(f"{export} exists: this run is done")
+            return export
+        data = Path(recipe.data)
+        if not (data / "ledger.json").is_file():
+            data = run / "data"
+            prepare(recipe.data, recipe.images, str(data), recipe.max_bad, seed=recipe.seed)
     ledger = json.loads((data / "ledger.json").read_text())
-    (run / "ledger.json").write_text(json.dumps(ledger, indent=1) + "\n")
 
     import torch
-    from transformers import Trainer, TrainingArguments, set_seed
+    from transformers import TrainingArguments, set_seed
     from transformers.utils import logging
 
     from llava_plugin import mllm
     from llava_plugin.tower import VisionTower, digest
 
-    from .data import Collator, Conversations, use_packed_attention
+    from .data import Conversations, measure
+    from .features import cached_features, channel_statistics, fold_standardisation
     from .guard import Guard
+    from .packing import Bins, Collator, bins, use_packed_attention
+    from .trainer import StrictTrainer, newest_whole
 
-    # The model: what learns, what does not.
+    # The model: what learns, what does not. On a GPU what learns is kept in fp32 and computed in bf16; DeepSpeed keeps its own fp32 copy.
     set_seed(recipe.seed)
     logging.disable_progress_bar()  # one for every folder that is read
     on_gpu = torch.cuda.is_available()
+    zero = plan.zero_stage(recipe, processes, torch.cuda.get_device_properties(0).total_memory / 1e9)[0] if on_gpu else max(recipe.zero, 0)
     dtype = torch.bfloat16 if recipe.bf16 and on_gpu else torch.float32
     tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None)
-    model, tokenizer = mllm.build(tower, encoders.find_llm(recipe.llm), dtype=dtype, seed=recipe.seed)
+    model, tokenizer = mllm.build(tower, encoders.find_llm(recipe.llm), dtype=dtype, seed=recipe.seed, projector=recipe.projector)
     if recipe.init:
         start_from(model, recipe)
     if not recipe.train_encoder:
@@ -93,38 +127,60 @@ def train(recipe: Recipe) -> Path:
     if recipe.stage == "projector":
         model.model.language_model.requires_grad_(False)
         model.lm_head.requires_grad_(False)
-    if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
     guard = Guard(tower, recipe.train_encoder)
     llm_before = digest(model.model.language_model)
-    learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    how = "trained" if recipe.train_encoder else "frozen"
-    print(f"encoder {tower.spec.key}: {how}; {learns:,} of {model.num_parameters():,} parameters learn")
 
-    # The data: pictures through the tower in every step, or once and kept.
+    # The data: pictures through the tower in every step, or once and kept; conversations too long for one turn are left out.
     features, mean, std = None, 0.0, 1.0
-    if recipe.cache_features:
-        features = cached_features(data, tower, ledger["digest"])
-        if recipe.standardise:
-            mean, std = channel_statistics(features)
-            if recipe.init:  # its projector was made for plain features: undo, for the time of training, what the end will fold in
-                fold_standardisation(model.model.multi_modal_projector.linear_1, -mean / std, 1 / std)
-    dataset = Conversations(data, tokenizer, model.config, recipe, features, mean, std)
-    collator = Collator(tower.preprocess)
-    use_packed_attention(model)
+    with one_at_a_time(run):
+        if recipe.cache_features:
+            features = cached_features(data, tower, ledger["digest"])
+        dataset = Conversations(data, tokenizer, model.config, recipe, features, mean, std)
+        lengths = measure(dataset, data, ledger["digest"])
+        checkpoint = newest_whole(run / "checkpoints")
+        ledger = ledger | {"tokens": token_ledger(lengths, dataset, recipe)}
+        write_json(run / "ledger.json", ledger)
+    if recipe.standardise:
+        mean, std = channel_statistics(features)
+        dataset.mean, dataset.std = mean, std
+        if recipe.init:  # its projector was made for plain features: undo, for the time of training, what the end will fold in
+            fold_standardisation(model.model.multi_modal_projector.linear_1, -mean / std, 1 / std)
+    kept = (lengths[:, 2] >= 0).nonzero()[0]
+    accumulation = plan.accumulation(recipe, processes)
+    if recipe.batching == "batch":
+        dataset = dataset if len(kept) == len(lengths) else torch.utils.data.Subset(dataset, kept.tolist())
+    else:
+        chosen = [kept[b] for b in bins(lengths[kept, 0], recipe.batching, recipe.batch, recipe.batch_tokens, recipe.seed)]
+        dataset = Bins(dataset, chosen)
+        if recipe.batching == "tokens" and recipe.global_batch:
+            accumulation = max(1, round(recipe.global_batch * len(chosen) / len(kept) / processes))
 
-    class StrictTrainer(Trainer):
-        """transformers' own loop. Only: LLaVA's weights are saved under the names of older versions, which `Trainer` then fails to
-        find on a resume and passes over with a warning; read by `from_pretrained`, every one of them must be there."""
+    padded = recipe.batching == "padded"
+    collator = Collator(tower.preprocess, model.config, tokenizer.pad_token_id, padded)
+    if not padded:
+        use_packed_attention(model)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if recipe.lora_rank:
+        model.model.language_model = with_adapters(model.model.language_model, recipe)
+        model.lm_head.requires_grad_(False)
+    if dtype == torch.bfloat16 and not zero:
+        for p in model.parameters():
+            p.data = p.data.float() if p.requires_grad else p.data
+    groups = parameter_groups(model)
+    if first:
+        how = "trained" if recipe.train_encoder else "frozen"
+        learns, total = (sum(g[k] for g in groups.values()) for k in ("trained", "all"))
+        print(f"encoder {tower.spec.key}: {how}; {learns:,} of {total:,} parameters learn; {ledger['tokens']['sentence']}", flush=True)
 
-        def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-            saved = type(self.model).from_pretrained(resume_from_checkpoint)
-            self.model.load_state_dict(saved.state_dict())
-
+    # The loop.
+    if not on_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run / "tensorboard"))
     args = TrainingArguments(
         output_dir=str(run / "checkpoints"),
-        per_device_train_batch_size=recipe.batch,
-        gradient_accumulation_steps=recipe.accumulation,
+        per_device_train_batch_size=recipe.batch if recipe.batching == "batch" else 1,
+        gradient_accumulation_steps=accumulation,
         learning_rate=recipe.lr,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip,
@@ -134,21 +190,37 @@ def train(recipe: Recipe) -> Path:
         warmup_steps=recipe.warmup,  # a share below 1 is read as a ratio
         bf16=recipe.bf16 and on_gpu,
         logging_steps=10,
+        logging_nan_inf_filter=False,
         save_steps=recipe.save_every,
         save_total_limit=2,
         seed=recipe.seed,
         dataloader_num_workers=recipe.workers,
         remove_unused_columns=False,
         dataloader_pin_memory=on_gpu,
-        report_to="none",
+        report_to=recipe.report,
+        run_name=run.name,
+        use_cpu=not on_gpu,
+        ddp_backend="gloo" if processes > 1 and not on_gpu else None,
+        ddp_find_unused_parameters=recipe.train_encoder,  # a tower's last norm and pooling head are often not used
+        deepspeed=str(DEEPSPEED / f"zero{zero}.json") if zero else None,
         disable_tqdm=not sys.stderr.isatty(),
     )
     optimizers = (_optimizer(model, recipe), None)
     trainer = StrictTrainer(model, args, data_collator=collator, train_dataset=dataset, optimizers=optimizers, callbacks=[guard])
-    trainer.train(resume_from_checkpoint=bool(list((run / "checkpoints").glob("checkpoint-*"))) or None)
-    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in trainer.state.log_history))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if zero == 3:  # each process holds a part: gather it, on the first alone
+        state = trainer.accelerator.get_state_dict(trainer.deepspeed)
+        if first:
+            model.load_state_dict(state, assign=True)
+    if not first:
+        trainer.accelerator.wait_for_everyone()
+        return export
 
     # The proof, then the export, written aside and renamed.
+    model.to(dtype)
+    write_text(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in trainer.state.log_history))
+    if recipe.lora_rank:
+        model.model.language_model = model.model.language_model.merge_and_unload()
     proof = guard.check()
     if recipe.standardise:
         fold_standardisation(model.model.multi_modal_projector.linear_1, mean, std)
@@ -159,6 +231,7 @@ def train(recipe: Recipe) -> Path:
         "arch": tower.spec.family,
         "llm": Path(recipe.llm).name,
         "frozen": not recipe.train_encoder,
+        "note": plan.NO_ANYRES if recipe.train_encoder else None,
         "resolution": tower.spec.resolution,
         "tokens": tower.spec.tokens,
         "untrained": tower.config.untrained,
@@ -166,75 +239,75 @@ def train(recipe: Recipe) -> Path:
         "llm_digest_before": llm_before,
         "llm_digest": digest(model.model.language_model),
         "data_digest": ledger["digest"],
+        "parameters": groups,
+        "steps": trainer.state.global_step,
+        "processes": processes,
+        "accumulation": accumulation,
+        "zero": zero,
         "recipe": asdict(recipe),
         "versions": _versions(),
         "git_commit": _git_commit(),
     }
     part = run / "export.part"
     mllm.save(model, tokenizer, part, provenance)
+    guard.check_export(part)
     part.replace(export)
     print(f"wrote {export}")
+    trainer.accelerator.wait_for_everyone()
     return export
 
 
-def cached_features(data: Path, tower, data_digest: str):
-    """(pictures, N, D) fp32 features of all pictures in the data's order, computed once, mapped into memory afterwards.
-
-    The file is named by the tower's digest, its preprocessing and the data, so that none of them can change unnoticed.
-    """
-    import hashlib
-
-    import numpy as np
-    import torch
-    from rich.progress import track
-
-    from llava_plugin.tower import digest
-
-    from .data import open_conversations, open_picture
-
-    key = hashlib.sha256(f"{digest(tower)} {tower.spec} {data_digest}".encode()).hexdigest()[:16]
-    file = data / f"features-{key}.npy"
-    if not file.is_file():
-        table = open_conversations(data)
-        pictures = [(i, j) for i, n in enumerate(table["images"].combine_chunks().value_lengths().to_pylist()) for j in range(n)]
-        part = file.with_suffix(".part")
-        out = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(len(pictures), tower.spec.tokens, tower.spec.width))
-        with torch.inference_mode():
-            for start in track(range(0, len(pictures), FEATURE_BATCH), "features of the frozen encoder", disable=not sys.stderr.isatty()):
-                batch = pictures[start : start + FEATURE_BATCH]
-                images = [open_picture(table.slice(i, 1).to_pylist()[0]["images"][j]) for i, j in batch]
-                pixels = tower.preprocess(images).to(tower.device)
-                out[start : start + len(batch)] = tower(pixels).last_hidden_state.float().cpu().numpy()
-        out.flush()
-        part.replace(file)
-    return np.load(file, mmap_mode="r")
+def write_text(file: Path, text: str) -> None:
+    part = file.with_name(file.name + ".part")
+    part.write_text(text)
+    part.replace(file)
 
 
-def channel_statistics(features):
-    """Mean and standard deviation (D,) over all pictures and tokens of the cached features (pictures, N, D), a part at a time."""
-    import numpy as np
-
-    total, squares = np.zeros((2, features.shape[-1]))
-    for start in range(0, len(features), 1024):
-        part = features[start : start + 1024].reshape(-1, features.shape[-1]).astype(np.float64)
-        total += part.sum(0)
-        squares += (part**2).sum(0)
-    mean = total / (features.shape[0] * features.shape[1])
-    std = np.sqrt(np.maximum(squares / (features.shape[0] * features.shape[1]) - mean**2, 1e-12))
-    return mean.astype(np.float32), std.astype(np.float32)
+def write_json(file: Path, content) -> None:
+    write_text(file, json.dumps(content, indent=1) + "\n")
 
 
-def fold_standardisation(linear, mean, std) -> None:
-    """Make `linear` do to plain features what it did to standardised ones: W (x - mean) / std + b, as one matrix and bias.
+def token_ledger(lengths, dataset, recipe: Recipe) -> dict:
+    """What tokenising did to the conversations, for the run's ledger. Raises ValueError where more than --max-bad of them do not fit."""
+    left_out = (lengths[:, 2] < 0).nonzero()[0]
+    names = dataset.table["id"].take(left_out[:10]).to_pylist()
+    if len(left_out) > recipe.max_bad * len(lengths):
+        raise ValueError(
+            f"{len(left_out)} of {len(lengths)} conversations have a first turn longer than --max-length {recipe.max_length}: "
+            f"{', '.join(names)}. Raise it, or allow more with --max-bad"
+        )
+    tokens, supervised, cut = int(lengths[:, 0].sum()), int(lengths[:, 1].sum()), int((lengths[:, 2] > 0).sum())
+    share = f"{tokens:,} tokens, {supervised / tokens:.1%} of them taught; {cut} conversations cut at a turn, {len(left_out)} left out"
+    return {
+        "tokens": tokens,
+        "supervised": supervised,
+        "longest": int(lengths[:, 0].max()),
+        "cut": cut,
+        "left_out": len(left_out),
+        "left_out_names": names,
+        "sentence": share,
+    }
 
-    A tiny encoder's channels share a mean larger than what tells pictures apart, on which a projector learns slowly; trained on
-    standardised features and folded at the end, the export is the plain 2-layer projector all the same.
-    """
-    import torch
 
-    with torch.no_grad():
-        linear.weight.div_(torch.from_numpy(std).to(linear.weight))
-        linear.bias.sub_(linear.weight @ torch.from_numpy(mean).to(linear.weight))
+def with_adapters(language_model, recipe: Recipe):
+    """The language model with LoRA adapters on all its linear layers; its own weights stay. `merge_and_unload()` gives it back."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        language_model, LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_alpha or 2 * recipe.lora_rank, target_modules="all-linear")
+    )
+
+
+def parameter_groups(model) -> dict[str, dict[str, int]]:
+    """{"encoder" | "projector" | "llm": {"trained", "all"}}, counted once where weights are tied."""
+    parts = {"encoder": model.model.vision_tower, "projector": model.model.multi_modal_projector}
+    apart = {id(p) for part in parts.values() for p in part.parameters()}
+    members = {name: list(part.parameters()) for name, part in parts.items()}
+    members["llm"] = [p for p in model.parameters() if id(p) not in apart]
+    return {
+        name: {"trained": sum(p.numel() for p in some if p.requires_grad), "all": sum(p.numel() for p in some)}
+        for name, some in members.items()
+    }
 
 
 def _optimizer(model, recipe: Recipe):
@@ -254,13 +327,13 @@ def start_from(model, recipe: Recipe) -> None:
 
     Raises ValueError where the export was made for another encoder or language model.
     """
-    from transformers import LlavaForConditionalGeneration
+    from llava_plugin import mllm
 
-    from llava_plugin import register
-
-    register()
     provenance = json.loads((Path(recipe.init) / "provenance.json").read_text())
-    theirs = LlavaForConditionalGeneration.from_pretrained(recipe.init)
+    kind = provenance.get("projector", "mlp2x_gelu")
+    if kind != recipe.projector:
+        raise ValueError(f"{recipe.init} has a {kind} projector: give --projector {kind}")
+    theirs = mllm.load(recipe.init, device="cpu").model
     ours, found = model.model.multi_modal_projector, theirs.model.multi_modal_projector
     if [p.shape for p in ours.parameters()] != [p.shape for p in found.parameters()]:
         raise ValueError(
@@ -284,6 +357,19 @@ def _git_commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
+def in_words(error: Exception, recipe: Recipe) -> str:
+    """The error as a sentence: what a worker process raised without its traceback, a full GPU with the settings that help."""
+    if type(error).__name__ == "OutOfMemoryError":
+        half = max(1, recipe.batch // 2)
+        helps = [f"--batch {half} (with --global-batch the step stays the same)"] * (recipe.batch > 1)
+        helps += ["--gradient-checkpointing"] * (not recipe.gradient_checkpointing)
+        helps += [f"--batch-tokens {recipe.batch_tokens // 2}"] * (recipe.batching == "tokens")
+        helps += [f"--max-length {recipe.max_length // 2}", "--zero 3", "--lora-rank 128"]
+        return f"a GPU is out of memory. What helps, in a run folder of its own (--out): {', or '.join(helps)}; --dry-run says what fits"
+    text = str(error)
+    return text.strip().splitlines()[-1].split(": ", 1)[-1] if "Original Traceback" in text else text
+
+
 def main(argv: list[str] | None = None) -> int:
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("preset", nargs="?", default="tiny-sft")
@@ -298,36 +384,23 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("preset", choices=sorted(PRESETS), help="which recipe; every field of it is a flag")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what is missing, run nothing")
+    parser.add_argument("--gpus", type=int, default=8, help="of --dry-run: GPUs to plan for (default 8)")
+    parser.add_argument("--gpu-memory", type=float, default=80.0, help="of --dry-run: GB of each (default 80)")
     add_flags(parser, chosen())
     args = parser.parse_args(argv)
     recipe = from_args(chosen(), args)
     try:
         if args.dry_run:
-            dry_run(recipe)
+            check(recipe)
+            plan.dry_run(recipe, args.gpus, args.gpu_memory)
             return 0
         if not recipe.out:
             raise ValueError(f"--out is needed, for example --out runs/{recipe.preset}")
         train(recipe)
-    except (ValueError, RuntimeError) as e:
-        print(f"error: {e}", file=sys.stderr)
+    except (ValueError, RuntimeError, OSError) as e:
+        print(f"error: {in_words(e, recipe)}", file=sys.stderr)
         return 2 if isinstance(e, ValueError) else 1
     return 0
-
-
-def dry_run(recipe: Recipe) -> None:
-    """Print the recipe and what stands in its way. Torch is not loaded."""
-    for name, value in asdict(recipe).items():
-        print(f"{name:24}{value}")
-    try:
-        spec = encoders.resolve(recipe.encoder, recipe.resolution or None)
-        how = "trained" if recipe.train_encoder else "frozen"
-        print(f"{'pictures':24}{spec.resolution} x {spec.resolution}, {spec.tokens} tokens of width {spec.width}, {how}")
-    except ValueError:
-        pass  # said below, with what is missing
-    lacks = missing(recipe)
-    print("missing:" if lacks else "nothing is missing")
-    for line in lacks:
-        print(f"  - {line}")
 
 
 if __name__ == "__main__":

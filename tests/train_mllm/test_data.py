@@ -3,15 +3,11 @@
 import json
 
 import pytest
-import torch
-from PIL import Image
 from transformers import AutoTokenizer
 
 from llava_plugin import mllm
-from llava_plugin.tower import VisionTower
-from train_mllm.data import Collator, encode, end_of_turn, sequences, use_packed_attention
-from train_mllm.prepare_data import main as prepare_main
-from train_mllm.prepare_data import normalise, prepare, read_rows
+from train_mllm.data import IGNORED, Conversations, as_text, encode, end_of_turn, measure
+from train_mllm.prepare_data import prepare
 
 TWO_TURNS = [
     {"role": "user", "content": "<image>\nwhat is in the picture"},
@@ -71,133 +67,95 @@ def test_too_long_is_cut_at_a_turn(tokenizer):
         encode(TWO_TURNS, tokenizer, 3, 2, "independent", 5)
 
 
-def test_sequences_of_a_packed_row():
-    """A front of one token with two turns of two, then a dialogue of two tokens."""
-    assert sequences([[0, 1, 1, 2, 2], [0, 0]]) == [[0, 1, 2], [0, 3, 4], [5, 6]]
-
-
-@pytest.mark.parametrize("turns", ["independent", "dialogue"])
-def test_packed_gives_the_loss_and_gradients_of_each_sequence_alone(llama_tiny, turns):
-    """Against transformers' own attention, one sequence at a time, with and without a picture."""
-    tower = VisionTower.from_encoder("genlip-tiny")
-    model, tokenizer = mllm.build(tower, str(llama_tiny))
-    picture = Image.effect_noise((64, 64), 90).convert("RGB")
-    text_only = [{"role": "user", "content": "what is"}, {"role": "assistant", "content": "a blue triangle"}]
-    conversations = [TWO_TURNS, text_only, TWO_TURNS[:2]]
-    alone = conversations
-    if turns == "independent":
-        alone = [TWO_TURNS[:2], [{"role": "user", "content": "<image>\nno"}, TWO_TURNS[3]], *conversations[1:]]
-
-    def samples(conversations):
-        rows = [encode(c, tokenizer, model.config.image_token_id, 16, turns, 500) for c in conversations]
-        return [{"row": r, "pictures": [picture] * (r.ids.count(model.config.image_token_id) + 1 > 16)} for r in rows]
-
-    def gradients():
-        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-    labelled = sum(label != -100 for s in samples(conversations) for label in s["row"].labels)
-    losses = 0.0
-    for sample in samples(alone):
-        batch = Collator(tower.preprocess)([sample])
-        plain = {k: v for k, v in batch.items() if k in ("input_ids", "labels", "pixel_values")}
-        loss = model(**plain, num_items_in_batch=labelled).loss
-        loss.backward()
-        losses += loss.detach()
-    single = gradients()
-    model.zero_grad()
-    use_packed_attention(model)
-    packed = model(**Collator(tower.preprocess)(samples(conversations)), num_items_in_batch=labelled).loss
-    packed.backward()
-    torch.testing.assert_close(packed.detach(), losses, atol=1e-5, rtol=0)
-    found = gradients()
-    assert found.keys() == single.keys() and len(found) > 20
-    for name, gradient in single.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
-
-
-# --- preparing ------------------------------------------------------------------------------------------------------------
-
-
-def llava(text="<image>\nwhat", answer="yes", **more):
-    return {"id": "a", "image": "red.png", "conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": answer}]} | more
-
-
-@pytest.fixture
-def images(tmp_path):
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
-    (tmp_path / "broken.png").write_bytes((tmp_path / "red.png").read_bytes()[:40])
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        (llava(image="gone.png"), "missing picture"),
-        (llava(image="broken.png"), "undecodable picture"),
-        (llava(text="what"), "<image> markers and pictures do not match"),
-        (llava(answer="  "), "empty answer"),
-        (llava(conversations=[{"from": "gpt", "value": "yes"}]), "turns do not alternate user, assistant"),
-        (llava(conversations=[{"from": "robot", "value": "yes"}]), "malformed turn"),
-        (llava(conversations=[]), "turns do not alternate user, assistant"),
-    ],
+TWO_PICTURES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "<image>\n<image>\nSame?"},
+    {"role": "assistant", "content": "No."},
+    {"role": "user", "content": "Why?"},
+    {"role": "assistant", "content": "One is red."},
+]
+CHATML = (
+    "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<image>\n<image>\nSame?<|im_end|>\n"
+    "<|im_start|>assistant\n[[No.<|im_end|>]]\n"
+    "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n[[One is red.<|im_end|>]]"
 )
-def test_bad_rows_have_a_reason(images, row, reason):
-    with pytest.raises(ValueError, match=f"^{reason}$"):
-        normalise(row, images)
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}"
+    "<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
 
 
-def test_forms_become_one(images):
-    expected = normalise(llava(), images)
-    openai = {
-        "id": "a",
-        "messages": [
-            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x/red.png"}}, {"type": "text", "text": "what"}]}
-        ],
-    }
-    openai["messages"].append({"role": "assistant", "content": [{"type": "text", "text": "yes"}]})
-    assert normalise(openai, images) == expected
-    raw = (images / "red.png").read_bytes()
-    from_parquet = normalise(llava(image={"bytes": raw, "path": None}), images)
-    assert from_parquet["messages"] == expected["messages"] and from_parquet["images"][0]["bytes"] == raw
+@pytest.mark.parametrize("name", ["tokenizer_qwen2.5", "tokenizer_qwen3"])
+def test_labels_of_real_tokenizers_as_text(shared, name):
+    assert as_text(TWO_PICTURES, AutoTokenizer.from_pretrained(shared / name)) == CHATML
 
 
-def test_bad_rows_are_counted_never_replaced(images, capsys):
-    source = images / "sft.json"
-    rows = [llava(id=str(i)) for i in range(9)] + [llava(id="bad", image="gone.png")]
-    source.write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match="1 of 10 conversations"):
-        prepare(str(source), "", str(images / "out"))
-    assert not (images / "out" / "conversations.arrow").exists()
-    ledger = prepare(str(source), "", str(images / "out"), max_bad=0.2)
-    assert (ledger["read"], ledger["used"], ledger["skipped"], ledger["names"]) == (
-        10,
-        9,
-        {"missing picture": 1},
-        {"missing picture": ["bad"]},
+def test_labels_of_smollm2_as_text():
+    from llava_plugin.encoders import weights_dir
+
+    if not (weights_dir() / "smollm2-135m").is_dir():
+        pytest.skip("no smollm2-135m here: python -m llava_plugin.fetch smollm2-135m")
+    assert as_text(TWO_PICTURES, AutoTokenizer.from_pretrained(weights_dir() / "smollm2-135m")) == CHATML
+
+
+def test_labels_of_a_llama3_template(shared):
+    """Another way to mark turns, behind a begin-of-text token that must stand once."""
+    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizer_qwen2.5")
+    special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": special}, replace_extra_special_tokens=False)
+    tokenizer.bos_token, tokenizer.chat_template = "<|begin_of_text|>", LLAMA3
+    assert as_text(TWO_PICTURES, tokenizer) == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n<image>\n"
+        "<image>\nSame?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n[[No.<|eot_id|>]]"
+        "<|start_header_id|>user<|end_header_id|>\n\n"
+        "Why?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n[[One is red.<|eot_id|>]]"
     )
-    other = images / "other.json"
-    other.write_text(json.dumps(rows[:3]))
-    assert prepare_main([str(other), "--out", str(images / "out")]) == 2
-    assert "was made from" in capsys.readouterr().err
 
 
-def test_parquet_is_read(images):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def test_alignment_of_tokens_and_labels_written_out(shared):
+    """Qwen2.5, two visual tokens a picture: token by token, what is learned at each."""
+    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizer_qwen2.5")
+    row = encode(TWO_PICTURES, tokenizer, tokenizer.convert_tokens_to_ids("<|image_pad|>"), 2, "dialogue", 500)
+    learned = [(tokenizer.decode([i]), label != IGNORED) for i, label in zip(row.ids, row.labels)]
+    given = [
+        *("<|im_start|>", "system", "\n", "Be", " brief", ".", "<|im_end|>", "\n", "<|im_start|>", "user", "\n"),
+        *("<|image_pad|>", "<|image_pad|>", "\n", "<|image_pad|>", "<|image_pad|>", "\n", "Same", "?", "<|im_end|>", "\n"),
+        *("<|im_start|>", "assistant", "\n"),
+    ]
+    then = ["\n", "<|im_start|>", "user", "\n", "Why", "?", "<|im_end|>", "\n", "<|im_start|>", "assistant", "\n"]
+    assert learned == [
+        *((t, False) for t in given),
+        *((t, True) for t in ("No", ".", "<|im_end|>")),
+        *((t, False) for t in then),
+        *((t, True) for t in ("One", " is", " red", ".", "<|im_end|>")),
+    ]
+    assert all(label in (IGNORED, i) for i, label in zip(row.ids, row.labels))
 
-    raw = (images / "red.png").read_bytes()
-    pq.write_table(pa.Table.from_pylist([llava(image={"bytes": raw, "path": "red.png"})] * 3), images / "p.parquet")
-    assert len(list(read_rows(images / "p.parquet"))) == 3
-    pq.write_table(pa.table({"x": [1]}), images / "q.parquet")
-    with pytest.raises(ValueError, match="no column 'conversations'"):
-        list(read_rows(images / "q.parquet"))
-    with pytest.raises(ValueError, match="no conversations at"):
-        prepare(str(images / "nothing.json"), "", str(images / "o"))
+
+def test_a_template_without_an_end_of_turn_is_refused(llama_tiny):
+    tokenizer = AutoTokenizer.from_pretrained(llama_tiny)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    with pytest.raises(ValueError, match=r"llama-tiny ends an answer with .* no special token.*Pass --llm a model whose template"):
+        encode(TWO_TURNS, tokenizer, 3, 2, "dialogue", 200)
 
 
-def test_real_conversations(shared, tmp_path):
-    sft = shared / "sft"
-    ledger = prepare(str(sft / "conversations_openai.json"), str(sft / "images"), str(tmp_path / "sft"))
-    assert (ledger["read"], ledger["used"]) == (10, 10)
-    charts = shared / "charts"
-    assert prepare(str(charts / "conversations_llava.json"), str(charts / "images"), str(tmp_path / "charts"))["used"] == 3
+def test_lengths_are_measured_once(llama_tiny, tokenizer, tmp_path):
+    """Tokens, supervised tokens, and whether a row was cut (1) or does not fit at all (-1)."""
+    from types import SimpleNamespace
+
+    long = [{"from": "human", "value": "what " * 40}, {"from": "gpt", "value": "no"}]
+    short = [{"from": "human", "value": "no"}, {"from": "gpt", "value": "yes"}]
+    rows = [{"id": n, "conversations": c} for n, c in (("fits", short), ("cut", short + long), ("not", long + short))]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    prepare(str(tmp_path / "a.json"), "", str(tmp_path / "out"))
+    recipe = SimpleNamespace(turns="dialogue", max_length=40)
+    conversations = Conversations(tmp_path / "out", tokenizer, SimpleNamespace(image_token_id=3, image_seq_length=2), recipe)
+    found = measure(conversations, tmp_path, "digest")
+    fits = encode([{"role": "user", "content": "no"}, {"role": "assistant", "content": "yes"}], tokenizer, 3, 2, "dialogue", 40)
+    supervised = sum(label != IGNORED for label in fits.labels)
+    assert found.tolist() == [[len(fits.ids), supervised, 0], [len(fits.ids), supervised, 1], [0, 0, -1]]
+    conversations.table = None  # the second time nothing is read
+    assert measure(conversations, tmp_path, "digest").tolist() == found.tolist()
+    assert len(list(tmp_path.glob("lengths-*.npy"))) == 1

@@ -12,6 +12,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava_plugin import mllm
 from llava_plugin.tower import VisionTower, digest
+from train_mllm import features as features_module
 from train_mllm import train as train_module
 from train_mllm.guard import Guard
 from train_mllm.recipes import PRESETS
@@ -113,7 +114,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(recipe, monkeypatch):
 
 def test_a_broken_promise_fails_the_run(recipe, monkeypatch):
     monkeypatch.setattr(VisionTower, "freeze", lambda self: self)  # the tower is left trainable
-    with pytest.raises(RuntimeError, match="to stay frozen, yet its weights received gradients"):
+    with pytest.raises(RuntimeError, match="to stay frozen, yet its weights would learn"):
         train(recipe)
     assert not (Path(recipe.out) / "export").exists()
 
@@ -123,12 +124,49 @@ def test_guard_sees_drift_and_standstill():
     frozen, unfrozen = Guard(tower, train_encoder=False), Guard(tower, train_encoder=True)
     with pytest.raises(RuntimeError, match="is it in the optimizer"):
         unfrozen.check()
-    with pytest.raises(RuntimeError, match="no gradient reached it"):
-        unfrozen.on_pre_optimizer_step(None, None, None)
+    with pytest.raises(RuntimeError, match="received gradients"):  # woken up after the start
+        frozen.on_pre_optimizer_step(None, None, None)
     with torch.no_grad():
         next(tower.parameters()).add_(1)
     with pytest.raises(RuntimeError, match="to stay frozen, yet its weights changed"):
         frozen.check()
+
+
+def test_a_tower_that_the_optimizer_does_not_hold_fails_the_run(recipe, monkeypatch):
+    real = train_module._optimizer
+
+    def empty(model, recipe):
+        optimizer = real(model, recipe)
+        optimizer.param_groups[1]["params"] = []
+        return optimizer
+
+    monkeypatch.setattr(train_module, "_optimizer", empty)
+    with pytest.raises(RuntimeError, match="its group is empty"):
+        train(replace(recipe, train_encoder=True))
+
+
+def test_a_tower_that_no_gradient_reaches_fails_the_run(recipe, monkeypatch):
+    real = VisionTower.forward
+    monkeypatch.setattr(VisionTower, "forward", lambda self, pixels, **k: real(self, real(self, pixels).last_hidden_state.detach()))
+    with pytest.raises(RuntimeError, match="no gradient reached it in the first step"):
+        train(replace(recipe, train_encoder=True))
+
+
+def test_a_stale_tower_in_the_export_fails_the_run(recipe, monkeypatch):
+    """As in tools that save the encoder as it was loaded."""
+    stale = VisionTower.from_encoder("genlip-tiny").state_dict()
+    real = mllm.save
+
+    def save(model, tokenizer, export, provenance):
+        trained = {name: t.clone() for name, t in model.model.vision_tower.state_dict().items()}
+        model.model.vision_tower.load_state_dict(stale)
+        real(model, tokenizer, export, provenance)
+        model.model.vision_tower.load_state_dict(trained)
+
+    monkeypatch.setattr(mllm, "save", save)
+    with pytest.raises(RuntimeError, match="is not the one that was trained"):
+        train(replace(recipe, train_encoder=True, encoder_lr=1e-3))
+    assert not (Path(recipe.out) / "export").exists()
 
 
 def test_what_is_missing_is_said_with_the_command(recipe, capsys, tmp_path, monkeypatch):
@@ -163,13 +201,13 @@ def test_scripts_plan_without_anything(script):
 
 def test_standardising_is_folded_into_the_projector():
     features = torch.randn(50, 16, 8) * torch.arange(1, 9) + 5
-    mean, std = train_module.channel_statistics(features.numpy())
+    mean, std = features_module.channel_statistics(features.numpy())
     standardised = (features - torch.from_numpy(mean)) / torch.from_numpy(std)
     torch.testing.assert_close(standardised.mean((0, 1)), torch.zeros(8), atol=1e-5, rtol=0)
     torch.testing.assert_close(standardised.std((0, 1), correction=0), torch.ones(8), atol=1e-5, rtol=0)
     linear = torch.nn.Linear(8, 4)
     expected = linear(standardised)
-    train_module.fold_standardisation(linear, mean, std)
+    features_module.fold_standardisation(linear, mean, std)
     torch.testing.assert_close(linear(features), expected, atol=1e-4, rtol=0)
 
 

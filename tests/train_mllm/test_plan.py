@@ -1,0 +1,163 @@
+"""The plan: shapes counted as transformers counts them, memory as a run takes it, ZeRO chosen with a reason, what is missing said."""
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from train_mllm import plan
+from train_mllm.recipes import PRESETS
+from train_mllm.train import check, in_words, main
+
+ROOT = Path(__file__).parents[2]
+RECIPES = {name: make() for name, make in PRESETS.items()}
+
+
+@pytest.mark.parametrize("name", plan.LLMS)
+def test_parameters_of_the_papers_language_models(name):
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    shape = plan.LLMS[name]
+    heads, kv_heads, tied = (12, 2, True) if "1.5B" in name else (28, 4, False)
+    with torch.device("meta"):
+        config = Qwen2Config(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.ffn,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            tie_word_embeddings=tied,
+        )
+        assert AutoModelForCausalLM.from_config(config).num_parameters() == shape.parameters
+
+
+@pytest.mark.parametrize("projector", ["mlp2x_gelu", "linear", "pixel_shuffle"])
+def test_parameters_and_memory_of_a_run_that_fits_here(llama_tiny, projector):
+    """Predicted against counted: weights, gradients and AdamW's moments, in bytes."""
+    import torch
+
+    from llava_plugin import mllm
+    from llava_plugin.tower import VisionTower
+
+    recipe = replace(RECIPES["tiny-sft"], encoder="genlip-tiny", llm=str(llama_tiny), projector=projector, resolution=64)
+    tower = VisionTower.from_encoder("genlip-tiny", 64)
+    model, _ = mllm.build(tower.freeze(), str(llama_tiny), projector=projector)
+    counted = plan.parts(recipe)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    assert (counted.total, counted.trained) == (model.num_parameters(), sum(p.numel() for p in learning))
+    optimizer = torch.optim.AdamW(learning)
+    sum(p.sum() for p in learning).backward()
+    optimizer.step()
+    held = [*model.parameters(), *(p.grad for p in learning), *(t for s in optimizer.state.values() for t in s.values())]
+    measured = sum(t.numel() * t.element_size() for t in held)
+    predicted = plan.state_bytes(counted.trained, counted.total - counted.trained, 0, 1, half=False)
+    assert abs(predicted / measured - 1) < 0.01
+
+
+def test_zero_stages_share_what_they_say():
+    """One number that learns beside one that does not, on four GPUs, in bf16."""
+    assert [plan.state_bytes(1, 1, stage, 4, half=True) for stage in (0, 2, 3)] == [18, 8, 5]
+
+
+@pytest.mark.parametrize(
+    ("preset", "gpus", "gb", "stage"),
+    [
+        ("sft-qwen1.5b-frozen", 8, 80, 0),
+        ("sft-qwen7b-frozen", 8, 80, 2),
+        ("sft-qwen7b-frozen", 8, 32, 3),
+        ("sft-qwen7b-frozen", 1, 80, 0),
+        ("projector", 8, 80, 0),
+    ],
+)
+def test_the_least_zero_stage_that_fits(preset, gpus, gb, stage):
+    found, why = plan.zero_stage(RECIPES[preset], gpus, gb)
+    assert found == stage and why
+    assert plan.zero_stage(replace(RECIPES[preset], zero=3), gpus, gb) == (3, "asked for by --zero")
+
+
+def test_the_global_batch_comes_out_even():
+    recipe = RECIPES["sft-qwen1.5b-frozen"]
+    assert [plan.accumulation(recipe, n) for n in (1, 8, 64)] == [64, 8, 1]
+    with pytest.raises(ValueError, match="--global-batch 256 is no multiple of --batch 4 x 3 processes"):
+        plan.accumulation(recipe, 3)
+
+
+def test_a_plan_without_any_file(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("GENLIP_WEIGHTS", str(tmp_path / "none"))
+    assert main(["sft-qwen7b-unfrozen", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    for line in (
+        "11,719 of 256: 1 a GPU x 8 GPUs x 32 accumulated",
+        "trained / frozen        8,863,056,896 / 0",
+        "ZeRO stage              2: ",
+        "no anyres: not the setting of the paper's unfrozen table",
+        "hf download lmms-lab/LLaVA-OneVision-Data",
+    ):
+        assert line in out
+    assert "feature cache" not in out
+    assert main(["sft-qwen7b-frozen", "--dry-run", "--gpus", "1", "--lora-rank", "64"]) == 0
+    assert "one GPU has nobody to share with" in capsys.readouterr().out
+
+
+def test_conversations_are_counted_where_they_are(tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps([{}] * 40))
+    (tmp_path / "mix.yaml").write_text("datasets: [{json_path: a.json, sampling_strategy: 'first:50%'}]")
+    assert plan.rows(replace(RECIPES["projector"], data=str(tmp_path / "mix.yaml"))) == (20, "counted")
+
+
+def test_what_is_missing(tmp_path, llama_tiny):
+    (tmp_path / "llm").mkdir()
+    (tmp_path / "llm" / "config.json").write_text("{}")
+    recipe = replace(RECIPES["tiny-sft"], llm=str(tmp_path / "llm"), data="gone.json", images=str(tmp_path / "gone"), init="gone")
+    found = plan.missing(recipe)
+    assert len(found) == 4
+    for text, line in zip(("llm has no tokenizer", "no conversations at", "no folder of pictures at", "no projector export"), found):
+        assert text in line
+
+
+def test_too_little_disk_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 10**9}))
+    lacks = plan.missing(replace(RECIPES["sft-qwen7b-frozen"], out=str(tmp_path / "run")))
+    assert any("has room for 1 GB; checkpoints and export take 201" in line for line in lacks)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stage": "sfft"}, "--stage is one of projector, sft, captions; not 'sfft'"),
+        ({"projector": "mlp3"}, "--projector is one of"),
+        ({"batching": "packed"}, "--batching is one of"),
+        ({"batching": "padded", "turns": "independent"}, "use --batching batch or tokens"),
+        ({"standardise": True, "cache_features": True, "projector": "linear"}, "--projector mlp2x_gelu"),
+        ({"stage": "projector", "lora_rank": 8}, "use it in the SFT stage"),
+        ({"report": "wandb"}, "wandb is not installed: pip install wandb"),
+    ],
+)
+def test_fields_that_do_not_go_together(change, message):
+    with pytest.raises(ValueError, match=message):
+        check(replace(RECIPES["sft-qwen7b-frozen"], **change))
+
+
+def test_a_full_gpu_and_a_workers_error_are_sentences():
+    import torch
+
+    said = in_words(torch.OutOfMemoryError("CUDA out of memory"), replace(RECIPES["sft-qwen1.5b-frozen"], gradient_checkpointing=False))
+    assert "--batch 2" in said and "--gradient-checkpointing" in said and "--zero 3" in said
+    caught = (
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  x\nValueError: no token of 'a'\n"
+    )
+    assert in_words(ValueError(caught), RECIPES["projector"]) == "no 'a'"
+
+
+@pytest.mark.parametrize(
+    "script", ["sft_qwen7b_frozen", "sft_qwen7b_unfrozen", "sft_qwen1.5b_frozen", "sft_qwen1.5b_unfrozen", "pretrain_projector"]
+)
+def test_scripts_plan_without_anything(script):
+    result = subprocess.run(["bash", f"train_mllm/{script}.sh", "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert f"preset                  {'projector' if script.startswith('pretrain') else script.replace('_', '-')}" in result.stdout
+    assert f"train_encoder           {'unfrozen' in script}" in result.stdout

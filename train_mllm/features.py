@@ -1,0 +1,65 @@
+"""A frozen encoder's features of all pictures, computed once and kept; and standardising them while a projector learns.
+
+Used by `python -m train_mllm.train ... --cache-features`; size: pictures x tokens x width x 4 bytes, said by --dry-run.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from llava_plugin.tower import digest
+
+from .data import open_picture
+from .prepare_data import open_conversations
+
+FEATURE_BATCH = 64
+
+
+def cached_features(data: Path, tower, data_digest: str):
+    """(pictures, N, D) fp32 features of all pictures in the data's order, computed once, mapped into memory afterwards.
+
+    The file is named by the tower's digest, its preprocessing and the data, so that none of them can change unnoticed.
+    """
+    key = hashlib.sha256(f"{digest(tower)} {tower.spec} {data_digest}".encode()).hexdigest()[:16]
+    file = data / f"features-{key}.npy"
+    if not file.is_file():
+        table = open_conversations(data)
+        pictures = [(i, j) for i, n in enumerate(table["images"].combine_chunks().value_lengths().to_pylist()) for j in range(n)]
+        part = file.with_suffix(".part")
+        out = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(len(pictures), tower.spec.tokens, tower.spec.width))
+        with torch.inference_mode():
+            for start in track(range(0, len(pictures), FEATURE_BATCH), "features of the frozen encoder", disable=not sys.stderr.isatty()):
+                batch = pictures[start : start + FEATURE_BATCH]
+                images = [open_picture(table.slice(i, 1).to_pylist()[0]["images"][j]) for i, j in batch]
+                pixels = tower.preprocess(images).to(tower.device)
+                out[start : start + len(batch)] = tower(pixels).last_hidden_state.float().cpu().numpy()
+        out.flush()
+        part.replace(file)
+    return np.load(file, mmap_mode="r")
+
+
+def channel_statistics(features):
+    """Mean and standard deviation (D,) over all pictures and tokens of the cached features (pictures, N, D), a part at a time."""
+    total, squares = np.zeros((2, features.shape[-1]))
+    for start in range(0, len(features), 1024):
+        part = features[start : start + 1024].reshape(-1, features.shape[-1]).astype(np.float64)
+        total += part.sum(0)
+        squares += (part**2).sum(0)
+    mean = total / (features.shape[0] * features.shape[1])
+    std = np.sqrt(np.maximum(squares / (features.shape[0] * features.shape[1]) - mean**2, 1e-12))
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+def fold_standardisation(linear, mean, std) -> None:
+    """Make `linear` do to plain features what it did to standardised ones: W (x - mean) / std + b, as one matrix and bias.
+
+    A tiny encoder's channels share a mean larger than what tells pictures apart, on which a projector learns slowly; trained on
+    standardised features and folded at the end, the export is the plain 2-layer projector all the same.
+    """
+    with torch.no_grad():
+        linear.weight.div_(torch.from_numpy(std).to(linear.weight))
+        linear.bias.sub_(linear.weight @ torch.from_numpy(mean).to(linear.weight))

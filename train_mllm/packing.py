@@ -1,0 +1,155 @@
+"""Conversations -> batches: packed rows without padding, or padded ones; and who sees whom.
+
+A packed batch is one row: the language model's layers run over its tokens alone, and only inside attention does each sequence (a
+dialogue, or a front and one independent turn) become a row of its own, where plain causal attention is the right mask. Packed, padded
+and one by one give equal loss and gradients.
+
+Which conversations share a batch (`bins`):
+    batch    as many as --batch says, in random order, packed
+    tokens   as many as fill --batch-tokens, packed: every step of every rank costs about the same
+    padded   as many as --batch says, of like length, padded to the longest
+
+Shapes: T tokens of a packed batch, R sequences in it, L the longest of them, N visual tokens a picture, D tower width.
+"""
+
+import bisect
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from .data import IGNORED, Row
+
+WINDOW = 1000  # conversations among which those that fill a bin, or are of like length, are looked for: the order stays random
+
+
+def bins(lengths: np.ndarray, batching: str, batch: int, budget: int, seed: int) -> list[np.ndarray]:
+    """Conversation numbers of every batch. `lengths` (n,) are tokens; in "tokens" one longer than the budget has a bin of its own."""
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    out = []
+    window = WINDOW if batching == "tokens" else max(1, WINDOW // batch) * batch
+    for start in range(0, len(order), window):
+        some = order[start : start + window]
+        some = some[np.argsort(-lengths[some], kind="stable")]
+        out += _best_fit(some, lengths, budget) if batching == "tokens" else [some[i : i + batch] for i in range(0, len(some), batch)]
+    return out
+
+
+def _best_fit(longest_first: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Each conversation goes where the least room is left over; a new bin where none has room."""
+    room: list[tuple[int, int]] = []  # (tokens left, bin), sorted
+    out: list[list[int]] = []
+    for i in longest_first:
+        size = int(lengths[i])
+        at = bisect.bisect_left(room, (size, -1))
+        left, b = room.pop(at) if at < len(room) else (budget, len(out))
+        if b == len(out):
+            out.append([])
+        out[b].append(i)
+        bisect.insort(room, (left - size, b))
+    return [np.array(b) for b in out]
+
+
+class Bins(torch.utils.data.Dataset):
+    """Index -> the list of a bin's samples: one item is one batch, so that the Trainer's own order, ranks and resume apply to bins."""
+
+    def __init__(self, conversations, chosen: list[np.ndarray]):
+        self.conversations, self.chosen = conversations, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, i: int) -> list[dict]:
+        return [self.conversations[int(j)] for j in self.chosen[i]]
+
+
+def sequences(blocks: list[list[int]]) -> list[list[int]]:
+    """For each conversation's blocks, laid out one behind another in a packed row: the row's token indices of every sequence that
+    attention must see as one, a dialogue whole, or a front with each of its turns."""
+    out, start = [], 0
+    for block in blocks:
+        front = [start + i for i, b in enumerate(block) if b == 0]
+        turns: dict[int, list[int]] = {}
+        for i, b in enumerate(block):
+            if b:
+                turns.setdefault(b, []).append(start + i)
+        out += [front + turn for turn in turns.values()] or [front]
+        start += len(block)
+    return out
+
+
+class Collator:
+    """Conversations (or lists of them) -> one batch for LlavaForConditionalGeneration.
+
+    Packed: input_ids, labels, position_ids (1, T); sequence_index (R, L): the row's token at each place of each sequence (padding
+    repeats token 0, behind all real ones); token_source (T,): where in the flattened (R * L) sequences a token's attention is read
+    from. Padded: input_ids, labels, attention_mask (R, L), padding on the right.
+    `pixel_values` are pictures (n, 3, R, R), or cached features (n, N, D). Raises ValueError where nothing in a batch is to be learned.
+    """
+
+    def __init__(self, preprocess, config, pad: int = 0, padded: bool = False):
+        self.preprocess, self.config, self.pad, self.padded = preprocess, config, pad, padded
+
+    def __call__(self, samples: list) -> dict[str, torch.Tensor]:
+        samples = [s for some in samples for s in (some if isinstance(some, list) else [some])]
+        rows = [s["row"] for s in samples]
+        if not any(label != IGNORED for row in rows for label in row.labels):
+            raise ValueError(f"no token of {', '.join(repr(s['id']) for s in samples)} is to be learned: look at the conversation")
+        if "features" in samples[0]:
+            pixels = torch.cat([s["features"] for s in samples])
+            blank = pixels.new_zeros((1, *pixels.shape[1:]))
+        else:
+            pictures = [p for s in samples for p in s["pictures"]]
+            side = self.config.vision_config.image_size
+            pixels, blank = self.preprocess(pictures or [Image.new("RGB", (side, side))]), None
+            pixels, blank = (pixels, None) if pictures else (pixels[:0], pixels)
+        if not len(pixels):
+            # A blank picture that nobody sees and that teaches nothing: so the projector (and a trained encoder) takes part in every
+            # step of every rank, which DDP and ZeRO-3 need, and one rank does what two do.
+            n = self.config.image_seq_length
+            rows.append(Row([self.config.image_token_id] * n, [IGNORED] * n, list(range(n)), [0] * n, False))
+            pixels = blank
+        return {**(self._padded(rows) if self.padded else self._packed(rows)), "pixel_values": pixels}
+
+    def _padded(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        longest = max(len(r.ids) for r in rows)
+        behind = [longest - len(r.ids) for r in rows]
+        return {
+            "input_ids": torch.tensor([r.ids + [self.pad] * n for r, n in zip(rows, behind)]),
+            "labels": torch.tensor([r.labels + [IGNORED] * n for r, n in zip(rows, behind)]),
+            "attention_mask": torch.tensor([[1] * len(r.ids) + [0] * n for r, n in zip(rows, behind)]),
+        }
+
+    def _packed(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        lists = sequences([r.block for r in rows])
+        longest = max(map(len, lists))
+        source = torch.empty(sum(len(r.ids) for r in rows), dtype=torch.long)
+        for r, indices in enumerate(lists):  # a front is in several sequences and the same in all: the last one serves
+            source[indices] = torch.arange(r * longest, r * longest + len(indices))
+        return {
+            "input_ids": torch.tensor([[i for r in rows for i in r.ids]]),
+            "labels": torch.tensor([[i for r in rows for i in r.labels]]),
+            "position_ids": torch.tensor([[i for r in rows for i in r.positions]]),
+            "sequence_index": torch.tensor([indices + [0] * (longest - len(indices)) for indices in lists]),
+            "token_source": source,
+        }
+
+
+def packed_attention(module, query, key, value, attention_mask, sequence_index, token_source, scaling=None, dropout=0.0, **kwargs):
+    """transformers' attention interface over a packed batch: query (1, H, T, head_dim), key and value (1, G, T, head_dim)
+    -> (1, T, H, head_dim). Every sequence is a row here; padding stands behind it, so the causal mask hides it."""
+    query, key, value = (t[0][:, sequence_index].transpose(0, 1) for t in (query, key, value))  # (R, H or G, L, head_dim)
+    out = scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
+    )
+    return out.transpose(1, 2).flatten(0, 1)[token_source].unsqueeze(0), None
+
+
+def use_packed_attention(model) -> None:
+    """Let the language model of a LlavaForConditionalGeneration train on packed batches. Only what is in memory changes: an export
+    says nothing of it."""
+    AttentionInterface.register("packed_sequences", packed_attention)
+    AttentionMaskInterface.register("packed_sequences", lambda *args, **kwargs: None)
+    model.set_attn_implementation({"text_config": "packed_sequences"})

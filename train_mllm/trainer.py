@@ -1,0 +1,86 @@
+"""transformers' own training loop, held to more: what learns is saved and found again to the last weight, a checkpoint counts only when
+it is whole, a loss that is no number stops the run before a weight moves, and the log says how many tokens teach.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Trainer
+
+from .data import IGNORED
+
+WHOLE = "whole.json"  # written last into a checkpoint: its files and their sizes
+
+
+class StrictTrainer(Trainer):
+    """Checkpoints hold what learns (a frozen encoder or language model is read from its own files again) and buffers."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.counts = torch.zeros(2, dtype=torch.long, device=self.args.device)  # tokens, supervised tokens since the last log
+        self.since = time.perf_counter()
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["labels"].numel()
+        self.counts += torch.stack([torch.as_tensor(tokens, device=self.counts.device), (inputs["labels"] != IGNORED).sum()])
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if not torch.isfinite(loss):
+            raise RuntimeError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}: nothing was updated with it. "
+                f"Lower --lr (now {self.args.learning_rate}); an earlier checkpoint is in {self.args.output_dir}"
+            )
+        return loss
+
+    def log(self, logs: dict, *args, **kwargs) -> None:
+        if "loss" in logs:
+            tokens, supervised = self.accelerator.reduce(self.counts, "sum").tolist()
+            now = time.perf_counter()
+            logs["tokens_per_second"] = round(tokens / (now - self.since), 1)
+            logs["supervised_share"] = round(supervised / tokens, 4)
+            self.counts.zero_()
+            self.since = now
+        super().log(logs, *args, **kwargs)
+
+    def _learns(self) -> dict[str, torch.Tensor]:
+        kept = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return kept | {name: b for name, b in self.model.named_buffers() if name in self.model.state_dict()}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.should_save and not self.is_deepspeed_enabled:  # DeepSpeed's engine saves its own shards
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            save_file({name: t.detach().contiguous() for name, t in self._learns().items()}, Path(output_dir) / "model.safetensors")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        saved, own = load_file(Path(resume_from_checkpoint) / "model.safetensors"), self._learns()
+        if saved.keys() != own.keys():
+            raise RuntimeError(f"{resume_from_checkpoint} does not hold what this run trains: {sorted(saved.keys() ^ own.keys())[:3]}")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(saved[name])
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            sizes = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
+            part = folder / f"{WHOLE}.part"
+            part.write_text(json.dumps(sizes))
+            part.replace(folder / WHOLE)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that was saved to its end; those cut short are removed."""
+    found = None
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
+        mark = checkpoint / WHOLE
+        sizes = json.loads(mark.read_text()) if mark.is_file() else None
+        if sizes and all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size for name, size in sizes.items()):
+            found = checkpoint
+        else:
+            shutil.rmtree(checkpoint)
+    return found
