@@ -23,8 +23,8 @@ evaluate() { # name, options
 { [ -d demo/weights/llama-tiny ] && [ -d demo/weights/dinov2-s14 ]; } ||
   step python -m llava_plugin.fetch dinov2-s14 llama-tiny --text demo/data/easy-vqa/text.txt
 
-beside() { fine_tune random-tiny random-tiny 64 && fine_tune dinov2-s14 dinov2-s14 56; }
-printf '\nbeside it, in demo/beside.log: random-tiny and dinov2-s14 are fine-tuned\n'
+beside() { fine_tune random-tiny random-tiny 64 && evaluate random-tiny && fine_tune dinov2-s14 dinov2-s14 56 && evaluate dinov2-s14; }
+printf '\nbeside what follows, in demo/beside.log: random-tiny and dinov2-s14 are fine-tuned and evaluated\n'
 beside > demo/beside.log 2>&1 &
 trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 
@@ -33,9 +33,9 @@ done_before demo/runs/tiny-s1 || {
   step python -m genlip.speak demo/runs/tiny-s1/export demo/data/easy-vqa/captions-held-out/test-000000.tar --max-new-tokens 16 --quiet
 }
 fine_tune genlip-tiny genlip-tiny=demo/runs/tiny-s1/export 64
+evaluate genlip-tiny
 wait %1 || { tail -n 20 demo/beside.log >&2; exit 1; }
-grep '^\$' demo/beside.log || true
+grep '^\$' demo/beside.log
 
-evaluate dinov2-s14
-evaluate random-tiny --compare dinov2-s14
+# All three are evaluated: what follows only reads their results and compares.
 evaluate genlip-tiny --compare dinov2-s14,random-tiny

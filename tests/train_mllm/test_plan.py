@@ -128,7 +128,7 @@ def test_too_little_disk_is_said(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stage": "sfft"}, "--stage is one of projector, sft, captions; not 'sfft'"),
+        ({"stage": "sfft"}, "--stage is one of projector, sft; not 'sfft'"),
         ({"projector": "mlp3"}, "--projector is one of"),
         ({"batching": "packed"}, "--batching is one of"),
         ({"batching": "padded", "turns": "independent"}, "use --batching batch or tokens"),
