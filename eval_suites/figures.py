@@ -102,19 +102,21 @@ def forest(title: str, gaps: list[Gap], left_is: str, right_is: str) -> ET.Eleme
     ends = [abs(x) for gap in gaps for x in (gap.value, gap.low, gap.high) if x is not None]
     reach = max([*ends, 0.5]) * 1.05
     height = _HEAD + _LINE * len(gaps) + 40
-    svg, left, width = _svg(title, height), 92, WIDTH - 92 - 108
+    svg, left, width = _svg(title, height), 84, WIDTH - 84 - 132
     middle = left + width / 2
-    for tick in _ticks(reach):
+    ticks = _ticks(reach)
+    for tick in ticks:
         x = middle + width / 2 * tick / reach
         _add(svg, "line", "zero" if tick == 0 else "grid", x1=x, x2=x, y1=_HEAD, y2=height - 36)
-        _text(svg, x, height - 24, f"{tick:+g}" if tick else "0", "muted", "middle")
+        if tick in (ticks[0], 0, ticks[-1]):
+            _text(svg, x, height - 24, f"{tick:+g}" if tick else "0", "muted", "middle")
     _text(svg, middle - 6, height - 7, f"\u2190 {_short(left_is, 26)}", "muted", "end")
     _text(svg, middle + 6, height - 7, f"{_short(right_is, 26)} \u2192", "muted")
     for i, gap in enumerate(gaps):
         y = _HEAD + _LINE * i
         group = _add(svg, "g")
         ET.SubElement(group, "title").text = f"{gap.label}: {gap.text}"
-        _text(group, left - 6, y + 12, _short(gap.label, 15), "", "end")
+        _text(group, left - 6, y + 12, _short(gap.label, 13), "", "end")
         if gap.value is None:
             _text(group, left + 3, y + 12, _short(gap.text, 46), "muted")
             continue
@@ -122,7 +124,7 @@ def forest(title: str, gaps: list[Gap], left_is: str, right_is: str) -> ET.Eleme
         at = [middle + width / 2 * x / reach for x in (gap.low, gap.value, gap.high)]
         _add(group, "line", kind, x1=at[0], x2=at[2], y1=y + 8, y2=y + 8, stroke_width=2.4)
         _add(group, "circle", kind, cx=at[1], cy=y + 8, r=3.6)
-        _text(group, WIDTH - 104, y + 12, gap.text, "" if gap.told_apart else "muted")
+        _text(group, WIDTH - 126, y + 12, gap.text, "" if gap.told_apart else "muted")
     return svg
 
 
@@ -138,12 +140,14 @@ def curves(title: str, x_title: str, y_title: str, series: list[Series]) -> ET.E
     y0, y1 = min([*ys, 0.0]) if min(ys) < 0.5 * max(ys) else min(ys), max(ys)
     y0, y1 = (y0 - 1, y1 + 1) if y0 == y1 else (y0, y1 + 0.05 * (y1 - y0))
     height, left, bottom = 220 + 16 * len(series), 44, 200
-    svg, width, high = _svg(title, height), WIDTH - 44 - 14, 200 - _HEAD - 22
+    svg, width, high = _svg(title, height), WIDTH - 44 - 14, 200 - _HEAD - 38
     across = lambda x: left + width * (place(x) - x0) / (x1 - x0)  # noqa: E731
     up = lambda y: bottom - 22 - high * (y - y0) / (y1 - y0)  # noqa: E731
-    for tick in [y0 + (y1 - y0) * i / 4 for i in range(5)]:
+    step = 10 ** math.floor(math.log10((y1 - y0) / 3))
+    step = next(step * factor for factor in (5, 2, 1) if step * factor <= (y1 - y0) / 3)
+    for tick in [i * step for i in range(math.ceil(y0 / step), math.floor(y1 / step) + 1)]:
         _add(svg, "line", "grid", x1=left, x2=WIDTH - 14, y1=up(tick), y2=up(tick))
-        _text(svg, left - 5, up(tick) + 4, f"{tick:.3g}", "muted", "end")
+        _text(svg, left - 5, up(tick) + 4, f"{tick:.4g}", "muted", "end")
     for x in sorted(set(xs)) if len(set(xs)) <= 5 else [min(xs), max(xs)]:
         _text(svg, across(x), bottom - 8, _count(x), "muted", "start" if x == min(xs) else "end" if x == max(xs) else "middle")
     _text(svg, left + width / 2, bottom + 6, x_title + (" (logarithmic)" if log else ""), "muted", "middle")
@@ -212,10 +216,10 @@ def _short(words: str, letters: int) -> str:
 
 
 def _ticks(reach: float) -> list[float]:
-    """Two or three round numbers on either side of 0."""
+    """One or two round numbers on either side of 0, and 0."""
     step = 10 ** math.floor(math.log10(reach / 2))
     step = next(step * factor for factor in (5, 2, 1) if step * factor <= reach / 1.2)
-    count = min(3, int(reach / step))
+    count = min(2, int(reach / step))
     return [i * step for i in range(-count, count + 1)]
 
 

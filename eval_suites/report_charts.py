@@ -53,7 +53,9 @@ def forests(called: list[str], compared: list[dict]) -> list[Chart]:
                 gaps.append(Gap(line["title"], None, None, None, line["reason"], False))
                 continue
             at = [line[part] * line["unit"] for part in ("difference", "low", "high")]
-            text = f"{line['difference']:+.1f} [{line['low']:+.1f}, {line['high']:+.1f}]"
+            digits = 0 if line["unit"] < 0.5 else 1  # points, or percent and CIDEr
+            value, low, high = (f"{line[part]:+.{digits}f}" for part in ("difference", "low", "high"))
+            text = f"{value} [{low}, {high}]"
             gaps.append(Gap(line["title"], *at, text, line["word"] != "not told apart"))
         a, b = called[pair["a"]], called[pair["b"]]
         found.append((f"compare_{_slug(a)}_{_slug(b)}", forest(f"{a} against {b}", gaps, f"{b} better", f"{a} better")))
