@@ -101,6 +101,7 @@ def train(recipe: Recipe) -> Path:
 
     import torch
     from transformers import TrainingArguments, set_seed
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
     from transformers.utils import logging
 
     from llava_plugin import mllm
@@ -174,8 +175,11 @@ def train(recipe: Recipe) -> Path:
         print(f"encoder {tower.spec.key}: {how}; {learns:,} of {total:,} parameters learn; {ledger['tokens']['sentence']}", flush=True)
 
     # The loop.
-    if not on_gpu:
+    if zero and not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled first; gloo serves as well
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run / "tensorboard"))
     args = TrainingArguments(
         output_dir=str(run / "checkpoints"),
@@ -210,6 +214,7 @@ def train(recipe: Recipe) -> Path:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if zero == 3:  # each process holds a part: gather it, on the first alone
         state = trainer.accelerator.get_state_dict(trainer.deepspeed)
+        unset_hf_deepspeed_config()  # from here on the model is whole and one process's own
         if first:
             model.load_state_dict(state, assign=True)
     if not first:
