@@ -103,6 +103,7 @@ def readout(args) -> Path:
     import re
     from dataclasses import asdict
 
+    import numpy as np
     import torch
 
     from .modeling_genlip import to_patches
@@ -116,7 +117,7 @@ def readout(args) -> Path:
     for picture in pictures(args.pictures, size, args.prompt, args.text_key):
         p = processor.patch_size
         grid = (picture.pixels.shape[0] // p, picture.pixels.shape[1] // p)
-        patches, grid_hw = to_patches(processor.normalise(picture.pixels[None]), p), torch.tensor([grid])
+        patches, grid_hw = to_patches(processor.normalise(np.stack([picture.pixels])), p), torch.tensor([grid])
         words = patch_words(model, tokenizer, patches, grid_hw)
         prompt = torch.tensor([tokenizer(picture.prompt, add_special_tokens=False).input_ids])
         (said,) = say_on(model, tokenizer, prompt, args.max_new_tokens, pixel_values=patches, grid_hw=grid_hw)

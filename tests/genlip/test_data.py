@@ -125,12 +125,13 @@ def test_waste_is_small_on_the_length_mix_of_both_stages(recipe, monkeypatch, me
     )
     monkeypatch.setattr(data_module.PackedRows, "_batch", lambda self, row, stream, position, ledger: (row, position))
     used, tokens, number = [], 0, 300
-    for row, position in islice(rows.rows(0), number):
+    found = list(islice(rows.rows(0), number))
+    for row, _ in found:
         used += [int(sample.name) for sample in row]
         tokens += sum(sample.tokens for sample in row)
     waste = 1 - tokens / (number * 16_384)
     assert waste < 0.03
-    waiting = [place[2] for place in position["waiting"]]
+    waiting = [place[2] for place in found[-1][1]["waiting"]]
     assert sorted(used + waiting) == list(range(len(used) + len(waiting)))  # none lost, none twice
     assert min(waiting) > max(used) - 1000  # and none waits for long
 
