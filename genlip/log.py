@@ -24,7 +24,7 @@ class Log:
             kept = [line + "\n" for line in lines if line.endswith("}") and json.loads(line)["step"] <= last]
             if name == "metrics" or recipe.held_out:
                 file.write_text("".join(kept))
-                self.files[name] = file.open("a")
+                self.files[name] = file.open("a", buffering=1)  # a line is there once it is written
         if recipe.tracker == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
@@ -78,9 +78,3 @@ class Log:
             return
         for each in said:
             self.files["captions"].write(json.dumps({"step": step} | each, ensure_ascii=False) + "\n")
-        self.files["captions"].flush()
-
-    def flush(self) -> None:
-        if not self.silent:
-            for file in self.files.values():
-                file.flush()

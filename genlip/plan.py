@@ -46,6 +46,7 @@ def plan(recipe: Recipe, vocabulary: int, gpus: int, mfu: float, peak: float = P
     half = 2 * whole / config.num_hidden_layers if recipe.parallel == "fsdp" else 0
     memory = states + kept + layer + logits + half
     gib = 2**30
+    uneven = [f"note         {recipe.rows} rows do not split over {gpus} GPUs: change --rows"] if recipe.rows % gpus else []
     return [
         f"parameters   {whole:,} in all, {encoder:,} of the encoder",
         f"steps        {recipe.steps:,} of {recipe.rows} rows x {recipe.row_tokens:,} tokens",
@@ -54,4 +55,5 @@ def plan(recipe: Recipe, vocabulary: int, gpus: int, mfu: float, peak: float = P
         f"memory       about {memory / gib:.1f} GiB a GPU: {states / gib:.1f} weights, gradients and moments, "
         f"{(kept + layer) / gib:.1f} activations, {logits / gib:.1f} logits",
         f"time         {days:,.2f} days on {gpus} GPU(s) at {mfu:.0%} of {peak / 1e12:,.0f} TFLOP/s ({flops * recipe.steps:.3g} FLOP)",
+        *uneven,
     ]

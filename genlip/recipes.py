@@ -209,10 +209,11 @@ def from_args(recipe, args):
     return replace(recipe, **values)
 
 
-def claim_run_folder(recipe, accept_changes: bool = False) -> Path:
+def claim_run_folder(recipe, accept_changes: bool | None = None) -> Path:
     """Write recipe.json into the run folder before step 0, or check that the run there is of this very recipe.
 
-    Raises ValueError with the fields that differ: a run goes on only as it began, unless the changes are accepted.
+    Raises ValueError with the fields that differ: a run goes on only as it began, unless the changes are accepted
+    (None: the command has no --accept-changes).
     """
     folder = Path(recipe.out)
     file = folder / "recipe.json"
@@ -224,7 +225,8 @@ def claim_run_folder(recipe, accept_changes: bool = False) -> Path:
             return folder
         changes = "; ".join(f"{k}: {theirs.get(k)!r} there, {mine.get(k)!r} asked" for k in keys)
         if not accept_changes:
-            raise ValueError(f"{folder} holds a run of another recipe ({changes}). Give another --out, or remove that folder")
+            more = "" if accept_changes is None else ", or go on as asked with --accept-changes"
+            raise ValueError(f"{folder} holds a run of another recipe ({changes}). Give another --out, or remove that folder{more}")
         print(f"going on with a changed recipe ({changes})")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.json.part").write_text(json.dumps(mine, indent=1) + "\n")

@@ -43,6 +43,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     """
     import torch
     import torch.distributed as dist
+    from torch.distributed.tensor import DTensor
 
     from . import checkpoint
     from .data import Ledger, normalised, packed_rows
@@ -101,7 +102,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
             counts += [sum(int((n**2).sum()) for n in lens)]
             counts += [sum(s["ledger"][k] for s in mine.values()) for k in ("read", "used")]
             labelled, tokens, samples, squares, read, used = map(int, over_ranks(counts, device, world))
-            check_ledger(read, read - used, Ledger.merged([s["ledger"] for s in mine.values()]).as_dict(), recipe)
+            check_ledger(read, read - used, [s["ledger"] for s in mine.values()], recipe)
 
             losses = []
             for i, row in enumerate(rows):
@@ -120,7 +121,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
                     (loss * world).backward()  # DDP and FSDP average the ranks' gradients
                 losses.append(loss.detach())
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-            norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+            norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
             losses = torch.stack(losses).tolist()
             (total,) = over_ranks([sum(losses)], device, world)
             if not math.isfinite(total) or not math.isfinite(norm):
@@ -149,12 +150,12 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
                 if rank == 0:
                     ledger = Ledger.merged([everything[r]["ledger"] for r in range(recipe.rows)]).as_dict()
                     (run / "ledger.json").write_text(json.dumps(ledger, indent=1) + "\n")
-                log.flush()
                 state = {"data": digest, "streams": [everything[r] for r in range(recipe.rows)]}
                 checkpoint.save(run, step, model, optimizer, state, recipe.keep, recipe.milestone_every)
     checkpoint.write_export(model, tokenizer, recipe, digest, export, rank)
     if world > 1:
         dist.barrier()
+        dist.destroy_process_group()
     return export
 
 
@@ -207,11 +208,12 @@ def spread(model, recipe: Recipe, world: int):
 
 def synchronised(net, last: bool):
     """Gradients travel between the ranks in the last of a step's rows alone."""
-    if hasattr(net, "no_sync"):
-        return nullcontext() if last else net.no_sync()
-    if hasattr(net, "set_requires_gradient_sync"):
+    from torch.distributed.fsdp import FSDPModule
+    from torch.nn.parallel import DistributedDataParallel
+
+    if isinstance(net, FSDPModule):
         net.set_requires_gradient_sync(last)
-    return nullcontext()
+    return net.no_sync() if isinstance(net, DistributedDataParallel) and not last else nullcontext()
 
 
 def over_ranks(numbers: list, device, world: int) -> list[float]:
@@ -302,11 +304,14 @@ def load_tokenizer(name: str):
         raise ValueError(f"no tokenizer in {name!r}: give --tokenizer a folder with tokenizer.json, or a hub id ({e})") from e
 
 
-def check_ledger(read: int, bad: int, ledger: dict, recipe: Recipe) -> None:
-    """Stop where more than `max_bad` of the samples read (and at least 10 of them) could not be used. `ledger` is this rank's."""
+def check_ledger(read: int, bad: int, ledgers: list[dict], recipe: Recipe) -> None:
+    """Stop where more than `max_bad` of the samples read (and at least 10 of them) could not be used. `ledgers` are this rank's."""
+    from .data import Ledger
+
     if bad >= 10 and bad > recipe.max_bad * read:
+        mine = Ledger.merged(ledgers)
         raise ValueError(
-            f"{bad} of {read} samples cannot be used ({ledger['skipped']}; first: {ledger['names']}). "
+            f"{bad} of {read} samples cannot be used ({dict(mine.skipped)}; first: {mine.names}). "
             f"Mend the data, or allow more with --max-bad"
         )
 

@@ -152,8 +152,8 @@ def test_bad_samples_are_counted_by_reason(recipe, shards, tar, draw, monkeypatc
     assert {reason: set(names) for reason, names in ledger["names"].items()} == named
     assert ledger["read"] == ledger["used"] + sum(ledger["skipped"].values())
     with pytest.raises(ValueError, match="--max-bad"):
-        check_ledger(100, 11, ledger, recipe)
-    check_ledger(2000, 11, ledger, recipe)
+        check_ledger(100, 11, [ledger], recipe)
+    check_ledger(2000, 11, [ledger], recipe)
     with pytest.raises(ValueError, match="--max-bad"):
         train(replace(recipe, steps=50))
 
