@@ -5,7 +5,7 @@
 writes, for every picture, NAME-words.png (each patch's likeliest word over it), NAME-attention.png (the mean attention of the
 caption on the patches, then that of its first words), NAME.json with all numbers, and for all together sinks.json: the share of the
 text's attention that falls on the first picture token, and on the picture as a whole. The paper reports 17.1 % and 8.9 % without
-the gate, 0.1 % and 13.4 % with it. A second a picture on a CPU for a model of So/16's size, and less for smaller ones.
+the gate, 0.1 % and 13.4 % with it.
 """
 
 import argparse

@@ -131,7 +131,7 @@ def captions32() -> Recipe:
     A text width of 64 keeps the two word matrices cheap on two cores.
     """
     model = TINY | {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 8, "text_embed_dim": 64}
-    recipe = Recipe("captions-32", model, vocabulary=VOCABULARY, resolution=96, row_tokens=400, steps=300, lr=2e-3, warmup=0.05)
+    recipe = Recipe("captions-32", model, vocabulary=VOCABULARY, resolution=96, row_tokens=400, steps=600, lr=2e-3, warmup=0.05)
     return replace(recipe, look_ahead=1, betas=(0.9, 0.99), weight_decay=0.0, save_every=200)
 
 
