@@ -1,44 +1,45 @@
-"""Tar shards -> samples -> packed rows.
+"""Shards -> samples -> packed rows.
 
-A shard is a WebDataset tar: `KEY.jpg|png|webp` beside `KEY.json` with `{"caption": ...}` (or `KEY.txt`). The order of samples is
-a function of (seed, epoch, shards) alone: shards are shuffled, then the samples within a shard, which is read whole. A row is
-filled in that order until the next sample does not fit, so the position (epoch, samples taken) is all that a resume needs.
+A step has `rows` packed rows, and each of them is a stream of its own: row slot r of every step is filled from the samples dealt to
+stream r. What a stream reads is a function of (seed, epoch, shards, rows) alone; ranks and workers only share the streams out. So
+the rows of a step, and with them the loss, are the same on 1 GPU and on 512, and a run resumes on another number of them.
 
-Decoding and tokenising happen in the loader's own process, off the training process. Nothing is repaired silently: a sample
-that cannot be used is counted by reason, with the first offenders' names, in the ledger that travels with every batch.
+An epoch deals the shuffled shards out to the streams (a shard is split where there are more streams than shards) and shuffles the
+samples within. A row is filled first fit from up to `look_ahead` waiting samples, the oldest first, so none waits for long. A
+position is the place in every source and the names of those that wait.
+
+Decoding and tokenising happen in the loader's processes. Nothing is repaired silently: a sample that cannot be used, or is cut, is
+counted by reason, with the first offenders' names, in the ledger that travels with every row.
 
 Shapes: B samples, N patches, T text tokens of a packed row.
 """
 
-import glob
+import functools
 import io
-import json
-import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from .image_processing_genlip import square
+from .image_processing_genlip import native_size, resized, rgb
+from .shards import Source, open_shard
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 END_OF_CAPTION = "<|im_end|>\n"  # the two end tokens of the paper's sequence
 MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded
-MAX_MEMBER = 256 * 2**20  # bytes of one tar member
 NAMED = 10  # offenders named in the ledger, a reason
+HOPELESS = 1000  # unusable samples one after another
 
 
 @dataclass
 class Batch:
-    """One packed row. patches (N, 3, p, p) fp32, grid_hw (B, 2), input_ids and labels (1, T), text_lens (B,).
+    """One packed row. patches (N, 3, p, p) uint8, grid_hw (B, 2), input_ids and labels (1, T), text_lens (B,).
 
-    `position` is where the next row begins, `ledger` all that was met up to here.
+    `names` are the samples'; `stream` is the row slot; `position` is where its next row begins, `ledger` all it met up to here.
     """
 
     patches: torch.Tensor
@@ -46,178 +47,285 @@ class Batch:
     input_ids: torch.Tensor
     labels: torch.Tensor
     text_lens: torch.Tensor
+    names: list[str]
+    stream: int
     position: dict
     ledger: dict
+
+    @property
+    def tokens(self) -> int:
+        return len(self.patches) + self.input_ids.numel()
 
 
 @dataclass
 class Ledger:
-    """What was read, used, and skipped for which reason, with the first offenders."""
+    """What was used, used yet noted (cut, say), and skipped, for which reason, with the first offenders."""
 
-    read: int = 0
     used: int = 0
+    noted: Counter = field(default_factory=Counter)
     skipped: Counter = field(default_factory=Counter)
     names: dict = field(default_factory=dict)
 
-    def skip(self, reason: str, name: str) -> None:
-        self.skipped[reason] += 1
+    def count(self, counter: Counter, reason: str, name: str) -> None:
+        counter[reason] += 1
         if len(self.names.setdefault(reason, [])) < NAMED:
             self.names[reason].append(name)
 
     def as_dict(self) -> dict:
+        read = self.used + self.skipped.total()
         names = {reason: list(named) for reason, named in self.names.items()}
-        return {"read": self.read, "used": self.used, "skipped": dict(self.skipped), "names": names}
+        return {"read": read, "used": self.used, "noted": dict(self.noted), "skipped": dict(self.skipped), "names": names}
 
     @classmethod
     def from_dict(cls, d: dict) -> "Ledger":
-        return cls(d["read"], d["used"], Counter(d["skipped"]), {k: list(v) for k, v in d["names"].items()})
+        return cls(d["used"], Counter(d["noted"]), Counter(d["skipped"]), {k: list(v) for k, v in d["names"].items()})
+
+    @classmethod
+    def merged(cls, ledgers: list[dict]) -> "Ledger":
+        """The sum of the streams' ledgers."""
+        total = cls()
+        for ledger in map(cls.from_dict, ledgers):
+            total.used += ledger.used
+            total.noted += ledger.noted
+            total.skipped += ledger.skipped
+            for reason, named in ledger.names.items():
+                total.names[reason] = (total.names.get(reason, []) + named)[:NAMED]
+        return total
 
 
-def list_shards(data: str) -> list[str]:
-    """The tar files of a folder, a glob, or one file, sorted. Raises ValueError where there are none."""
-    path = Path(data)
-    found = sorted(map(str, path.glob("*.tar"))) if path.is_dir() else sorted(glob.glob(data))
-    if not found:
-        raise ValueError(f"no tar shards at {data!r}: give a folder with *.tar, a glob such as 'shards/train-*.tar', or one file")
-    return found
+# --- a sample --------------------------------------------------------------------------------------------------------------
 
 
-def read_shard(shard: str) -> list[dict]:
-    """All samples of a shard as {"__key__", suffix: bytes}, in order; members with one stem are one sample.
+def spoken(text, prompt: str) -> tuple[str, str, str | None]:
+    """A caption or a conversation -> what is asked, what is to be said, a note for the ledger.
 
-    Raises ValueError that names a truncated or unreadable shard, or a member of more than MAX_MEMBER bytes.
+    Of a conversation the first question and answer count; without words beside its `<image>`, the question is `prompt`.
+    Raises ValueError with the reason under which the sample is counted.
     """
-    samples: list[dict] = []
-    try:
-        with tarfile.open(shard, "r|*") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                if member.size > MAX_MEMBER:
-                    raise ValueError(f"{member.name} has {member.size} bytes, more than {MAX_MEMBER}")
-                folder, _, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                if not samples or samples[-1]["__key__"] != key:
-                    samples.append({"__key__": key})
-                samples[-1][suffix.lower()] = tar.extractfile(member).read()
-    except (tarfile.TarError, EOFError, OSError, ValueError) as e:
-        raise ValueError(f"shard {shard} cannot be read to its end ({e}): copy it again, or take it out of --data") from e
-    return samples
-
-
-def decode(sample: dict, resolution: int) -> tuple[np.ndarray, str]:
-    """A raw sample -> (R, R, 3) uint8 and its caption. Raises ValueError with the reason under which it is counted."""
-    image = next((sample[s] for s in IMAGE_SUFFIXES if s in sample), None)
-    if image is None:
-        raise ValueError("no picture")
-    if "json" in sample:
-        try:
-            caption = json.loads(sample["json"]).get("caption")
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as e:
-            raise ValueError("unreadable json") from e
-    else:
-        caption = sample["txt"].decode("utf-8", "replace") if "txt" in sample else None
-    if not isinstance(caption, str):
+    if text is None:
         raise ValueError("no caption")
-    if not caption.strip():
+    if isinstance(text, str):
+        if not text.strip():
+            raise ValueError("empty caption")
+        return prompt, text.strip(), None
+    try:
+        (asks, question), (says, answer) = ((turn["from"], turn["value"].strip()) for turn in text[:2])
+    except (TypeError, KeyError, ValueError, AttributeError) as e:
+        raise ValueError("caption is not text" if not isinstance(text, list) else "unreadable conversation") from e
+    if asks not in ("user", "human") or says not in ("assistant", "gpt"):
+        raise ValueError("unreadable conversation")
+    if not answer:
         raise ValueError("empty caption")
+    return question.replace("<image>", "").strip() or prompt, answer, "later turns left out" if len(text) > 2 else None
+
+
+def pixels_of(image: bytes, size: Callable[[int, int], tuple[int, int]]) -> np.ndarray:
+    """A picture's bytes -> (H, W, 3) uint8, with (H, W) = size(height, width). Raises ValueError with the reason."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is below
             picture = Image.open(io.BytesIO(image))
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError("too many pixels")
-            return square(picture, resolution), caption.strip()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
+            picture = rgb(picture)
+    except Image.DecompressionBombError as e:  # Pillow's own bound, where it is the smaller
+        raise ValueError("too many pixels") from e
+    except (OSError, SyntaxError) as e:
         raise ValueError("undecodable picture") from e
+    try:
+        sides = size(picture.height, picture.width)
+    except ValueError as e:
+        raise ValueError("extreme aspect ratio") from e
+    return resized(picture, *sides)
+
+
+def size_rule(recipe) -> Callable[[int, int], tuple[int, int]]:
+    """(height, width) of a picture -> those it is resized to."""
+    if not recipe.native:
+        return lambda height, width: (recipe.resolution, recipe.resolution)
+    patch = recipe.model.get("patch_size", 16)
+    return lambda height, width: native_size(height, width, recipe.min_pixels, recipe.max_pixels, patch)
+
+
+@dataclass
+class Sample:
+    """pixels (H, W, 3) uint8; ids: prompt and answer, of which the last `answer` are spoken; place: (source, shard, number)."""
+
+    name: str
+    place: tuple[int, int, int]
+    pixels: np.ndarray
+    ids: list[int]
+    answer: int
+    notes: list[str]
+    tokens: int
+
+
+# --- streams ---------------------------------------------------------------------------------------------------------------
+
+START = {"epoch": 0, "unit": 0, "taken": 0, "rng": None}
+
+
+def walk(shards: int, length: Callable[[int], int], seed: int, stream: int, streams: int, place: dict) -> Iterator[tuple[int, int, dict]]:
+    """Endless (shard, sample in it, place behind it) of one stream. `length(shard)` counts a shard's samples.
+
+    Units are whole shards, or equal parts of shards where these are fewer than the streams; each unit belongs to one stream, so
+    an epoch of all streams together holds every sample once. `rng` in a place is the generator's state where its unit begins.
+    """
+    parts = -(-streams // shards)
+    epoch, first, taken, state = (place[k] for k in ("epoch", "unit", "taken", "rng"))
+    while True:
+        rng = np.random.default_rng([seed, epoch])
+        mine = rng.permutation(shards * parts)[stream::streams]
+        if state is not None:
+            rng.bit_generator.state = state
+        met = first + taken
+        for unit in range(first, len(mine)):
+            state = rng.bit_generator.state
+            shard, part = divmod(int(mine[unit]), parts)
+            samples = np.arange(length(shard))[part::parts]
+            order = samples[rng.permutation(len(samples))]
+            met += len(samples)
+            for k in range(taken, len(order)):
+                yield shard, int(order[k]), {"epoch": epoch, "unit": unit, "taken": k + 1, "rng": state}
+            taken = 0
+        if not met and not any(map(length, range(shards))):
+            raise ValueError("the shards hold no sample")
+        epoch, first, state = epoch + 1, 0, None
 
 
 class PackedRows(IterableDataset):
-    """Endless packed rows from a position on. Built in the training process, iterated in the loader's."""
+    """Endless packed rows of one rank's streams, in the order of the steps. Built in the training process, iterated in the loader's."""
 
-    def __init__(self, recipe, tokenizer, position: dict, ledger: dict):
-        self.recipe, self.shards = recipe, list_shards(recipe.data)
-        self.position, self.ledger = position, ledger
-        self.prompt = tokenizer(recipe.prompt, add_special_tokens=False).input_ids
+    def __init__(self, recipe, tokenizer, sources: list[Source], streams: list[int], states: list[dict] | None = None):
+        self.recipe, self.sources, self.tokenizer, self.streams, self.states = recipe, sources, tokenizer, streams, states
         self.end = tokenizer(END_OF_CAPTION, add_special_tokens=False).input_ids
-        self.tokenizer = tokenizer
         self.patch_size = recipe.model.get("patch_size", 16)
-        self.grid = recipe.resolution // self.patch_size
 
     def __iter__(self) -> Iterator[Batch | ValueError]:
         """Batches; a ValueError is handed over as the last item, since a loader would bury its sentence in a traceback."""
+        worker = get_worker_info()
+        mine = self.streams if worker is None else self.streams[worker.id :: worker.num_workers]
+        self.size = size_rule(self.recipe)
+        # A shard in work for every stream and source; a resume opens a few more for what waits.
+        self.opened = functools.lru_cache(maxsize=len(mine) * len(self.sources) + 4)(self._open)
+        rows = [self.rows(stream) for stream in mine]
         try:
-            yield from self._rows()
+            while True:
+                for each in rows:
+                    yield next(each)
         except ValueError as e:
             yield e
 
-    def _rows(self) -> Iterator[Batch]:
-        ledger = Ledger.from_dict(self.ledger)
-        epoch, taken = self.position["epoch"], self.position["taken"]
-        row: list[tuple[np.ndarray, list[int], int]] = []
-        room = self.recipe.row_tokens
+    def _open(self, source: int, shard: int):
+        return open_shard(self.sources[source].shards[shard], self.recipe.image_key, self.recipe.text_key)
+
+    def rows(self, stream: int) -> Iterator[Batch]:
+        """The rows of one stream: first fit, the oldest waiting sample first."""
+        recipe, state = self.recipe, self.states and self.states[stream]
+        ledger = Ledger.from_dict(state["ledger"]) if state else Ledger()
+        position = state["position"] if state else {"places": [START] * len(self.sources), "drawn": [0] * len(self.sources), "waiting": []}
+        places, drawn = list(position["places"]), list(position["drawn"])
+        draws = self._draw(stream, places, drawn, ledger)
+        waiting = [self.load(*place) for place in position["waiting"]]
         while True:
-            for raw in self._epoch(epoch, taken):
-                name = f"{raw['__key__']} in {Path(raw['__shard__']).name}"
-                sample = None
-                ledger.read += 1
-                try:
-                    pixels, caption = decode(raw, self.recipe.resolution)
-                    answer = self.tokenizer(caption, add_special_tokens=False).input_ids + self.end
-                    sample = (pixels, self.prompt + answer, len(answer))
-                    length = self.grid**2 + len(sample[1])
-                    if length > self.recipe.row_tokens:
-                        raise ValueError("longer than a row")
-                except ValueError as e:
-                    ledger.skip(str(e), name)
-                    taken += 1
-                    continue
-                if length > room:  # this sample opens the next row; a resume from here reads it again
-                    ledger.read -= 1
-                    yield self._batch(row, {"epoch": epoch, "taken": taken}, ledger)
-                    ledger.read += 1
-                    row, room = [], self.recipe.row_tokens
-                row.append(sample)
-                room -= length
-                taken += 1
+            row, room, i = [], recipe.row_tokens, 0
+            while i < recipe.look_ahead:
+                if i == len(waiting):
+                    waiting.append(next(draws))
+                if waiting[i].tokens <= room:
+                    row.append(waiting.pop(i))
+                    room -= row[-1].tokens
+                else:
+                    i += 1
+            for sample in row:
                 ledger.used += 1
-            if taken == 0 or ledger.used == 0:
-                raise ValueError(f"no usable sample in {self.recipe.data}: {ledger.as_dict()['skipped'] or 'the shards are empty'}")
-            epoch, taken = epoch + 1, 0
+                for note in sample.notes:
+                    ledger.count(ledger.noted, note, sample.name)
+            position = {"places": list(places), "drawn": list(drawn), "waiting": [sample.place for sample in waiting]}
+            yield self._batch(row, stream, position, ledger.as_dict())
 
-    def _epoch(self, epoch: int, skip: int) -> Iterator[dict]:
-        """Raw samples of one epoch in its order, without the first `skip`. Shards are read to be counted, samples are not decoded."""
-        rng = np.random.default_rng([self.recipe.seed, epoch])
-        for i in rng.permutation(len(self.shards)):
-            samples = read_shard(self.shards[i])
-            for j in rng.permutation(len(samples)):
-                if skip:
-                    skip -= 1
-                    continue
-                yield samples[j] | {"__shard__": self.shards[i]}
+    def _draw(self, stream: int, places: list[dict], drawn: list[int], ledger: Ledger) -> Iterator[Sample]:
+        """Usable samples in order, each from the source that is furthest behind its weight; `places` and `drawn` are kept up."""
+        lengths = [lambda shard, s=s: len(self.opened(s, shard)) for s in range(len(self.sources))]
+        walks = [
+            walk(len(source.shards), length, self.recipe.seed, stream, self.recipe.rows, place)
+            for source, length, place in zip(self.sources, lengths, places)
+        ]
+        failures = 0
+        while failures < HOPELESS:
+            total = sum(drawn) + 1
+            s = max(range(len(walks)), key=lambda s: self.sources[s].weight * total - drawn[s])
+            shard, number, places[s] = next(walks[s])
+            drawn[s] += 1
+            try:
+                sample, failures = self.load(s, shard, number), 0
+            except Unusable as e:
+                ledger.count(ledger.skipped, e.reason, e.name)
+                failures += 1
+                continue
+            yield sample
+        raise ValueError(f"{HOPELESS} unusable samples in turn in {self.recipe.data}: {dict(ledger.skipped)}; first: {ledger.names}")
 
-    def _batch(self, row, position, ledger) -> Batch:
-        b, g, p = len(row), self.grid, self.patch_size
-        pixels = np.stack([pixels for pixels, _, _ in row])  # (B, R, R, 3)
-        patches = pixels.reshape(b, g, p, g, p, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 3, p, p)
-        ids = np.concatenate([ids for _, ids, _ in row])
-        labels = np.concatenate([[-100] * (len(ids) - answer) + ids[len(ids) - answer :] for _, ids, answer in row])
+    def load(self, source: int, shard: int, number: int) -> Sample:
+        """One sample, decoded and tokenised. Raises Unusable with the reason."""
+        reader = self.opened(source, shard)
+        try:
+            image, text = reader.read(number)
+            question, answer, note = spoken(text, self.recipe.prompt)
+            pixels = pixels_of(image, self.size)
+            question = self.tokenizer(question, add_special_tokens=False).input_ids
+            ids = question + self.tokenizer(answer, add_special_tokens=False).input_ids + self.end
+            notes = [note] if note else []
+            patches = pixels.shape[0] * pixels.shape[1] // self.patch_size**2
+            most = min(self.recipe.max_tokens, self.recipe.row_tokens) - patches
+            if most <= len(question):
+                raise ValueError("picture and question fill a row")
+            if len(ids) > most:  # the end tokens go too: the caption does not end here
+                ids = ids[:most]
+                notes.append("cut")
+        except ValueError as e:
+            raise Unusable(str(e), reader.name(number)) from e
+        return Sample(reader.name(number), (source, shard, number), pixels, ids, len(ids) - len(question), notes, patches + len(ids))
+
+    def _batch(self, row: list[Sample], stream: int, position: dict, ledger: dict) -> Batch:
+        p = self.patch_size
+        grids = [(s.pixels.shape[0] // p, s.pixels.shape[1] // p) for s in row]
+        patches = [s.pixels.reshape(r, p, c, p, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, p, p) for s, (r, c) in zip(row, grids)]
+        ids = np.concatenate([s.ids for s in row])
+        labels = np.concatenate([[-100] * (len(s.ids) - s.answer) + s.ids[len(s.ids) - s.answer :] for s in row])
         return Batch(
-            patches=(torch.from_numpy(patches).float() / 255.0 - 0.5) / 0.5,
-            grid_hw=torch.full((b, 2), g),
+            patches=torch.from_numpy(np.concatenate(patches)),
+            grid_hw=torch.tensor(grids),
             input_ids=torch.from_numpy(ids)[None],
             labels=torch.from_numpy(labels)[None],
-            text_lens=torch.tensor([len(ids) for _, ids, _ in row]),
+            text_lens=torch.tensor([len(s.ids) for s in row]),
+            names=[s.name for s in row],
+            stream=stream,
             position=position,
-            ledger=ledger.as_dict(),
+            ledger=ledger,
         )
 
 
-def packed_rows(recipe, tokenizer, position: dict | None = None, ledger: dict | None = None) -> Iterator[Batch]:
-    """Endless batches from a position on (the beginning, if None)."""
-    rows = PackedRows(recipe, tokenizer, position or {"epoch": 0, "taken": 0}, ledger or Ledger().as_dict())
-    loader = DataLoader(rows, batch_size=None, num_workers=min(recipe.workers, 1), prefetch_factor=4 if recipe.workers else None)
+class Unusable(ValueError):
+    def __init__(self, reason: str, name: str):
+        super().__init__(f"{name}: {reason}")
+        self.reason, self.name = reason, name
+
+
+def normalised(patches: torch.Tensor) -> torch.Tensor:
+    """uint8 -> fp32 with the mean and std of the image processor, on whatever device."""
+    return (patches.float() / 255.0 - 0.5) / 0.5
+
+
+def packed_rows(
+    recipe, tokenizer, sources: list[Source], rank: int = 0, world: int = 1, states: list[dict] | None = None
+) -> Iterator[Batch]:
+    """Endless rows of this rank's streams rank, rank + world, ... in turn, from the streams' states on (the beginning, if None)."""
+    streams = list(range(rank, recipe.rows, world))
+    # Each worker has whole streams and the loader takes from the workers in turn, so their number must divide that of the streams.
+    workers = max((w for w in range(1, recipe.workers + 1) if len(streams) % w == 0), default=0)
+    rows = PackedRows(recipe, tokenizer, sources, streams, states)
+    loader = DataLoader(rows, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
     for item in loader:
         if isinstance(item, ValueError):
             raise item

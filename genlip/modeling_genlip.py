@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
@@ -58,6 +59,9 @@ class GenLIPOutput(ModelOutput):
     past_key_values: object | None = None
     hidden_states: tuple | None = None
     attentions: tuple | None = None
+
+
+LOGITS = 2**28  # logits that are held at once, 1 GiB in fp32: 1,766 tokens of Qwen's vocabulary
 
 
 # --- where everything stands in a packed row ------------------------------------------------------------------------------
@@ -681,9 +685,19 @@ class GenLIPForPretraining(GenLIPVisionModel, GenerationMixin):
         target[:, :-1].masked_fill_(sample[1:] != sample[:-1], -100)
         target = target.reshape(-1)
         labelled = target != -100
-        logits = self.lm_head(self.proj(text[labelled])).float()
-        total = F.cross_entropy(logits, target[labelled], reduction="sum")
-        return total / (labelled.sum().clamp(min=1) if num_items is None else num_items)
+        text, target = text[labelled], target[labelled]
+
+        def summed(text, target):
+            return F.cross_entropy(self.lm_head(self.proj(text)).float(), target, reduction="sum")
+
+        # Where all logits at once would be too much, those of one piece at a time live, and the backward pass makes them again.
+        piece = max(1, LOGITS // self.config.vocab_size)
+        if len(text) <= piece:
+            total = summed(text, target)
+        else:
+            pieces = zip(text.split(piece), target.split(piece))
+            total = sum(checkpoint(summed, *each, use_reentrant=False) for each in pieces)
+        return total / (max(1, len(target)) if num_items is None else num_items)
 
     def _continue(self, input_ids, cache):
         """The next words (B, l) behind a picture and a text whose keys are in the cache."""

@@ -1,10 +1,13 @@
 """What a pretraining run is: frozen dataclasses, presets as functions. Every field is a flag of `python -m genlip.train`.
 
-The loop reads nothing but its Recipe, which is written to the run folder before step 0.
+The loop reads nothing but its Recipe, which is written to the run folder before step 0. The numbers of the presets are the paper's
+(arXiv 2605.00809) and its released code's; where a preset needs one that neither gives, a comment says so.
 """
 
 import argparse
+import difflib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -23,6 +26,24 @@ TINY = {
     "mrope_section": [6, 5, 5],
 }
 
+B = 1_000_000_000
+VOCABULARY = 151_936  # Qwen3's rows in the released checkpoints; its tokenizer knows 151,669 of them
+MODEL_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "text_embed_dim",
+    "patch_size",
+    "drop_path_rate",
+    "attention_dropout",
+    "ls_init_value",
+    "gated_attention",
+    "num_register_tokens",
+    "mrope_section",
+    "max_position_embeddings",
+)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -30,13 +51,22 @@ class Recipe:
 
     preset: str
     model: dict  # GenLIPConfig fields; `vocab_size` follows the tokenizer
-    data: str = ""  # tar shards: a folder, a glob, or one file
+    data: str = ""  # PATH[@WEIGHT],...: tar or parquet shards, each PATH a folder, a glob, a file, or a .txt list of such
     tokenizer: str = ""  # a folder or hub id
+    vocabulary: int = 0  # words of the model; 0: the tokenizer's, rounded up to a multiple of 64
     out: str = ""  # the run folder
-    prompt: str = "Describe the image in detail."  # stage 1 of the paper
-    resolution: int = 224
+    init: str = ""  # an earlier stage's export to start from, at any resolution
+    prompt: str = "Describe the image in detail."  # of captions; conversations bring their own
+    image_key: str = "image"  # the parquet column with the pictures (tars know them by suffix)
+    text_key: str = "caption"  # JSON key or parquet column: a string is a caption, a list a conversation
+    resolution: int = 224  # every picture is resized to a square of this size, unless `native`
+    native: bool = False  # each picture in its own shape, within `min_pixels` and `max_pixels`
+    min_pixels: int = 4096
+    max_pixels: int = 262_144
     row_tokens: int = 16_384  # a packed row
-    rows: int = 1  # packed rows a step
+    rows: int = 1  # packed rows a step, over all ranks; a rank takes its share one after another
+    max_tokens: int = 4096  # of one sample; longer text is cut, and counted
+    look_ahead: int = 200  # samples that wait to be packed, first fit; 1: in order
     steps: int = 0
     lr: float = 1e-3
     min_lr: float = 1e-6
@@ -46,28 +76,108 @@ class Recipe:
     weight_decay: float = 0.01  # on all parameters, as in the released code
     clip: float = 1.0
     seed: int = 0
-    workers: int = 1  # processes that decode and tokenise
+    bf16: bool = False  # bf16 compute on fp32 master weights
+    parallel: str = "ddp"  # or "fsdp": parameters, gradients and optimizer state split over the ranks
+    checkpoint_layers: bool = False  # recompute each layer in the backward pass instead of keeping its activations
+    compile: bool = False  # torch.compile, layer by layer
+    attention: str = "sdpa"  # or "flex_attention", "eager"
+    workers: int = 1  # processes a rank that decode and tokenise
     max_bad: float = 0.01  # share of unusable samples above which the run stops
-    save_every: int = 500
+    save_every: int = 500  # steps
+    keep: int = 2  # newest checkpoints kept
+    milestone_every: int = 0  # checkpoints at multiples of it are kept for good; 0: none
+    held_out: str = ""  # shards, as `data`, of which a few pictures are captioned and a loss is taken as the run goes
+    look_every: int = 500  # steps between two looks at them
+    tracker: str = ""  # "tensorboard" or "wandb", beside metrics.jsonl
+    mean_tokens: int = 270  # expected tokens a sample, for the plan of --dry-run alone
+
+
+def steps_for(samples: int, recipe: Recipe) -> int:
+    """Steps that see `samples` samples, where rows are full."""
+    return round(samples * recipe.mean_tokens / (recipe.rows * recipe.row_tokens))
+
+
+def _size(name: str) -> dict:
+    from .configuration_genlip import PRESETS
+
+    return PRESETS[name]
+
+
+def _stage1(preset: str, size: str, samples: int = 8_000_000_000, rows: int = 512, warmup: float = 0.007, **model) -> Recipe:
+    """8 epochs of Recap-DataComp-1B at 224 x 224. 512 rows are 32 GPUs x 16 rows, and hold the paper's batch of 32K samples."""
+    recipe = Recipe(preset, _size(size) | model, vocabulary=VOCABULARY, tokenizer="Qwen/Qwen3-0.6B", rows=rows, warmup=warmup, bf16=True)
+    recipe = replace(recipe, checkpoint_layers=True, workers=8, milestone_every=20_000)
+    return replace(recipe, steps=steps_for(samples, recipe))
+
+
+def _stage2(preset: str, size: str, stage1: str) -> Recipe:
+    """One epoch of BLIP3o-Long-Caption (27M) and Infinity-MM stage 1 (10M), native shapes. 256 rows hold the batch of 3.6K samples."""
+    recipe = replace(_stage1(preset, size), init=f"runs/{stage1}/export", text_key="conversations", native=True, lr=1e-4)
+    recipe = replace(recipe, rows=256, mean_tokens=1200, milestone_every=2000)
+    return replace(recipe, steps=steps_for(37_000_000, recipe))
 
 
 def tiny_s1() -> Recipe:
     """Stage 1 for two cores: `genlip-tiny` on 64 x 64 pictures, a few minutes."""
-    return Recipe("tiny-s1", TINY, resolution=64, row_tokens=2048, steps=1500, warmup=0.03)
+    return Recipe("tiny-s1", TINY, resolution=64, row_tokens=2048, steps=1500, warmup=0.03, look_ahead=1)
 
 
-PRESETS = {"tiny-s1": tiny_s1}
+def tiny_s2() -> Recipe:
+    """Stage 2 for two cores, from `tiny-s1`'s export: pictures in their own shape, 16 to 64 patches each."""
+    recipe = replace(tiny_s1(), preset="tiny-s2", init="runs/tiny-s1/export", text_key="conversations", native=True)
+    return replace(recipe, max_pixels=16_384, look_ahead=50, steps=300, lr=1e-4)
+
+
+def captions32() -> Recipe:
+    """A proof on real input: 32 web photos and the real vocabulary of 151,936 words, from random weights to word for word.
+
+    A text width of 64 keeps the two word matrices cheap on two cores.
+    """
+    model = TINY | {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 8, "text_embed_dim": 64}
+    recipe = Recipe("captions-32", model, vocabulary=VOCABULARY, resolution=96, row_tokens=400, steps=600, lr=2e-3, warmup=0.05)
+    return replace(recipe, look_ahead=1, betas=(0.9, 0.99), weight_decay=0.0, save_every=200)
+
+
+def _larger(preset: str, resolution: int) -> Recipe:
+    """So/16's stage 1 over 1B samples at another resolution; the text keeps its 74 tokens."""
+    recipe = _stage1(preset, "genlip-so16")
+    recipe = replace(recipe, resolution=resolution, mean_tokens=recipe.mean_tokens + (resolution // 16) ** 2 - 196)
+    return replace(recipe, steps=steps_for(B, recipe))
+
+
+PRESETS: dict[str, Callable[[], Recipe]] = {
+    "l16-s1": lambda: _stage1("l16-s1", "genlip-l16"),
+    "so16-s1": lambda: _stage1("so16-s1", "genlip-so16"),
+    "g16-s1": lambda: _stage1("g16-s1", "genlip-g16", rows=768, warmup=0.02),  # 48K samples a batch
+    "l16-s2": lambda: _stage2("l16-s2", "genlip-l16", "l16-s1"),
+    "so16-s2": lambda: _stage2("so16-s2", "genlip-so16", "so16-s1"),
+    "g16-s2": lambda: _stage2("g16-s2", "genlip-g16", "g16-s1"),
+    # Ablations of So/16: registers against the gate at 1B samples, and the scales of stage 1 (whose exports are "stage 1 only").
+    "so16-s1-1b": lambda: _stage1("so16-s1-1b", "genlip-so16", B),
+    "so16-s1-2b": lambda: _stage1("so16-s1-2b", "genlip-so16", 2 * B),
+    "so16-s1-4b": lambda: _stage1("so16-s1-4b", "genlip-so16", 4 * B),
+    "so16-s1-nogate": lambda: _stage1("so16-s1-nogate", "genlip-so16", B, gated_attention=False),
+    "so16-s1-reg1": lambda: _stage1("so16-s1-reg1", "genlip-so16", B, gated_attention=False, num_register_tokens=1),
+    "so16-s1-reg4": lambda: _stage1("so16-s1-reg4", "genlip-so16", B, gated_attention=False, num_register_tokens=4),
+    # Stage 1 at 384 x 384: 576 patches instead of 196; the size is that of the frozen evaluation.
+    "so16-s1-384": lambda: _larger("so16-s1-384", 384),
+    "tiny-s1": tiny_s1,
+    "tiny-s2": tiny_s2,
+    "captions-32": captions32,
+}
 
 
 def add_flags(parser, recipe) -> None:
-    """One flag for every field of a recipe, its default the recipe's value. Dictionaries (the model) come from the preset alone."""
+    """One flag for every field of a recipe, its default the recipe's value. A dictionary takes `--model num_hidden_layers=6 ...`."""
     group = parser.add_argument_group(f"fields of the recipe {recipe.preset}")
     for field in fields(recipe):
         default = getattr(recipe, field.name)
         flag = f"--{field.name.replace('_', '-')}"
-        if field.name == "preset" or isinstance(default, dict):
+        if field.name == "preset":
             continue
-        if isinstance(default, bool):
+        if isinstance(default, dict):
+            group.add_argument(flag, nargs="+", type=_pair, default=[], metavar="NAME=VALUE", help=f"over the preset's {default}")
+        elif isinstance(default, bool):
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
         elif isinstance(default, tuple):
             group.add_argument(flag, nargs=len(default), type=type(default[0]), default=default, metavar="X", help=f"default {default}")
@@ -77,16 +187,36 @@ def add_flags(parser, recipe) -> None:
             )
 
 
+def _pair(text: str) -> tuple[str, object]:
+    """`name=value`, the value as in JSON. Raises ArgumentTypeError for a field that no model has."""
+    name, _, value = text.partition("=")
+    if name not in MODEL_FIELDS:
+        near = difflib.get_close_matches(name, MODEL_FIELDS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise argparse.ArgumentTypeError(f"no model field {name!r}: {hint}there are {', '.join(MODEL_FIELDS)}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError as e:
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=VALUE with the value as in JSON, such as gated_attention=false") from e
+
+
 def from_args(recipe, args):
     """The recipe with what the flags say."""
     values = {f.name: getattr(args, f.name) for f in fields(recipe) if f.name in vars(args) and f.name != "preset"}
-    return replace(recipe, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    for name, value in values.items():
+        default = getattr(recipe, name)
+        if isinstance(default, dict):
+            values[name] = default | dict(value)
+        elif isinstance(default, tuple):
+            values[name] = tuple(value)
+    return replace(recipe, **values)
 
 
-def claim_run_folder(recipe) -> Path:
+def claim_run_folder(recipe, accept_changes: bool | None = None) -> Path:
     """Write recipe.json into the run folder before step 0, or check that the run there is of this very recipe.
 
-    Raises ValueError with the fields that differ: a run goes on only as it began.
+    Raises ValueError with the fields that differ: a run goes on only as it began, unless the changes are accepted
+    (None: the command has no --accept-changes).
     """
     folder = Path(recipe.out)
     file = folder / "recipe.json"
@@ -94,10 +224,13 @@ def claim_run_folder(recipe) -> Path:
     if file.is_file():
         theirs = json.loads(file.read_text())
         keys = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
-        if keys:
-            changes = "; ".join(f"{k}: {theirs.get(k)!r} there, {mine.get(k)!r} asked" for k in keys)
-            raise ValueError(f"{folder} holds a run of another recipe ({changes}). Give another --out, or remove that folder")
-        return folder
+        if not keys:
+            return folder
+        changes = "; ".join(f"{k}: {theirs.get(k)!r} there, {mine.get(k)!r} asked" for k in keys)
+        if not accept_changes:
+            more = "" if accept_changes is None else ", or go on as asked with --accept-changes"
+            raise ValueError(f"{folder} holds a run of another recipe ({changes}). Give another --out, or remove that folder{more}")
+        print(f"going on with a changed recipe ({changes})")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.json.part").write_text(json.dumps(mine, indent=1) + "\n")
     (folder / "recipe.json.part").replace(file)

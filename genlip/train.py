@@ -1,23 +1,30 @@
 """Pretrain GenLIP: a ViT reads its patches, then speaks the caption with a plain language-model loss (arXiv 2605.00809).
 
     python -m genlip.train tiny-s1 --data data/easy-vqa/captions --tokenizer weights/llama-tiny --out runs/tiny-s1
+    torchrun --nproc-per-node 8 -m genlip.train so16-s1 --data 'shards/*.tar' --out runs/so16-s1 --parallel fsdp
+    python -m genlip.train so16-s1 --dry-run --gpus 64
 
 On two cores `tiny-s1` takes about three minutes. The run folder holds recipe.json (written before step 0), metrics.jsonl,
-ledger.json, checkpoints/ and, at the end, export/: a plain from_pretrained folder. The same command again goes on where the run
-stopped, or says that it is done.
+ledger.json, captions.jsonl (with --held-out), checkpoints/ and, at the end, export/: a plain from_pretrained folder. The same
+command again goes on where the run stopped, also on another number of ranks, or says that it is done.
 
 Differences from the reference: the loss is the sum over labelled tokens over their number in the whole step, not a mean of
-means; a stop and resume is bit-equal to an undisturbed run; bad samples are counted.
+means, so ranks and accumulation do not change it; a stop and resume is bit-equal to an undisturbed run; bad samples are counted.
 """
 
 import argparse
 import json
 import math
+import os
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 from .recipes import PRESETS, Recipe, add_flags, claim_run_folder, from_args
+
+HELD_PICTURES = 4  # captioned at every look
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
@@ -29,15 +36,263 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def build_model(recipe: Recipe, vocabulary: int):
-    """The model of the recipe from its seed; the vocabulary is the tokenizer's, rounded up to a multiple of 64."""
+def train(recipe: Recipe, accept_changes: bool = False) -> Path:
+    """Run the recipe to its end, from wherever it stands. Returns the export folder.
+
+    Raises ValueError for what the user can mend; FloatingPointError where the loss is not finite, before the optimizer moves.
+    """
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.tensor import DTensor
+
+    from . import checkpoint
+    from .data import Ledger, normalised, packed_rows
+    from .log import Log
+    from .plan import step_flops
+    from .shards import list_sources, listing_digest
+
+    # Who we are, what there is to read, and where it goes.
+    rank, world, device = join(recipe)
+    sources = list_sources(recipe.data)
+    digest = listing_digest(sources)
+    tokenizer = load_tokenizer(recipe.tokenizer or recipe.init)
+    run = claim_run_folder(recipe, accept_changes) if rank == 0 else Path(recipe.out)
+    export = run / "export"
+    if export.is_dir():
+        say(rank, f"{export} exists: this run is done")
+        return export
+
+    # The model and what trains it.
+    newest = checkpoint.newest(run)
+    model = build_model(recipe, len(tokenizer), from_init=newest is None).to(device).train()
+    config = model.config
+    net = spread(model, recipe, world)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay, fused=True
+    )
+
+    # Go on from the newest whole checkpoint; what was logged beyond it is forgotten.
+    step, streams = 0, None
+    if newest is not None:
+        state = checkpoint.load(newest, model, optimizer)
+        step, streams = state["step"], state["streams"]
+        if state["data"] != digest:
+            raise ValueError(f"the shards at {recipe.data} are not those that {run} began with: bring them back, or give another --out")
+        if len(streams) != recipe.rows:
+            raise ValueError(
+                f"{run} has {len(streams)} rows a step, and a position in the data for each: --rows {recipe.rows} cannot go on"
+            )
+        say(rank, f"going on from step {step}")
+    batches = packed_rows(recipe, tokenizer, sources, rank, world, streams)
+    mine = {r: streams[r] for r in range(rank, recipe.rows, world)} if streams else {}
+    held = held_out(recipe, tokenizer)
+    log = Log(run, recipe, step, rank)
+
+    with log:
+        while step < recipe.steps:
+            started = time.perf_counter()
+
+            # One global step: all its rows are read first, because the loss is over their common number of labels.
+            rows = [next(batches) for _ in range(recipe.rows // world)]
+            mine |= {row.stream: {"position": row.position, "ledger": row.ledger} for row in rows}
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, recipe)
+            lens = [row.grid_hw.prod(dim=1) + row.text_lens for row in rows]
+            counts = [sum(int((row.labels != -100).sum()) for row in rows), sum(row.tokens for row in rows), sum(map(len, lens))]
+            counts += [sum(int((n**2).sum()) for n in lens)]
+            counts += [sum(s["ledger"][k] for s in mine.values()) for k in ("read", "used")]
+            labelled, tokens, samples, squares, read, used = map(int, over_ranks(counts, device, world))
+            check_ledger(read, read - used, [s["ledger"] for s in mine.values()], recipe)
+
+            losses = []
+            for i, row in enumerate(rows):
+                # Drop path is a function of (seed, step, stream), whatever the ranks and the stops.
+                torch.manual_seed((recipe.seed * 1_000_003 + step) * 65_537 + row.stream)
+                with synchronised(net, i == len(rows) - 1):
+                    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+                        loss = net(
+                            input_ids=row.input_ids.to(device),
+                            pixel_values=normalised(row.patches.to(device)),
+                            grid_hw=row.grid_hw.to(device),
+                            text_lens=row.text_lens.to(device),
+                            labels=row.labels.to(device),
+                            num_items_in_batch=labelled,
+                        ).loss
+                    (loss * world).backward()  # DDP and FSDP average the ranks' gradients
+                losses.append(loss.detach())
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            losses = torch.stack(losses).tolist()
+            (total,) = over_ranks([sum(losses)], device, world)
+            if not math.isfinite(total) or not math.isfinite(norm):
+                bad = [row.names for row, loss in zip(rows, losses) if not math.isfinite(loss)] or [row.names for row in rows]
+                raise FloatingPointError(
+                    f"loss {total}, gradient norm {norm} at step {step}: the weights were not moved. "
+                    f"Lower --lr, or look at these samples: {', '.join(name for names in bad for name in names)}"
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+
+            # Say and keep what happened.
+            seconds = time.perf_counter() - started
+            record = {"step": step - 1, "loss": total, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"], "labelled": labelled}
+            record |= {"tokens": tokens, "samples": samples, "epoch": rows[-1].position["places"][0]["epoch"]}
+            record |= {"waste": 1 - tokens / (recipe.rows * recipe.row_tokens), "tokens_per_s": round(tokens / seconds)}
+            if device.type == "cuda":
+                record["mfu"] = step_flops(config, tokens, squares, labelled) / seconds / world / peak(device)
+            if held and (step % recipe.look_every == 0 or step == recipe.steps):
+                record["held_out_loss"], said = look(model, tokenizer, held, recipe, device)
+                log.captions(step, said)
+            log.step(record)
+            if step % recipe.save_every == 0 or step == recipe.steps:
+                everything = over_ranks_objects(mine, world)
+                if rank == 0:
+                    ledger = Ledger.merged([everything[r]["ledger"] for r in range(recipe.rows)]).as_dict()
+                    (run / "ledger.json").write_text(json.dumps(ledger, indent=1) + "\n")
+                state = {"data": digest, "streams": [everything[r] for r in range(recipe.rows)]}
+                checkpoint.save(run, step, model, optimizer, state, recipe.keep, recipe.milestone_every)
+    checkpoint.write_export(model, tokenizer, recipe, digest, export, rank)
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+    return export
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------------
+
+
+def join(recipe: Recipe):
+    """(rank, world, device); under torchrun the process group is made. Raises ValueError for what cannot be split or is unknown."""
+    import torch
+    import torch.distributed as dist
+
+    if recipe.steps < 1:
+        raise ValueError("--steps must be at least 1")
+    if recipe.look_ahead < 1 or recipe.rows < 1:
+        raise ValueError("--look-ahead and --rows must be at least 1")
+    if recipe.parallel not in ("ddp", "fsdp") or recipe.tracker not in ("", "tensorboard", "wandb"):
+        raise ValueError(f"--parallel is ddp or fsdp, --tracker tensorboard or wandb; not {recipe.parallel!r}, {recipe.tracker!r}")
+    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    if recipe.rows % world:
+        raise ValueError(f"--rows {recipe.rows} do not split over {world} ranks: give a multiple of {world}")
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return dist.get_rank() if world > 1 else 0, world, device
+
+
+def spread(model, recipe: Recipe, world: int):
+    """The module to call: the model itself on one process, else DDP around it, or FSDP2 in place. Compiles the layers if asked."""
+    import torch
+
+    if recipe.checkpoint_layers:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if recipe.compile:
+        for layer in model.visual.layers:
+            layer.compile(dynamic=True)
+    if world == 1:
+        return model
+    if recipe.parallel == "ddp":
+        return torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    # Inside autocast the layers' inputs and fp32 shards are bf16 where it pays; the policy moves bf16 over the wire.
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if recipe.bf16 else MixedPrecisionPolicy()
+    for layer in model.visual.layers:
+        fully_shard(layer, mp_policy=policy)
+    return fully_shard(model, mp_policy=policy)
+
+
+def synchronised(net, last: bool):
+    """Gradients travel between the ranks in the last of a step's rows alone."""
+    from torch.distributed.fsdp import FSDPModule
+    from torch.nn.parallel import DistributedDataParallel
+
+    if isinstance(net, FSDPModule):
+        net.set_requires_gradient_sync(last)
+    return net.no_sync() if isinstance(net, DistributedDataParallel) and not last else nullcontext()
+
+
+def over_ranks(numbers: list, device, world: int) -> list[float]:
+    """Their sums over the ranks."""
+    if world == 1:
+        return numbers
+    import torch
+    import torch.distributed as dist
+
+    total = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def over_ranks_objects(mine: dict, world: int) -> dict:
+    """The ranks' dictionaries as one."""
+    if world == 1:
+        return mine
+    import torch.distributed as dist
+
+    parts = [None] * world
+    dist.all_gather_object(parts, mine)
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def say(rank: int, text: str) -> None:
+    if rank == 0:
+        print(text, flush=True)
+
+
+def peak(device) -> float:
+    """Dense bf16 FLOP/s of a GPU, by its name; NaN where it is not in the table."""
+    import torch
+
+    from .plan import PEAK_BF16
+
+    name = torch.cuda.get_device_name(device)
+    return next((flops for key, flops in PEAK_BF16.items() if key in name), math.nan)
+
+
+# --- model, tokenizer, data ------------------------------------------------------------------------------------------------
+
+
+def vocabulary_of(recipe: Recipe, words: int) -> int:
+    """Rows of the word matrices: the recipe's own number, or the tokenizer's `words` rounded up to a multiple of 64."""
+    if recipe.vocabulary and recipe.vocabulary < words:
+        raise ValueError(f"the tokenizer has {words} words, the model {recipe.vocabulary}: raise --vocabulary")
+    return recipe.vocabulary or math.ceil(words / 64) * 64
+
+
+def build_model(recipe: Recipe, words: int, from_init: bool = True):
+    """The model of the recipe, from its seed or from the weights of an earlier stage's export (unless a checkpoint will replace them).
+
+    Raises ValueError where the export is of another shape. Resolution is no part of the weights, so it may differ.
+    """
     import torch
 
     from .configuration_genlip import GenLIPConfig
     from .modeling_genlip import GenLIPForPretraining
 
     torch.manual_seed(recipe.seed)
-    return GenLIPForPretraining(GenLIPConfig(**recipe.model | {"vocab_size": math.ceil(vocabulary / 64) * 64}))
+    config = GenLIPConfig(**recipe.model | {"vocab_size": vocabulary_of(recipe, words)})
+    if recipe.init:
+        theirs = GenLIPConfig.from_pretrained(recipe.init) if (Path(recipe.init) / "config.json").is_file() else None
+        if theirs is None:
+            raise ValueError(f"no export in {recipe.init!r} to start from: run the earlier stage, or give --init its export folder")
+        shape = [k for k in recipe.model if k not in ("vocab_size", "drop_path_rate", "attention_dropout")]
+        differ = [f"{k} {getattr(theirs, k)!r}, not {getattr(config, k)!r}" for k in shape if getattr(theirs, k) != getattr(config, k)]
+        if differ or theirs.vocab_size < words:
+            differ += [f"vocab_size {theirs.vocab_size} for {words} words"] if theirs.vocab_size < words else []
+            raise ValueError(f"{recipe.init} is another model than the recipe's: {'; '.join(differ)}")
+        config.vocab_size = theirs.vocab_size
+    if recipe.init and from_init:
+        model = GenLIPForPretraining.from_pretrained(recipe.init, config=config, dtype=torch.float32)
+    else:
+        model = GenLIPForPretraining(config)
+    if recipe.attention != "sdpa":
+        model.set_attn_implementation(recipe.attention)
+    return model
 
 
 def load_tokenizer(name: str):
@@ -49,133 +304,55 @@ def load_tokenizer(name: str):
         raise ValueError(f"no tokenizer in {name!r}: give --tokenizer a folder with tokenizer.json, or a hub id ({e})") from e
 
 
-def train(recipe: Recipe) -> Path:
-    """Run the recipe to its end, from wherever it stands. Returns the export folder.
+def check_ledger(read: int, bad: int, ledgers: list[dict], recipe: Recipe) -> None:
+    """Stop where more than `max_bad` of the samples read (and at least 10 of them) could not be used. `ledgers` are this rank's."""
+    from .data import Ledger
 
-    Raises ValueError for what the user can mend; FloatingPointError where the loss is not finite, before the optimizer moves.
-    """
-    import torch
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from . import checkpoint
-    from .data import list_shards, packed_rows
-
-    if recipe.steps < 1:
-        raise ValueError("--steps must be at least 1")
-    list_shards(recipe.data)
-    tokenizer = load_tokenizer(recipe.tokenizer)
-    run = claim_run_folder(recipe)
-    export = run / "export"
-    if export.is_dir():
-        print(f"{export} exists: this run is done")
-        return export
-
-    # The model and what trains it.
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build_model(recipe, len(tokenizer)).to(device).train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay, fused=True
-    )
-
-    # Go on from the newest whole checkpoint; metrics beyond it are forgotten.
-    step, position, ledger = 0, None, None
-    state = checkpoint.newest(run)
-    if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, position, ledger = state["step"], state["position"], state["ledger"]
-        torch.set_rng_state(state["rng"])
-        print(f"going on from step {step}")
-    metrics_file = run / "metrics.jsonl"
-    lines = metrics_file.read_text().splitlines() if metrics_file.is_file() else []
-    metrics_file.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] < step))
-
-    batches = packed_rows(recipe, tokenizer, position, ledger)
-    columns = (TextColumn("pretrain"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    with metrics_file.open("a") as metrics, Progress(*columns, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task("pretrain", total=recipe.steps, completed=step, note="")
-        while step < recipe.steps:
-            started = time.perf_counter()
-
-            # One global step: all its rows are read first, because the loss is over their common number of labels.
-            rows = [next(batches) for _ in range(recipe.rows)]
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, recipe)
-            labelled = sum(int((row.labels != -100).sum()) for row in rows)
-            total = 0.0
-            for row in rows:
-                loss = model(
-                    input_ids=row.input_ids.to(device),
-                    pixel_values=row.patches.to(device),
-                    grid_hw=row.grid_hw.to(device),
-                    text_lens=row.text_lens.to(device),
-                    labels=row.labels.to(device),
-                    num_items_in_batch=labelled,
-                ).loss
-                loss.backward()
-                total += loss.item()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip).item()
-            if not math.isfinite(total) or not math.isfinite(norm):
-                raise FloatingPointError(
-                    f"loss {total}, gradient norm {norm} at step {step}, samples from {rows[0].position}: the weights were not moved. "
-                    "Lower --lr, or look at those samples"
-                )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-
-            # Say and keep what happened.
-            position, ledger = rows[-1].position, rows[-1].ledger
-            check_ledger(ledger, recipe)
-            seconds = time.perf_counter() - started
-            tokens = sum(len(row.patches) + row.input_ids.numel() for row in rows)
-            record = {"step": step - 1, "loss": total, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"], "labelled": labelled}
-            record |= {"tokens": tokens, "samples": sum(len(row.text_lens) for row in rows), "epoch": position["epoch"]}
-            record |= {"waste": 1 - tokens / (recipe.rows * recipe.row_tokens), "tokens_per_s": round(tokens / seconds)}
-            metrics.write(json.dumps(record) + "\n")
-            progress.update(bar, completed=step, note=f"loss {total:.3f}  {tokens / seconds:,.0f} tokens/s")
-            if not sys.stderr.isatty() and (step % 100 == 0 or step == recipe.steps):
-                print(f"step {step}/{recipe.steps}  loss {total:.4f}  {tokens / seconds:,.0f} tokens/s", flush=True)
-            if step % recipe.save_every == 0 or step == recipe.steps:
-                metrics.flush()
-                (run / "ledger.json").write_text(json.dumps(ledger, indent=1) + "\n")
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
-                checkpoint.save(run, step, state | {"step": step, "position": position, "ledger": ledger})
-    return write_export(model, tokenizer, recipe, export)
-
-
-def check_ledger(ledger: dict, recipe: Recipe) -> None:
-    """Stop where more than `max_bad` of the samples read (and at least 10 of them) could not be used."""
-    bad = sum(ledger["skipped"].values())
-    if bad >= 10 and bad > recipe.max_bad * ledger["read"]:
+    if bad >= 10 and bad > recipe.max_bad * read:
+        mine = Ledger.merged(ledgers)
         raise ValueError(
-            f"{bad} of {ledger['read']} samples cannot be used ({ledger['skipped']}; first: {ledger['names']}). "
+            f"{bad} of {read} samples cannot be used ({dict(mine.skipped)}; first: {mine.names}). "
             f"Mend the data, or allow more with --max-bad"
         )
 
 
-def write_export(model, tokenizer, recipe: Recipe, export: Path) -> Path:
-    """A plain from_pretrained folder: weights, config, image processor, tokenizer, provenance; written aside and renamed."""
-    from dataclasses import asdict
+def held_out(recipe: Recipe, tokenizer):
+    """One packed row of held-out samples, or None: the same at every look."""
+    if not recipe.held_out:
+        return None
+    from dataclasses import replace
 
+    from .data import packed_rows
+    from .shards import list_sources
+
+    alone = replace(recipe, data=recipe.held_out, rows=1, workers=0, look_ahead=1)
+    return next(packed_rows(alone, tokenizer, list_sources(recipe.held_out)))
+
+
+def look(model, tokenizer, row, recipe: Recipe, device) -> tuple[float, list[dict]]:
+    """The loss on the held-out row, and what is said of its first pictures beside what was to be said. On all ranks alike."""
     import torch
-    import transformers
 
-    from .image_processing_genlip import GenLIPImageProcessor
+    from .data import normalised
+    from .speak import say_on
 
-    part = export.with_suffix(".part")
-    model.save_pretrained(part)
-    GenLIPImageProcessor(size=recipe.resolution).save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    provenance = {
-        "stage": "pretrain",
-        "recipe": asdict(recipe),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-    }
-    (part / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
-    part.replace(export)
-    print(f"wrote {export}")
-    return export
+    patches = normalised(row.patches.to(device))
+    inputs = {"pixel_values": patches, "grid_hw": row.grid_hw.to(device), "text_lens": row.text_lens.to(device)}
+    model.eval()
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+        loss = float(model(input_ids=row.input_ids.to(device), labels=row.labels.to(device), **inputs).loss)
+        said, patch, word = [], 0, 0
+        for name, grid, words in zip(row.names[:HELD_PICTURES], row.grid_hw, row.text_lens.tolist()):
+            number, ids, labels = int(grid.prod()), row.input_ids[:, word : word + words], row.labels[0, word : word + words]
+            prompt = ids[:, labels == -100]
+            limit = max(8, 2 * int((labels != -100).sum()))
+            picture = {"pixel_values": patches[patch : patch + number], "grid_hw": grid[None]}
+            (text,) = say_on(model, tokenizer, prompt, limit, **picture)
+            truth = tokenizer.decode(labels[labels != -100], skip_special_tokens=True).strip()
+            said.append({"name": name, "said": text, "true": truth})
+            patch, word = patch + number, word + words
+    model.train()
+    return loss, said
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -184,22 +361,41 @@ def main(argv: list[str] | None = None) -> int:
     chosen = PRESETS.get(presets.parse_known_args(argv)[0].preset)
     parser = argparse.ArgumentParser(
         prog="python -m genlip.train",
-        description="Pretrain GenLIP on tar shards of pictures and captions.",
-        epilog="example:\n  python -m genlip.train tiny-s1 --data data/easy-vqa/captions --tokenizer weights/llama-tiny --out runs/tiny-s1",
+        description="Pretrain GenLIP on shards of pictures and captions.",
+        epilog="examples:\n"
+        "  python -m genlip.train tiny-s1 --data data/easy-vqa/captions --tokenizer weights/llama-tiny --out runs/tiny-s1\n"
+        "  python -m genlip.train tiny-s2 --init runs/tiny-s1/export --data shards/ --out runs/tiny-s2\n"
+        "  torchrun --nproc-per-node 8 -m genlip.train so16-s1 --data 'shards/*.tar' --out runs/so16-s1\n"
+        "  python -m genlip.train so16-s1 --dry-run --gpus 64 --mfu 0.5",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("preset", choices=sorted(PRESETS), help="which recipe; every field of it is a flag")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what it costs; nothing is written")
+    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="of the dry run's estimate (default: %(default)s)")
+    parser.add_argument("--mfu", type=float, default=0.4, metavar="X", help="of the dry run's estimate (default: %(default)s)")
+    parser.add_argument("--accept-changes", action="store_true", help="go on although the recipe is not the run folder's")
     add_flags(parser, (chosen or PRESETS["tiny-s1"])())
     args = parser.parse_args(argv)
     try:
         recipe = from_args(chosen(), args)
-        for name in ("data", "tokenizer", "out"):
+        if args.dry_run:
+            return dry_run(recipe, args.gpus, args.mfu)
+        for name in ("data", "out") if recipe.init else ("data", "tokenizer", "out"):
             if not getattr(recipe, name):
                 raise ValueError(f"--{name} is needed: see python -m genlip.train --help")
-        train(recipe)
+        train(recipe, args.accept_changes)
     except (ValueError, FloatingPointError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    return 0
+
+
+def dry_run(recipe: Recipe, gpus: int, mfu: float) -> int:
+    from .plan import plan
+
+    print(json.dumps(asdict(recipe), indent=1))
+    words = recipe.vocabulary or vocabulary_of(recipe, len(load_tokenizer(recipe.tokenizer)) if recipe.tokenizer else 512)
+    print("\n".join(plan(recipe, words, gpus, mfu)))
     return 0
 
 

@@ -1,173 +1,234 @@
-"""Pretraining on a few drawn pictures: it learns, it resumes bit-equal, bad samples are counted, bad input is said."""
+"""The loop: it learns, a stop does not change it, ranks do not change it, and what goes wrong is said."""
 
-import io
 import json
-import tarfile
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
-from genlip import checkpoint, speak
+from genlip import modeling_genlip, speak
 from genlip import train as train_module
-from genlip.data import list_shards, packed_rows, read_shard
-from genlip.recipes import PRESETS, claim_run_folder
-from genlip.train import load_tokenizer, main, train
+from genlip.train import learning_rate, main, train
 
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+ROOT = Path(__file__).parents[2]
 
 
-def add(tar, name, data):
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
+def metrics(run) -> list[dict]:
+    return [json.loads(line) | {"tokens_per_s": 0} for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
 
 
-def png(colour):
-    stream = io.BytesIO()
-    Image.new("RGB", (20, 20), colour).save(stream, "PNG")
-    return stream.getvalue()
+def same(a, b) -> bool:
+    a, b = (load_file(Path(run) / "export/model.safetensors") for run in (a, b))
+    return a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
 
 
-@pytest.fixture
-def shards(tmp_path):
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    for s in range(3):
-        with tarfile.open(folder / f"train-{s}.tar", "w") as tar:
-            for i, (name, colour) in enumerate(COLOURS.items()):
-                add(tar, f"{s}{i}.png", png(colour))
-                add(tar, f"{s}{i}.json", json.dumps({"caption": f"a {name} picture"}).encode())
-    return folder
+def flags(recipe) -> list[str]:
+    """The command line of a recipe made of tiny-s1."""
+    model = [f"{k}={json.dumps(v)}" for k, v in recipe.model.items() if k != "vocab_size"]
+    given = ("data", "tokenizer", "out", "resolution", "row_tokens", "rows", "steps", "warmup", "save_every", "workers", "look_ahead")
+    given += ("parallel", "lr")
+    pairs = [word for name in given for word in (f"--{name.replace('_', '-')}", str(getattr(recipe, name)))]
+    return ["tiny-s1", *pairs, "--model", *model, *(["--checkpoint-layers"] if recipe.checkpoint_layers else [])]
 
 
-@pytest.fixture
-def recipe(shards, llama_tiny, tmp_path):
-    base = PRESETS["tiny-s1"]()
-    model = base.model | {
-        "hidden_size": 48,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "text_embed_dim": 48,
-    }
-    model["mrope_section"] = [4, 4, 4]
-    changes = {"data": str(shards), "tokenizer": str(llama_tiny), "out": str(tmp_path / "run"), "steps": 8, "row_tokens": 150}
-    return replace(base, model=model, resolution=32, save_every=3, workers=0, warmup=0.1, **changes)
-
-
-def first_rows(recipe, number, **position):
-    batches = packed_rows(recipe, load_tokenizer(recipe.tokenizer), **position)
-    return [next(batches) for _ in range(number)]
-
-
-def test_rows_hold_whole_samples_in_an_order_of_seed_and_epoch(recipe):
-    rows = first_rows(recipe, 4)
-    for row in rows:
-        assert len(row.patches) == 4 * len(row.text_lens) and row.input_ids.shape[1] == row.text_lens.sum()
-        assert len(row.patches) + row.input_ids.shape[1] <= recipe.row_tokens
-    again = first_rows(recipe, 4)
-    assert all(a.input_ids.equal(b.input_ids) and a.patches.equal(b.patches) for a, b in zip(rows, again))
-    other = first_rows(replace(recipe, seed=1), 4)
-    assert not all(a.input_ids.equal(b.input_ids) for a, b in zip(rows, other))
-
-
-def test_labels_stand_on_the_caption_and_its_two_end_tokens(recipe):
-    tokenizer = load_tokenizer(recipe.tokenizer)
-    row = first_rows(recipe, 1)[0]
-    ids, labels = (t[0, : row.text_lens[0]] for t in (row.input_ids, row.labels))
-    spoken = tokenizer.decode(ids[labels != -100])
-    assert tokenizer.decode(ids) == recipe.prompt + spoken
-    assert spoken.startswith("a ") and spoken.endswith(" picture<|im_end|>\n")
-    assert labels[labels != -100].equal(ids[labels != -100])
-
-
-def test_every_sample_once_an_epoch_and_a_position_goes_on_exactly(recipe):
-    rows = first_rows(recipe, 6)
-    tail = first_rows(recipe, 3, position=rows[2].position, ledger=rows[2].ledger)
-    for a, b in zip(rows[3:], tail):
-        assert a.input_ids.equal(b.input_ids) and a.patches.equal(b.patches) and a.position == b.position and a.ledger == b.ledger
-    epoch_one = next(r for r in rows if r.position["epoch"] == 1)
-    assert epoch_one.ledger["read"] == epoch_one.ledger["used"] == 12 + epoch_one.position["taken"]
+def environment() -> dict:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def test_learns_and_speaks(recipe, capsys):
     export = train(replace(recipe, steps=120, save_every=60, lr=3e-3))
-    metrics = [json.loads(line) for line in (export.parent / "metrics.jsonl").read_text().splitlines()]
-    assert len(metrics) == 120 and metrics[-1]["loss"] < 0.1 * metrics[0]["loss"]
+    lines = metrics(export.parent)
+    assert len(lines) == 120 and lines[-1]["loss"] < 0.1 * lines[0]["loss"]
     assert speak.main([str(export), recipe.data + "/train-0.tar"]) == 0
     assert "4 of 4 captions word for word" in capsys.readouterr().out
+    provenance = json.loads((export / "provenance.json").read_text())
+    assert len(provenance["weights_digest"]) == 64 and provenance["recipe"]["steps"] == 120
     assert main(["tiny-s1", "--data", recipe.data, "--tokenizer", recipe.tokenizer, "--out", str(export.parent)]) == 2  # another recipe
+    assert "steps: 120 there, 1500 asked" in capsys.readouterr().err
 
 
-class Stop(Exception):
-    pass
-
-
-def test_a_stopped_run_goes_on_bit_equal(recipe, tmp_path, monkeypatch):
-    undisturbed = load_file(train(replace(recipe, out=str(tmp_path / "a"))) / "model.safetensors")
-    real = checkpoint.save
-
-    def stop_after(run, step, state):
-        real(run, step, state)
-        if step == 6:
-            raise Stop
-
-    monkeypatch.setattr(checkpoint, "save", stop_after)
-    other = replace(recipe, out=str(tmp_path / "b"))
-    with pytest.raises(Stop):
-        train(other)
-    monkeypatch.setattr(checkpoint, "save", real)
-    (tmp_path / "b/checkpoints/step-000006.pt").write_bytes(b"cut short")  # the crash hit the newest: the one before serves
-    resumed = load_file(train(other) / "model.safetensors")
-    assert all(undisturbed[key].equal(resumed[key]) for key in undisturbed)
+def test_killed_at_any_step_and_resumed_it_is_bit_equal(recipe, tmp_path):
+    recipe = replace(recipe, steps=40, save_every=7, workers=1)
+    train(replace(recipe, out=str(tmp_path / "a")))
+    command = [sys.executable, "-m", "genlip.train", *flags(replace(recipe, out=str(tmp_path / "b")))]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and not list((tmp_path / "b/checkpoints").glob("step-??????")):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "b/export").exists()
+    # What a kill in the middle of a write leaves behind: a folder aside, and, where the disk failed too, a short file.
+    (tmp_path / "b/checkpoints/step-000099.part").mkdir()
+    (tmp_path / "b/checkpoints/step-000099").mkdir()
+    (tmp_path / "b/checkpoints/step-000099/state.json").write_text('{"step": 99')
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert "step-000099 is not whole" in result.stdout and "going on from step" in result.stdout
+    assert same(tmp_path / "a", tmp_path / "b") and metrics(tmp_path / "a") == metrics(tmp_path / "b")
     assert (tmp_path / "a/ledger.json").read_text() == (tmp_path / "b/ledger.json").read_text()
-    a, b = ([json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()] for run in "ab")
-    assert [r | {"tokens_per_s": 0} for r in a] == [r | {"tokens_per_s": 0} for r in b]
 
 
-def test_bad_samples_are_counted_by_reason(recipe, shards):
-    with tarfile.open(shards / "train-9.tar", "w") as tar:
-        add(tar, "a.png", png("red"))
-        add(tar, "b.png", png("red")[:40])
-        add(tar, "b.json", b'{"caption": "x"}')
-        add(tar, "c.json", b'{"caption": "no picture"}')
-        add(tar, "d.png", png("red"))
-        add(tar, "d.json", b'{"caption": "  "}')
-        add(tar, "e.png", png("red"))
-        add(tar, "e.json", b"{")
-    ledger = next(r.ledger for r in first_rows(recipe, 9) if r.position["epoch"] == 1)
-    offenders = {"no caption": "a", "undecodable picture": "b", "no picture": "c", "empty caption": "d", "unreadable json": "e"}
-    assert {reason: set(names) for reason, names in ledger["names"].items()} == {r: {f"{n} in train-9.tar"} for r, n in offenders.items()}
-    assert ledger["read"] == ledger["used"] + sum(ledger["skipped"].values())
-    with pytest.raises(ValueError, match="--max-bad"):
-        train_module.check_ledger({"read": 100, "skipped": {"no caption": 11}, "names": {}}, recipe)
+@pytest.fixture
+def ranks(recipe, tmp_path):
+    """Runs of the same four rows a step: one process, DDP and FSDP on two."""
+    torch.manual_seed(0)
+    model = recipe.model | {"drop_path_rate": 0.2}
+    recipe = replace(recipe, rows=4, steps=4, save_every=2, look_ahead=2, row_tokens=90, model=model, checkpoint_layers=True)
+
+    def run(name, processes, **changes):
+        out = str(tmp_path / name)
+        command = flags(replace(recipe, out=out, **changes))
+        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(29400 + os.getpid() % 500)]
+        launch = [sys.executable, *(torchrun if processes > 1 else []), "-m", "genlip.train"]
+        result = subprocess.run([*launch, *command], env=environment(), capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return metrics(out), load_file(tmp_path / name / "export/model.safetensors"), result.stdout
+
+    return run
 
 
-def test_truncated_shard_is_named(recipe, shards):
-    whole = (shards / "train-1.tar").read_bytes()
-    (shards / "train-1.tar").write_bytes(whole[:1000])
-    with pytest.raises(ValueError, match=r"train-1\.tar cannot be read"):
-        train(replace(recipe, workers=1))
-    with pytest.raises(ValueError, match="no tar shards"):
-        list_shards(str(shards / "nothing"))
+@pytest.mark.slow
+def test_one_process_ddp_and_fsdp_are_one_run(ranks):
+    """4 rows on one process, 2 + 2 by DDP, 2 + 2 by FSDP: the same rows, losses, gradient norms and weights."""
+    alone, weights, _ = ranks("alone", 1)
+    assert all(line["samples"] >= 4 for line in alone)
+    for parallel in ("ddp", "fsdp"):
+        lines, theirs, _ = ranks(parallel, 2, parallel=parallel)
+        for a, b in zip(alone, lines, strict=True):
+            assert abs(a["loss"] - b["loss"]) < 1e-5 and abs(a["grad_norm"] - b["grad_norm"]) < 1e-4 * a["grad_norm"]
+            assert all(a[k] == b[k] for k in ("labelled", "tokens", "samples"))
+        assert all((weights[key] - theirs[key]).abs().max() < 2e-5 for key in weights)
 
 
-def test_a_run_folder_keeps_its_recipe(recipe):
-    claim_run_folder(recipe)
-    with pytest.raises(ValueError, match=r"lr: 0\.001 there, 0\.5 asked"):
-        claim_run_folder(replace(recipe, lr=0.5))
+@pytest.mark.slow
+def test_resumes_on_another_number_of_ranks(ranks, tmp_path):
+    whole, weights, _ = ranks("whole", 1)
+    ranks("part", 2, parallel="fsdp")
+    shutil.rmtree(tmp_path / "part/export")
+    shutil.rmtree(tmp_path / "part/checkpoints/step-000004")
+    recipe = json.loads((tmp_path / "part/recipe.json").read_text())
+    (tmp_path / "part/recipe.json").write_text(json.dumps(recipe | {"parallel": "ddp"}))
+    lines, theirs, said = ranks("part", 1)
+    assert "going on from step 2" in said
+    assert [line["samples"] for line in lines] == [line["samples"] for line in whole]
+    assert all((weights[key] - theirs[key]).abs().max() < 2e-5 for key in weights)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_move(recipe):
-    with pytest.raises(FloatingPointError, match="weights were not moved"):
+def test_packed_padded_and_one_by_one_are_one_loss(recipe):
+    """Rows of any length, accumulated or not, give the same gradient: the loss is over the step's labels."""
+    from genlip.data import normalised, packed_rows
+    from genlip.shards import list_sources
+
+    tokenizer = train_module.load_tokenizer(recipe.tokenizer)
+    model = train_module.build_model(recipe, len(tokenizer))
+    row = next(packed_rows(replace(recipe, row_tokens=400), tokenizer, list_sources(recipe.data)))
+    labelled = int((row.labels != -100).sum())
+
+    def gradient(calls):
+        model.zero_grad()
+        total = 0.0
+        for inputs in calls:
+            loss = model(**inputs, num_items_in_batch=labelled).loss
+            loss.backward()
+            total += float(loss.detach())
+        return total, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    patches = normalised(row.patches)
+    packed = {"input_ids": row.input_ids, "pixel_values": patches, "grid_hw": row.grid_hw, "text_lens": row.text_lens, "labels": row.labels}
+    singles, padded = [], []
+    longest = int(row.text_lens.max())
+    starts = row.text_lens.cumsum(0) - row.text_lens
+    for i, (start, words) in enumerate(zip(starts.tolist(), row.text_lens.tolist())):
+        ids, labels = (t[:, start : start + words] for t in (row.input_ids, row.labels))
+        picture = {"pixel_values": patches[4 * i : 4 * i + 4], "grid_hw": row.grid_hw[i : i + 1]}
+        singles.append({"input_ids": ids, "labels": labels, "text_lens": row.text_lens[i : i + 1]} | picture)
+        longer = [torch.nn.functional.pad(t, (0, longest - words), value=fill) for t, fill in ((ids, 0), (labels, -100))]
+        padded.append({"input_ids": longer[0], "labels": longer[1], "text_lens": torch.tensor([longest])} | picture)
+    loss, gradients = gradient([packed])
+    for calls in (singles, padded):
+        other, theirs = gradient(calls)
+        assert abs(loss - other) < 1e-5 and (gradients - theirs).abs().max() < 1e-5
+
+
+def test_the_head_in_pieces_gives_the_same_loss_and_gradient(recipe, monkeypatch):
+    tokenizer = train_module.load_tokenizer(recipe.tokenizer)
+    model = train_module.build_model(recipe, len(tokenizer))
+    ids = torch.arange(40).reshape(2, 20)
+    found = []
+    for logits in (2**28, 7 * model.config.vocab_size):
+        monkeypatch.setattr(modeling_genlip, "LOGITS", logits)
+        model.zero_grad()
+        loss = model(input_ids=ids, pixel_values=torch.ones(2, 3, 32, 32), labels=ids).loss
+        loss.backward()
+        found.append((loss.detach(), model.lm_head.weight.grad.clone(), model.embeddings.weight.grad.clone()))
+    assert all((a - b).abs().max() < 1e-6 for a, b in zip(*found))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_move_and_names_samples(recipe):
+    with pytest.raises(FloatingPointError, match=r"weights were not moved.*\d\d in train-\d\.tar"):
         train(replace(recipe, lr=1e30, steps=50))
 
 
-def test_real_photos(shared, recipe):
-    samples = read_shard(str(shared / "captions" / "cc12m-32.tar"))
-    assert len(samples) == 32 and all({"jpg", "json", "txt"} <= s.keys() for s in samples)
-    row = first_rows(replace(recipe, data=str(shared / "captions" / "cc12m-32.tar"), row_tokens=1000), 1)[0]
-    assert torch.isfinite(row.patches).all() and row.patches.std() > 0.1
+def test_stage_2_starts_from_stage_1_at_another_resolution(recipe, tmp_path, tar, draw, capsys):
+    stage1 = train(replace(recipe, steps=4))
+    turns = [{"from": "human", "value": "<image>\nwhat is in the picture"}, {"from": "gpt", "value": "a red circle"}]
+    members = {}
+    for i, size in enumerate(((100, 40), (30, 90), (64, 64))):
+        members |= {f"{i}.png": draw("red", size), f"{i}.json": json.dumps({"conversations": turns}).encode()}
+    tar(tmp_path / "talks.tar", members)
+    changes = {"out": str(tmp_path / "s2"), "data": str(tmp_path / "talks.tar"), "init": str(stage1), "tokenizer": ""}
+    stage2 = replace(recipe, **changes, native=True, text_key="conversations", steps=30, lr=3e-3, max_pixels=8192)
+    with pytest.raises(ValueError, match="num_hidden_layers 2, not 3"):
+        train(replace(stage2, model=stage2.model | {"num_hidden_layers": 3}))
+    begun = train_module.build_model(stage2, 10)
+    theirs = load_file(stage1 / "model.safetensors")
+    assert all(value.equal(theirs[key]) for key, value in begun.state_dict().items())
+    shutil.rmtree(tmp_path / "s2")
+    export = train(stage2)
+    assert json.loads((export / "provenance.json").read_text())["init"]["stage"] == "pretrain"
+    assert speak.main([str(export), str(tmp_path / "talks.tar"), "--text-key", "conversations"]) == 0
+    assert "3 of 3 captions word for word" in capsys.readouterr().out
+
+
+def test_held_out_pictures_are_captioned_as_the_run_goes(recipe):
+    plain = train(replace(recipe, out=recipe.out + "-plain"))
+    export = train(replace(recipe, held_out=recipe.data + "/train-0.tar", look_every=3))
+    lines = metrics(export.parent)
+    assert [line["step"] for line in lines if "held_out_loss" in line] == [2, 5, 7]
+    said = [json.loads(line) for line in (export.parent / "captions.jsonl").read_text().splitlines()]
+    assert [each["step"] for each in said] == [3] * 4 + [6] * 4 + [8] * 4
+    assert {each["true"] for each in said} == {f"a {colour} picture" for colour in ("red", "green", "blue", "white")}
+    assert same(plain.parent, export.parent)  # looking changes nothing
+
+
+def test_learning_rate_warms_up_and_ends_at_its_minimum(recipe):
+    recipe = replace(recipe, steps=100, warmup=0.1, lr=1.0, min_lr=0.01)
+    rates = [learning_rate(step, recipe) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and max(rates) == 1.0 and rates[100] == pytest.approx(0.01)
+    assert rates[55] == pytest.approx(0.505)
+
+
+def test_what_the_user_can_mend_is_a_sentence(recipe, capsys):
+    with pytest.raises(ValueError, match="--rows 3 do not split over 2 ranks"):
+        os.environ["WORLD_SIZE"] = "2"
+        try:
+            train_module.join(replace(recipe, rows=3))
+        finally:
+            del os.environ["WORLD_SIZE"]
+    for changes, said in (
+        ({"parallel": "zero"}, "--parallel is ddp or fsdp"),
+        ({"steps": 0}, "--steps"),
+        ({"vocabulary": 5}, "--vocabulary"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            train(replace(recipe, **changes))
+    with pytest.raises(SystemExit) as stop:
+        main(["tiny-s1", "--learning-rate", "1"])
+    assert stop.value.code == 2 and "--learning-rate" in capsys.readouterr().err

@@ -1,0 +1,80 @@
+"""What a run says of itself: metrics.jsonl, captions.jsonl, the progress bar, TensorBoard or W&B. Rank 0 speaks, the others are silent."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from .recipes import Recipe
+
+
+class Log:
+    """Opened at `step`: lines of steps that will be run again are taken out of the files. On ranks other than 0 it does nothing."""
+
+    def __init__(self, run: Path, recipe: Recipe, step: int, rank: int):
+        self.recipe, self.silent, self.writer, self.wandb = recipe, rank != 0, None, None
+        if self.silent:
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.files = {}
+        for name, last in (("metrics", step - 1), ("captions", step)):
+            file = run / f"{name}.jsonl"
+            lines = file.read_text().splitlines() if file.is_file() else []
+            kept = [line + "\n" for line in lines if line.endswith("}") and json.loads(line)["step"] <= last]
+            if name == "metrics" or recipe.held_out:
+                file.write_text("".join(kept))
+                self.files[name] = file.open("a", buffering=1)  # a line is there once it is written
+        if recipe.tracker == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(run / "tensorboard", purge_step=step)
+        elif recipe.tracker == "wandb":
+            try:
+                import wandb
+            except ImportError as e:
+                raise ValueError("wandb is not installed: pip install wandb, or leave --tracker out") from e
+            self.wandb = wandb.init(dir=run, name=run.name, id=run.name, resume="allow", config=asdict(recipe))
+        columns = (TextColumn("pretrain"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        self.progress = Progress(*columns, disable=not sys.stderr.isatty())
+        self.bar = self.progress.add_task("pretrain", total=recipe.steps, completed=step, note="")
+
+    def __enter__(self):
+        if not self.silent:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_):
+        if self.silent:
+            return
+        self.progress.stop()
+        for file in self.files.values():
+            file.close()
+        if self.writer:
+            self.writer.close()
+        if self.wandb:
+            self.wandb.finish()
+
+    def step(self, record: dict) -> None:
+        if self.silent:
+            return
+        self.files["metrics"].write(json.dumps(record) + "\n")
+        done = record["step"] + 1
+        note = (
+            f"loss {record['loss']:.3f}  norm {record['grad_norm']:.2f}  waste {record['waste']:.1%}  {record['tokens_per_s']:,} tokens/s"
+        )
+        note += f"  MFU {record['mfu']:.0%}" if "mfu" in record else ""
+        self.progress.update(self.bar, completed=done, note=note)
+        if not sys.stderr.isatty() and (done % 100 == 0 or done == self.recipe.steps):
+            print(f"step {done}/{self.recipe.steps}  {note}", flush=True)
+        if self.writer:
+            for name, value in record.items():
+                self.writer.add_scalar(name, value, record["step"])
+        if self.wandb:
+            self.wandb.log(record, step=record["step"])
+
+    def captions(self, step: int, said: list[dict]) -> None:
+        if self.silent:
+            return
+        for each in said:
+            self.files["captions"].write(json.dumps({"step": step} | each, ensure_ascii=False) + "\n")

@@ -1,0 +1,223 @@
+"""Where samples lie: tar shards and row groups of parquet files, listed, digested, and read at any place.
+
+A tar is WebDataset's: `KEY.jpg|png|webp` beside `KEY.json` (or `KEY.txt`); a parquet file is a hub data set's: a column of pictures
+(bytes, or a struct with `bytes`) and one of texts. Only headers and footers are read ahead, so memory does not grow with a shard.
+
+Why no reader from a package: webdataset streams and shuffles in a buffer, so a stop loses its place; wids and mosaicml-streaming
+want an index file or a format of their own; datasets' streaming resumes a shard by reading it again. What is needed here, the i-th
+sample of a shard in any order, is a header scan and a pread.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+SHARD_SUFFIXES = (".tar", ".parquet")
+MAX_MEMBER = 256 * 2**20  # bytes of one tar member
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar file, or one row group of a parquet file."""
+
+    path: str
+    group: int | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Shards that are read as one, and their weight in the mixture."""
+
+    shards: tuple[Shard, ...]
+    weight: float = 1.0
+
+
+def list_sources(data: str) -> list[Source]:
+    """`PATH[@WEIGHT],...` -> what is mixed. Without weights all shards make one source, in the order of their names.
+
+    A PATH is a folder, a glob, a file, or a .txt list of PATH[@WEIGHT] lines, read from the list's own folder.
+    Raises ValueError where there is no shard, or where some paths have a weight and some have none.
+    """
+    parts = [part for text in data.split(",") for part in _parts(text.strip(), Path())]
+    weighted = [weight is not None for _, weight in parts]
+    if any(weighted) and not all(weighted):
+        raise ValueError(f"some paths of {data!r} have a weight and some have none: write PATH@WEIGHT for all, or for none")
+    if not any(weighted):
+        return [Source(tuple(shard for path in sorted(p for path, _ in parts for p in _files(path)) for shard in _groups(path)))]
+    total = sum(weight for _, weight in parts)
+    return [Source(tuple(s for p in _files(path) for s in _groups(p)), weight / total) for path, weight in parts]
+
+
+def _parts(text: str, base: Path) -> Iterator[tuple[str, float | None]]:
+    path, at, weight = text.rpartition("@")
+    path = path if at else text
+    if at:
+        try:
+            number = float(weight)
+        except ValueError:
+            number = 0.0
+        if number <= 0:
+            raise ValueError(f"the weight of {text!r} is not a number above 0: write PATH@0.3")
+    path = str(base / path)
+    if not path.endswith(".txt"):
+        yield path, number if at else None
+        return
+    if not Path(path).is_file():
+        raise ValueError(f"there is no list {path}")
+    for line in Path(path).read_text().splitlines():
+        if line.strip() and not line.startswith("#"):
+            yield from _parts(line.strip(), Path(path).parent)
+
+
+def _files(path: str) -> list[str]:
+    if Path(path).is_dir():
+        found = sorted(str(f) for f in Path(path).iterdir() if f.suffix in SHARD_SUFFIXES)
+    else:
+        found = sorted(f for f in glob.glob(path) if f.endswith(SHARD_SUFFIXES))
+    if not found:
+        raise ValueError(f"no shards at {path!r}: give a folder with *.tar or *.parquet, a glob such as 'shards/train-*.tar', or one file")
+    return found
+
+
+def _groups(path: str) -> list[Shard]:
+    if path.endswith(".tar"):
+        return [Shard(path)]
+    return [Shard(path, group) for group in range(_parquet(path).num_row_groups)]
+
+
+def _parquet(path: str):
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        return ParquetFile(path)
+    except (OSError, pyarrow.ArrowInvalid) as e:
+        raise _unreadable(path, e) from e
+
+
+def listing_digest(sources: list[Source]) -> str:
+    """sha256 over weights, file names, sizes and row groups: what a position in the data means. Folders may move."""
+    lines = [
+        f"{source.weight:.9f} {Path(shard.path).name} {os.path.getsize(shard.path)} {shard.group}"
+        for source in sources
+        for shard in source.shards
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _unreadable(path: str, why) -> ValueError:
+    return ValueError(f"shard {path} cannot be read to its end ({why}): copy it again, or take it out of --data")
+
+
+def open_shard(shard: Shard, image_key: str, text_key: str) -> "TarShard | ParquetShard":
+    """Raises ValueError that names a truncated or unreadable shard."""
+    return TarShard(shard, text_key) if shard.group is None else ParquetShard(shard, image_key, text_key)
+
+
+class TarShard:
+    """The samples of a tar: members with one stem that follow one another. Nothing is ever unpacked to the disk."""
+
+    def __init__(self, shard: Shard, text_key: str):
+        self.path, self.text_key = shard.path, text_key
+        self.samples: list[tuple[str, dict[str, tuple[int, int]]]] = []  # key, suffix -> (offset, size); size -1: not a plain file
+        try:
+            self.file = open(shard.path, "rb")  # noqa: SIM115 (kept open for reads; closed when the shard is let go)
+            with tarfile.open(fileobj=self.file, mode="r:") as tar:
+                for member in tar:
+                    if member.isdir():
+                        continue
+                    folder, _, name = member.name.rpartition("/")
+                    stem, _, suffix = name.partition(".")
+                    key = f"{folder}/{stem}" if folder else stem
+                    if not self.samples or self.samples[-1][0] != key:
+                        self.samples.append((key, {}))
+                    plain = member.isreg() and not member.issparse()
+                    self.samples[-1][1][suffix.lower()] = (member.offset_data, member.size if plain else -1)
+                    tar.members.clear()  # of the library's own list, which would keep every header
+        except (tarfile.TarError, EOFError, OSError, ValueError) as e:
+            raise _unreadable(shard.path, e) from e
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def name(self, i: int) -> str:
+        return f"{self.samples[i][0]} in {Path(self.path).name}"
+
+    def read(self, i: int) -> tuple[bytes, str | list]:
+        """The picture's bytes and its text. Raises ValueError with the reason under which the sample is counted."""
+        key, members = self.samples[i]
+        if key.startswith("/") or ".." in key.split("/"):
+            raise ValueError("path outside the shard")
+        suffix = next((s for s in IMAGE_SUFFIXES if s in members), None)
+        if suffix is None:
+            raise ValueError("no picture")
+        if "json" in members:
+            try:
+                record = json.loads(self._bytes(members["json"]))
+                text = text_of(record, self.text_key)
+            except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as e:
+                raise ValueError("unreadable json") from e
+        elif "txt" in members:
+            try:
+                text = self._bytes(members["txt"]).decode()
+            except UnicodeDecodeError as e:
+                raise ValueError("unreadable text") from e
+        else:
+            raise ValueError("no caption")
+        return self._bytes(members[suffix]), text
+
+    def _bytes(self, place: tuple[int, int]) -> bytes:
+        offset, size = place
+        if size < 0:
+            raise ValueError("not a plain file")
+        if size > MAX_MEMBER:
+            raise ValueError("member too large")
+        return os.pread(self.file.fileno(), size, offset)
+
+
+class ParquetShard:
+    """The rows of one row group."""
+
+    def __init__(self, shard: Shard, image_key: str, text_key: str):
+        import pyarrow
+
+        self.path, self.group = shard.path, shard.group
+        file = _parquet(shard.path)
+        names = file.schema_arrow.names
+        text_key = text_key if text_key in names or text_key != "conversations" else "conversation"
+        lacking = [name for name in (image_key, text_key) if name not in names]
+        if lacking:
+            raise ValueError(
+                f"{shard.path} has no column {' and no '.join(map(repr, lacking))}, only {', '.join(names)}: name yours with "
+                "--image-key and --text-key"
+            )
+        try:
+            table = file.read_row_group(shard.group, columns=[image_key, text_key])
+        except (OSError, pyarrow.ArrowInvalid) as e:
+            raise _unreadable(shard.path, e) from e
+        self.images, self.texts = table.column(image_key), table.column(text_key)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, i: int) -> str:
+        return f"row {i} of row group {self.group} in {Path(self.path).name}"
+
+    def read(self, i: int) -> tuple[bytes, str | list]:
+        """As TarShard.read."""
+        image = self.images[i].as_py()
+        image = image.get("bytes") if isinstance(image, dict) else image
+        if not isinstance(image, bytes):
+            raise ValueError("no picture")
+        return image, self.texts[i].as_py()
+
+
+def text_of(record: dict, key: str) -> str | list | None:
+    """The text under its key; conversations are also met as `conversation`."""
+    return record.get(key, record.get("conversation") if key == "conversations" else None)
