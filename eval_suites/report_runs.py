@@ -118,26 +118,18 @@ def _records(run: Run):
 
 
 def spoken(run: Run) -> list[dict]:
-    """Captions that the encoder spoke: `{"step", "name", "said", "true"}`, of RUN/spoken.jsonl and of what genlip.speak printed.
+    """Captions that the encoder spoke while it learned: the last SPOKEN of RUN/captions.jsonl, `{"step", "name", "said", "true"}`.
 
-    `python -m genlip.speak RUN/export PICTURES > RUN/spoken.tsv` keeps its lines: name, caption, and (true: ...) where that differs.
+    `python -m genlip.train --held-out SHARDS` writes them.
     """
-    said = []
-    if (run.folder / "spoken.jsonl").exists():
-        for line in (run.folder / "spoken.jsonl").read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            said.append({"step": record.get("step"), **{name: str(record.get(name) or "") for name in ("name", "said", "true")}})
-    if (run.folder / "spoken.tsv").exists():
-        for line in (run.folder / "spoken.tsv").read_text(encoding="utf-8").splitlines():
-            name, tab, rest = line.partition("\t")
-            if tab:
-                text, _, truth = rest.partition("\t(true: ")
-                said.append({"step": None, "name": name, "said": text, "true": truth.removesuffix(")") or text})
+    file = run.folder / "captions.jsonl"
+    records = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
+    said = [{"step": r.get("step"), **{name: str(r.get(name) or "") for name in ("name", "said", "true")}} for r in records]
     return said[-SPOKEN:]
 
 
 def drawings(run: Run) -> list[tuple[str, bytes]]:
-    """(name, PNG) of the attention and read-out pictures that genlip.speak left in RUN/speak/, the first DRAWINGS that are small enough."""
+    """(name, PNG) of the pictures of `python -m genlip.readout --out RUN/speak`, the first DRAWINGS that are small enough."""
     files = sorted((run.folder / "speak").rglob("*.png"))
     small = [file for file in files if file.stat().st_size <= DRAWING_BYTES]
     return [(str(file.relative_to(run.folder)), file.read_bytes()) for file in small[:DRAWINGS]]

@@ -316,7 +316,8 @@ def make_runs(row: results.Row) -> None:
         json.dumps({"preset": "tiny-s1", "mixture": [0.5, 2.0], "model": {"width": 3}, "out": "runs/pre"})
     )
     Path("runs/own run/ledger.json").write_text(json.dumps({"read": 99}))
-    Path("runs/pre/spoken.tsv").write_text("a.jpg\ta red <b>circle</b>\t(true: a red circle)\nb.jpg\tyes\n")
+    said = {"step": 9, "name": "a.jpg", "said": "a red <b>circle</b>", "true": "a red circle"}
+    Path("runs/pre/captions.jsonl").write_text(json.dumps(said) + "\n")
     (Path("runs/pre/speak")).mkdir()
     Image.new("RGB", (4, 4)).save("runs/pre/speak/attention.png")
 
@@ -330,7 +331,7 @@ def test_what_was_run_with_ledger_curves_captions_and_the_commands(world):
     assert good["commands"][0] == "python -m genlip.train tiny-s1 --mixture 0.5 2.0 --out runs/pre"
     assert good["commands"][1].endswith("--init runs/first/export --out 'runs/own run' --no-train-encoder --max-steps 3")
     assert good["commands"][-1] == "python eval_suites/run.py --encoder good --suite easyvqa --mllm 'runs/own run/export'"
-    assert good["spoken"][0]["lines"][0] == {"step": None, "name": "a.jpg", "said": "a red <b>circle</b>", "true": "a red circle"}
+    assert good["spoken"][0]["lines"][0] == {"step": 9, "name": "a.jpg", "said": "a red <b>circle</b>", "true": "a red circle"}
     assert good["drawings"][0]["name"] == "pre/speak/attention.png"
     assert page.tags.count("figure") == 2 + 3  # ALL AVG and the benchmarks; three curves
     points = report_runs.losses(report_runs.find(Path("runs"))[2])
