@@ -7,9 +7,9 @@ In today's tools unfrozen weights are at times never saved, and frozen ones at t
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from transformers import TrainerCallback
 
+from llava_plugin import mllm
 from llava_plugin.tower import VisionTower, digest
 
 
@@ -64,14 +64,16 @@ class Guard(TrainerCallback):
         return {"encoder_digest_before": self.before, "encoder_digest": after}
 
     def check_export(self, export: Path) -> None:
-        """Hold the tower in the export's files against the one in memory: what is saved is what was trained."""
-        weights = {}
-        for file in export.glob("*.safetensors"):
-            with safe_open(file, "pt") as stored:
-                weights |= {n.split("vision_tower.", 1)[1]: stored.get_tensor(n) for n in stored.keys() if "vision_tower." in n}  # noqa: SIM118
-        with torch.device("meta"):
-            saved = VisionTower(self.tower.config)
-        lacking, _ = saved.load_state_dict(weights, strict=False, assign=True)
-        if lacking or digest(saved) != digest(self.tower):
-            what = f"lacks {lacking[0]}" if lacking else f"has digest {digest(saved)[:8]}, the one in memory {digest(self.tower)[:8]}"
-            raise RuntimeError(f"the encoder saved in {export} is not the one that was trained: it {what}")
+        """Read the export as its users will, and hold its tower against the one in memory: what is saved is what was trained.
+
+        The files alone do not tell: transformers saves some families under the names of older versions.
+        """
+        try:
+            saved = mllm.load(export, device="cpu").provenance["encoder_digest"]
+        except ValueError as e:
+            raise RuntimeError(f"the encoder saved in {export} is not the one that was trained: {e}") from e
+        if saved != digest(self.tower):
+            raise RuntimeError(
+                f"the encoder saved in {export} is not the one that was trained: it has digest {saved[:8]}, "
+                f"the one in memory {digest(self.tower)[:8]}"
+            )

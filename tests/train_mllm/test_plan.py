@@ -150,7 +150,7 @@ def test_a_full_gpu_and_a_workers_error_are_sentences():
     caught = (
         "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  x\nValueError: no token of 'a'\n"
     )
-    assert in_words(ValueError(caught), RECIPES["projector"]) == "no 'a'"
+    assert in_words(ValueError(caught), RECIPES["projector"]) == "no token of 'a'"
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,11 @@ def test_a_stale_tower_in_the_export_fails_the_run(recipe, monkeypatch):
     assert not (Path(recipe.out) / "export").exists()
 
 
+def test_an_encoder_that_transformers_saves_under_older_names_is_exported(recipe):
+    export = train(replace(recipe, encoder="dinov2-tiny", max_steps=1))
+    assert mllm.load(export).provenance["encoder_digest"] == digest(VisionTower.from_encoder("dinov2-tiny"))
+
+
 def test_what_is_missing_is_said_with_the_command(recipe, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("GENLIP_WEIGHTS", str(tmp_path / "none"))
     assert main(["sft-qwen7b-frozen", "--dry-run"]) == 0
