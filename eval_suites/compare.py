@@ -11,7 +11,8 @@ from eval_suites.text import markdown_text
 
 # What may differ between two MLLMs without a word in a comparison: what an encoder is, what follows from it, names of files. Digests
 # say whether data and language model were the same, so their paths need not.
-_ENCODERS_OWN = {"encoder", "encoder_key", "arch", "untrained", "resolution", "weights_digest", "encoder_digest", "encoder_digest_before"}
+_ENCODERS_OWN = {"encoder", "encoder_key", "arch", "untrained", "resolution", "interpolation", "parameters"}
+_ENCODERS_OWN |= {"weights_digest", "encoder_digest", "encoder_digest_before"}
 _NOT_COMPARED = {*_ENCODERS_OWN, "llm_digest", "git_commit", "out", "init", "data", "images", "workers", "cache_features"}
 
 
@@ -73,9 +74,7 @@ def protocol(row: Row) -> dict:
 def differences(a: Row, b: Row) -> list[str]:
     """What differs between the two rows' MLLMs besides the encoder, in words."""
     one, two = protocol(a), protocol(b)
-    return [
-        f"{name}: {_short(one.get(name))} against {_short(two.get(name))}" for name in {**one, **two} if one.get(name) != two.get(name)
-    ]
+    return [f"{name}: {_short(one.get(name))} against {_short(two.get(name))}" for name in {**one, **two} if one.get(name) != two.get(name)]
 
 
 def ranks(suite: Suite, rows: list[Row], columns: tuple[Column, ...]) -> dict[int, int]:

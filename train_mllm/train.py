@@ -100,7 +100,7 @@ def train(recipe: Recipe) -> Path:
     ledger = json.loads((data / "ledger.json").read_text())
 
     import torch
-    from transformers import TrainingArguments, set_seed
+    from transformers import TrainerState, TrainingArguments, set_seed
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
     from transformers.utils import logging
 
@@ -211,7 +211,12 @@ def train(recipe: Recipe) -> Path:
     )
     optimizers = (_optimizer(model, recipe), None)
     trainer = StrictTrainer(model, args, data_collator=collator, train_dataset=dataset, optimizers=optimizers, callbacks=[guard])
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    reached = TrainerState.load_from_json(checkpoint / "trainer_state.json") if checkpoint and not zero else None
+    if reached and reached.global_step >= reached.max_steps:  # stopped before the export: resumed, the Trainer would take one step more
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.state = reached
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if zero == 3:  # each process holds a part: gather it, on the first alone
         state = trainer.accelerator.get_state_dict(trainer.deepspeed)
         unset_hf_deepspeed_config()  # from here on the model is whole and one process's own

@@ -154,7 +154,12 @@ def test_a_comparison_names_what_differs_besides_the_encoder():
     a, b = measured(), measured("other")
     for result in b.results.values():
         result["provenance"].update(
-            data_digest="e" * 64, tokens=576, resolution=384, recipe={"lr": 0.1, "encoder": "other", "out": "runs/b"}
+            data_digest="e" * 64,
+            tokens=576,
+            resolution=384,
+            parameters={"encoder": 9},
+            interpolation="bicubic",
+            recipe={"lr": 0.1, "encoder": "other", "out": "runs/b"},
         )
     assert compare.differences(a, b) == ["tokens: 16 against 576", "data_digest: d against eeeeeeee...", "recipe.lr: 0.001 against 0.1"]
     text = tables.markdown(SUITE, [a, b], [], [(a, b)])

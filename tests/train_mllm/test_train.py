@@ -116,6 +116,21 @@ def test_a_stopped_run_goes_on_to_the_same_weights(recipe, monkeypatch):
     assert provenance(train(other))["weights_digest"] == undisturbed["weights_digest"]
 
 
+def test_a_run_stopped_before_its_export_takes_no_step_more(recipe, monkeypatch):
+    recipe = replace(recipe, save_every=recipe.max_steps)
+    undisturbed = provenance(train(replace(recipe, out=recipe.out + "-a")))
+
+    def kill(self):
+        raise Killed
+
+    monkeypatch.setattr(Guard, "check", kill)
+    with pytest.raises(Killed):
+        train(recipe)
+    monkeypatch.undo()
+    ended = provenance(train(recipe))
+    assert [ended[name] for name in ("steps", "weights_digest")] == [undisturbed[name] for name in ("steps", "weights_digest")]
+
+
 def test_a_broken_promise_fails_the_run(recipe, monkeypatch):
     monkeypatch.setattr(VisionTower, "freeze", lambda self: self)  # the tower is left trainable
     with pytest.raises(RuntimeError, match="to stay frozen, yet its weights would learn"):
