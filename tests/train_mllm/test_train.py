@@ -359,7 +359,7 @@ def test_a_loss_that_is_no_number_stops_the_run(recipe):
 def test_conversations_that_do_not_fit_are_counted(recipe):
     with pytest.raises(ValueError, match=r"8 of 8 conversations have a first turn longer than --max-length 20"):
         train(replace(recipe, max_length=20))
-    train(replace(recipe, out=recipe.out + "-b", max_length=48, max_steps=1))
+    train(replace(recipe, out=recipe.out + "-b", max_length=27, max_steps=1))
     counted = json.loads((Path(recipe.out + "-b") / "ledger.json").read_text())["tokens"]
     assert counted["cut"] == 8 and counted["left_out"] == 0 and 0 < counted["supervised"] < counted["tokens"]
 
