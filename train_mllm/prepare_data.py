@@ -173,7 +173,7 @@ def work(job: Job) -> dict:
         if chunk:
             _write(writer, chunk, room)
     part.replace(job.arrow)
-    _write_json(job.tally, subsets)  # last: a piece with a tally is done
+    write_json(job.tally, subsets)  # last: a piece with a tally is done
     return subsets
 
 
@@ -204,10 +204,15 @@ def _write(writer, rows: list[dict], room: bytearray) -> bytearray:
     return room
 
 
-def _write_json(file: Path, content) -> None:
+def write_text(file: Path, text: str) -> None:
+    """Written aside and renamed: a kill leaves the old file or the new one."""
     part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.write_text(text)
     part.replace(file)
+
+
+def write_json(file: Path, content) -> None:
+    write_text(file, json.dumps(content, indent=1) + "\n")
 
 
 # --- all pieces -------------------------------------------------------------------------------------------------------------
@@ -253,7 +258,7 @@ def prepare(
     if needed > free:
         raise ValueError(f"{source} holds {needed / 1e9:.1f} GB and {folder} has room for {free / 1e9:.1f} GB: give --out on a larger disk")
     (folder / "conversations").mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "origin.json", origin)
+    write_json(folder / "origin.json", origin)
 
     limit = max_bad * (sum(job.piece.taken for job in jobs) or 1)
     tallies = {}
@@ -275,7 +280,7 @@ def prepare(
     digests = _digests(folder)
     ledger["duplicates"] = len(digests) - len(set(digests))
     ledger["digest"] = hashlib.sha256(b"".join(digests)).hexdigest()
-    _write_json(folder / "ledger.json", ledger)
+    write_json(folder / "ledger.json", ledger)
     (folder / "origin.json").unlink()
     for job in jobs:
         job.tally.unlink()

@@ -28,7 +28,7 @@ from llava_plugin import encoders
 
 from . import plan
 from .plan import missing
-from .prepare_data import prepare
+from .prepare_data import prepare, write_json, write_text
 from .recipes import PRESETS, Recipe
 
 DEEPSPEED = Path(__file__).parent / "deepspeed"
@@ -265,16 +265,6 @@ def train(recipe: Recipe) -> Path:
     print(f"wrote {export}")
     trainer.accelerator.wait_for_everyone()
     return export
-
-
-def write_text(file: Path, text: str) -> None:
-    part = file.with_name(file.name + ".part")
-    part.write_text(text)
-    part.replace(file)
-
-
-def write_json(file: Path, content) -> None:
-    write_text(file, json.dumps(content, indent=1) + "\n")
 
 
 def token_ledger(lengths, dataset, recipe: Recipe) -> dict:
