@@ -13,6 +13,8 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval_suites.text import write_whole
+
 WIDTH = 360
 _LABEL, _VALUE = 112, 58  # left of and right of the plot
 _LINE, _HEAD = 17, 24
@@ -175,10 +177,7 @@ def save(svg: ET.Element, path: Path) -> None:
     alone = ET.Element("svg", {**svg.attrib, "xmlns": "http://www.w3.org/2000/svg"})
     ET.SubElement(alone, "style").text = STYLE
     alone.extend(list(svg))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(markup(alone) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, markup(alone) + "\n")
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------------------

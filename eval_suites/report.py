@@ -26,6 +26,7 @@ from eval_suites.averages import admit, average, average_bounds, overall, overal
 from eval_suites.printed import Printed, paper_table
 from eval_suites.results import Cell, Row
 from eval_suites.suites import GROUPS, Column, Suite
+from eval_suites.text import write_whole
 
 SAMPLES = 200
 ALL_PAIRS = 4  # rows; of more, each is compared with the first
@@ -258,10 +259,7 @@ def write(
         "benchmarks": [{"task": each.task, "title": each.title} for each in shown],
     }
     page = _page(f"{suite.name} report", data, [vars(each) for each in shown], charts)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f"{out.name}.partial")
-    aside.write_bytes(page)
-    aside.replace(out)
+    write_whole(out, page)
     written = [out]
     for name, chart in [*charts, *forests] if figure_folder else []:
         written.append(figure_folder / f"{suite.name}_{name}.svg")

@@ -20,7 +20,7 @@ from eval_suites.averages import admit, average, average_bounds, overall, overal
 from eval_suites.printed import Printed, paper_report, paper_table
 from eval_suites.results import Cell, Row
 from eval_suites.suites import GROUPS, Column, Suite
-from eval_suites.text import csv_text, latex, markdown_text
+from eval_suites.text import csv_text, latex, markdown_text, write_whole
 
 CELLS_HEADER = ("encoder", "benchmark", "value", "unit", "n", "n_expected", "stderr", "low", "high", "refused")
 MARK = "\u2020"  # of what lacks pictures that cannot be read, where such columns are let into averages
@@ -82,12 +82,9 @@ def write(suite: Suite, rows: list[Row], folder: Path, pairs: list[tuple[Row, Ro
         [encoder, *("" if getattr(cell, name) is None else getattr(cell, name) for name in CELLS_HEADER[1:])] for encoder, cell in cells
     ]
     text = markdown(suite, rows, printed, pairs)
-    folder.mkdir(parents=True, exist_ok=True)
     for ending, content in ((".csv", csv_text([header(suite), *lines])), ("_cells.csv", csv_text([CELLS_HEADER, *long])),
                             (".tex", tabular(suite, rows, printed)), (".md", text)):  # fmt: skip
-        aside = folder / f"{suite.name}{ending}.partial"
-        aside.write_text(content, encoding="utf-8")
-        aside.replace(folder / f"{suite.name}{ending}")
+        write_whole(folder / f"{suite.name}{ending}", content)
     return text
 
 

@@ -1,7 +1,19 @@
-"""Lines of cells as markdown, CSV or LaTeX."""
+"""Lines of cells as markdown, CSV or LaTeX; and a file written whole or not at all."""
 
 import csv
 import io
+import os
+from pathlib import Path
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write aside and rename: a reader meets the old file or the new one. Two runs that write one table may end at the same moment,
+    so each has an aside of its own and the later one stands.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    aside.write_bytes(content if isinstance(content, bytes) else content.encode())
+    aside.replace(path)
 
 
 def markdown_text(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:

@@ -24,6 +24,7 @@ from types import SimpleNamespace
 from eval_suites import results, tasks
 from eval_suites.preflight import Export, Job
 from eval_suites.suites import Suite
+from eval_suites.text import write_whole
 
 SAY_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 _FORK = multiprocessing.get_context("fork")
@@ -83,8 +84,8 @@ def run_job(job: Job, suite: Suite, export: Export, lm) -> None:
         "seconds": round(time.monotonic() - start, 1),
     }
     (job.folder / "result.json").unlink(missing_ok=True)  # from here to the last line the task is not done
-    _write(job.folder / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in sorted(samples, key=lambda s: s["doc_id"])))
-    _write(job.folder / "result.json", json.dumps(result, indent=1) + "\n")
+    write_whole(job.folder / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in sorted(samples, key=lambda s: s["doc_id"])))
+    write_whole(job.folder / "result.json", json.dumps(result, indent=1) + "\n")
 
 
 def _leave_out(task, job: Job, unreadable: dict[int, str]) -> dict[int, str]:
@@ -127,13 +128,6 @@ def _score(score):
         return {name: score[name] for name in ("question_id", "category", "score") if name in score}
     # SEED-Bench-2-Plus leaves the comparison to its aggregation: the same one here, and results.py holds the mean against lmms-eval's.
     return float(score["pred"].lower().strip() == score["answer"].lower().strip())
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 def _work(job: Job, suite: Suite, export: Export, batch_size: int, device: str | None, parent: int, pipe: Connection) -> None:
@@ -241,7 +235,7 @@ def verify(export: Export, folder: Path) -> None:
     if problem:
         raise ValueError(problem)
     process.join()
-    _write(checked, seen)
+    write_whole(checked, seen)
 
 
 def run_jobs(jobs: list[Job], suite: Suite, export: Export, batch_size: int, devices: list[str | None]) -> list[str]:
