@@ -152,6 +152,11 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.cat([torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)], dim=-1)
 
 
+def times(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """x * factor; in x's own memory where no gradient is wanted, since on a CPU new memory costs more than the product."""
+    return x * factor if torch.is_grad_enabled() else x.mul_(factor)
+
+
 # --- which token sees which -----------------------------------------------------------------------------------------------
 
 
@@ -298,7 +303,7 @@ class GenLIPAttention(nn.Module):
                 options = {f"cu_seq_lens_{side}": plan.cu_seqlens for side in "qk"} | {f"max_length_{side}": plan.longest for side in "qk"}
             out, weights = self.attend(query, key, value, plan.mask, **options)
         out = out.reshape(*x.shape[:2], -1)
-        return self.out_proj(out if gate is None else out * gate.sigmoid()), weights
+        return self.out_proj(out if gate is None else times(out, gate.sigmoid())), weights
 
     def attend(self, query, key, value, mask, **options):
         """q, k, v (B, H, L, head_dim) -> (B, L, H, head_dim) by the attention function of the configuration."""
@@ -326,7 +331,7 @@ class GenLIPMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x):
-        return self.fc2(F.silu(self.gate_fc(x)) * self.fc1(x))
+        return self.fc2(times(F.silu(self.gate_fc(x), inplace=not torch.is_grad_enabled()), self.fc1(x)))
 
 
 class GenLIPLayerScale(nn.Module):
