@@ -22,7 +22,6 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
@@ -62,6 +61,42 @@ class GenLIPOutput(ModelOutput):
 
 
 LOGITS = 2**28  # logits that are held at once, 1 GiB in fp32: 1,766 tokens of Qwen's vocabulary
+
+
+class SummedLoss(torch.autograd.Function):
+    """text (n, e), weight (V, e), target (n,) -> the sum of the n cross entropies of text @ weight.T, in fp32.
+
+    The logits of one piece at a time exist, once: they become their own exponentials in place, from which the gradients follow at
+    once, so the backward pass has none to make again. With p = exp(l - max) / z, the gradient of the logits is p less one at the target.
+    """
+
+    @staticmethod
+    def forward(ctx, text, weight, target, with_gradients: bool):
+        device = text.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        x, w, rows = text.to(dtype), weight.to(dtype), max(1, LOGITS // len(weight))
+        total = torch.zeros((), device=text.device)
+        if with_gradients:
+            of_text, of_weight = -w[target].float(), torch.zeros_like(weight, dtype=torch.float32)
+            of_weight.index_add_(0, target, x.float(), alpha=-1)
+        for start in range(0, len(target), rows):
+            piece = slice(start, start + rows)
+            logits = (x[piece] @ w.T).float()
+            largest, right = logits.amax(dim=1), logits.gather(1, target[piece, None])[:, 0]
+            z = logits.sub_(largest[:, None]).exp_().sum(dim=1)
+            total += (z.log() + largest - right).sum()
+            if with_gradients:
+                shares, z = logits.to(dtype), z[:, None]
+                of_text[piece] += (shares @ w).float() / z
+                of_weight += shares.T @ (x[piece] / z.to(dtype))
+        if with_gradients:
+            ctx.save_for_backward(of_text.to(text.dtype), of_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        of_text, of_weight = ctx.saved_tensors
+        return of_text * gradient, of_weight * gradient, None, None
 
 
 # --- where everything stands in a packed row ------------------------------------------------------------------------------
@@ -692,16 +727,7 @@ class GenLIPForPretraining(GenLIPVisionModel, GenerationMixin):
         labelled = target != -100
         text, target = text[labelled], target[labelled]
 
-        def summed(text, target):
-            return F.cross_entropy(self.lm_head(self.proj(text)).float(), target, reduction="sum")
-
-        # Where all logits at once would be too much, those of one piece at a time live, and the backward pass makes them again.
-        piece = max(1, LOGITS // self.config.vocab_size)
-        if len(text) <= piece:
-            total = summed(text, target)
-        else:
-            pieces = zip(text.split(piece), target.split(piece))
-            total = sum(checkpoint(summed, *each, use_reentrant=False) for each in pieces)
+        total = SummedLoss.apply(self.proj(text), self.lm_head.weight, target, torch.is_grad_enabled())
         return total / (max(1, len(target)) if num_items is None else num_items)
 
     def _continue(self, input_ids, cache):

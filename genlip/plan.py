@@ -36,13 +36,14 @@ def plan(recipe: Recipe, vocabulary: int, gpus: int, mfu: float, peak: float = P
     flops = step_flops(config, tokens, round(samples * recipe.mean_tokens**2), round(samples * words))
     days = recipe.steps * flops / (gpus * mfu * peak) / 86_400
 
-    # Memory: fp32 weights, gradients and two moments; what is kept of a row; the head's logits in fp32 with their gradient.
+    # Memory: fp32 weights, gradients and two moments; what is kept of a row; the head's logits and gradient.
     shared = gpus if recipe.parallel == "fsdp" else 1
     states = 16 * whole / shared
     size = 2 if recipe.bf16 else 4
     layer = recipe.row_tokens * (14 * config.hidden_size + 4 * config.intermediate_size) * size
     kept = config.num_hidden_layers * (recipe.row_tokens * config.hidden_size * size if recipe.checkpoint_layers else layer)
-    logits = 2 * 4 * min(LOGITS, round(recipe.row_tokens * words / recipe.mean_tokens) * vocabulary)
+    held = min(LOGITS, round(recipe.row_tokens * words / recipe.mean_tokens) * vocabulary)
+    logits = (6 if recipe.bf16 else 4) * held + 4 * vocabulary * config.text_embed_dim
     half = 2 * whole / config.num_hidden_layers if recipe.parallel == "fsdp" else 0
     memory = states + kept + layer + logits + half
     gib = 2**30
