@@ -90,36 +90,59 @@ def siglip2_fixed(shape, device, dtype):
     return model, prepare
 
 
-def open_clip_genlip(repository: Path, model, shape, device, dtype):
-    """open_clip's GenLIP holding the weights of `model`. Its one file is imported without the rest, which needs torchvision."""
-    import torch
-
+def import_open_clip(repository: Path) -> None:
+    """Make open_clip's single files importable without its package, which needs torchvision."""
     folder = next((f for f in (repository / "src" / "open_clip", repository) if (f / "naflex_genlip_model.py").is_file()), None)
     if folder is None:
         raise ValueError(f"no naflex_genlip_model.py under {repository}: give a clone of open_clip at 89fb801 (release 3.3.0 has none)")
     package = types.ModuleType("open_clip")
     package.__path__ = [str(folder)]
     sys.modules["open_clip"] = package
+
+
+def open_clip_twin(model, vocabulary: int, **trunk):
+    """open_clip's GenLIP with the shape and the weights of our encoder, or of our whole model (whose words are `vocabulary` in all)."""
     from open_clip.naflex_genlip_model import NaFlexGenLip
 
-    width, depth, heads, ffn = shape
-    trunk = {"width": width, "depth": depth, "num_heads": heads, "intermediate_size": ffn, "text_embed_dim": width}
-    trunk |= {"mrope_section": tuple(model.config.mrope_section), "attention_bias": True, "mlp_bias": True}
-    words = {"vocab_size": 4, "pad_id": 1, "bos_id": 2, "eos_id": 3}
-    theirs = NaFlexGenLip(embed_dim=width, vision_cfg={"image_size": 224}, text_cfg=words, genlip_cfg=trunk).visual
-    state = {key.replace("visual.", "trunk."): value for key, value in model.state_dict().items() if key.startswith("visual.")}
-    state |= {f"trunk.ln_post.{part}": model.state_dict()[f"ln_post.{part}"] for part in ("weight", "bias")}
-    convolution = model.vision_embeddings.patch_embedding
-    state |= {"patch_embed.proj.weight": convolution.weight.flatten(1), "patch_embed.proj.bias": convolution.bias}
-    theirs.load_state_dict(state)
-    theirs = theirs.to(device, dtype).eval()
+    config = model.config
+    trunk |= {"width": config.hidden_size, "depth": config.num_hidden_layers, "num_heads": config.num_attention_heads}
+    trunk |= {"intermediate_size": config.intermediate_size, "text_embed_dim": config.hidden_size}
+    trunk |= {"mrope_section": tuple(config.mrope_section), "attention_bias": True, "mlp_bias": True}
+    text = {"vocab_size": vocabulary, "pad_id": 1, "bos_id": 2, "eos_id": 3}
+    theirs = NaFlexGenLip(embed_dim=config.hidden_size, vision_cfg={"image_size": 224}, text_cfg=text, genlip_cfg=trunk)
+    state = model.state_dict()
+    renamed = {key.replace("visual.", "trunk."): value for key, value in state.items() if key.startswith("visual.")}
+    renamed |= {f"trunk.ln_post.{part}": state[f"ln_post.{part}"] for part in ("weight", "bias")}
+    renamed |= {"patch_embed.proj.weight": state["vision_embeddings.patch_embedding.weight"].flatten(1)}
+    renamed |= {"patch_embed.proj.bias": state["vision_embeddings.patch_embedding.bias"]}
+    if "lm_head.weight" in state:
+        renamed |= {"text_embed.weight": state["embeddings.weight"], "lm_head.weight": state["lm_head.weight"]}
+    missing, unexpected = theirs.load_state_dict(renamed, strict=False)
+    words = () if "lm_head.weight" in state else ("text_embed.weight", "lm_head.weight")
+    lacking = [key for key in missing if not key.startswith("visual.") and key not in words]  # `visual` shares the modules named above
+    if lacking or unexpected:
+        raise ValueError(f"open_clip's GenLIP does not take our weights ({[*lacking, *unexpected]} differ): is its clone at 89fb801?")
+    return theirs
+
+
+def padded_picture(patches, grids) -> dict:
+    """open_clip's input: patches (N, 3, 16, 16) of grids (B, 2) padded to the longest, with their places."""
+    import torch
+
+    padded, valid = pad(patches, grids)
+    coordinates = torch.zeros(*valid.shape, 2, dtype=torch.long, device=patches.device)
+    for i, (rows, columns) in enumerate(grids.tolist()):
+        coordinates[i, : rows * columns] = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(patches.device)
+    return {"patches": padded, "patch_coord": coordinates, "patch_valid": valid}
+
+
+def open_clip_genlip(repository: Path, model, device, dtype):
+    """open_clip's GenLIP encoder holding the weights of `model`."""
+    import_open_clip(repository)
+    theirs = open_clip_twin(model, vocabulary=4).visual.to(device, dtype).eval()
 
     def prepare(pictures, patches, grids):
-        padded, valid = pad(patches, grids)
-        coordinates = torch.zeros(*valid.shape, 2, dtype=torch.long, device=device)
-        for i, (rows, columns) in enumerate(grids.tolist()):
-            coordinates[i, : rows * columns] = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(device)
-        image = {"patches": padded, "patch_coord": coordinates, "patch_valid": valid}
+        image = padded_picture(patches, grids)
         return lambda: theirs(image)
 
     return theirs, prepare
@@ -166,7 +189,7 @@ def compare(args) -> list[str]:
     contenders = {"genlip (ours)": ours(shape, device, dtype)}
     contenders |= {"HF SigLIP 2 NaFlex": siglip2(shape, device, dtype), "HF SigLIP 2 fixed": siglip2_fixed(shape, device, dtype)}
     if args.open_clip:
-        contenders["open_clip GenLIP"] = open_clip_genlip(args.open_clip, contenders["genlip (ours)"][0], shape, device, dtype)
+        contenders["open_clip GenLIP"] = open_clip_genlip(args.open_clip, contenders["genlip (ours)"][0], device, dtype)
 
     where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads of {platform.machine()}"
     peak = next((value for name, value in PEAK_BF16.items() if name in where), None)

@@ -1,0 +1,233 @@
+"""How fast pretraining is beside open_clip's GenLIP task, and how fast its data comes beside plain webdataset; each pair in one run.
+
+    git clone https://github.com/mlfoundations/open_clip && git -C open_clip checkout 89fb801
+    python -m genlip.throughput steps --open-clip open_clip              # tokens/s of training steps, about three minutes on two cores
+    python -m genlip.throughput data 'shards/*.tar' --tokenizer Qwen/Qwen3-0.6B     # samples/s of read, decode, resize, tokenise, pack
+
+`steps`: the same pictures of mixed shapes and captions of mixed lengths, ours packed into one row, open_clip's padded to the longest
+as its task does, and once more by its own `pack_prefix`, which moves a row's padding to its end. Both models hold the same weights,
+and what they say of every word is compared before anything is timed. A step is forward, loss, backward and AdamW. Only real tokens
+are counted. `data`: the same shards, pictures and words through `webdataset` as its users write it; that both hand over the same
+samples is checked first. All take turns; medians of the rounds.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+WORDS = (20, 400)  # of a caption
+AGREE = 1e-4  # of the logits of models that hold the same weights
+
+
+# --- training steps --------------------------------------------------------------------------------------------------------
+
+
+def mixed(batch: int, vocabulary: int):
+    """patches (N, 3, 16, 16), grids (B, 2), text_lens (B,), ids (T,): seeded noise in the shapes of stage 2, 16 to 1,024 patches."""
+    import torch
+
+    torch.manual_seed(0)
+    grids = torch.randint(4, 33, (batch, 2))
+    lens = torch.exp(torch.empty(batch).uniform_(*torch.tensor(WORDS).log().tolist())).long()  # many short ones, some long
+    return torch.randn(int(grids.prod(dim=1).sum()), 3, 16, 16), grids, lens, torch.randint(4, vocabulary, (int(lens.sum()),))
+
+
+def training_steps(args) -> list[str]:
+    """Time a training step of each; returns the lines of a Markdown table."""
+    import torch
+
+    from .benchmark import import_open_clip, open_clip_twin, padded_picture, take_turns
+    from .configuration_genlip import GenLIPConfig
+    from .modeling_genlip import GenLIPForPretraining
+
+    import_open_clip(args.open_clip)
+    from open_clip.task.genlip_task import GenLipTask
+
+    width, head = args.width, args.width // args.heads
+    sixth = head // 6
+    config = GenLIPConfig(
+        vocab_size=args.vocabulary,
+        hidden_size=width,
+        text_embed_dim=width,
+        num_hidden_layers=args.depth,
+        num_attention_heads=args.heads,
+        intermediate_size=width * 8 // 3 // 16 * 16,
+        mrope_section=[head // 2 - 2 * sixth, sixth, sixth],
+        drop_path_rate=0.0,
+    )
+    torch.manual_seed(0)
+    model = GenLIPForPretraining(config).train()
+    patches, grids, lens, ids = mixed(args.batch, args.vocabulary)
+    row = {"input_ids": ids[None], "pixel_values": patches, "grid_hw": grids, "text_lens": lens}
+    text = torch.nn.utils.rnn.pad_sequence(ids.split(lens.tolist()), batch_first=True, padding_value=1)
+    batch = {"image": padded_picture(patches, grids), "text": text, "text_valid": text != 1}
+    with torch.no_grad():
+        theirs = open_clip_twin(model, args.vocabulary)(**batch)["logits"][:, -text.shape[1] :][batch["text_valid"]]
+        difference = (model(**row).logits[0] - theirs).abs().max().item()
+    if not difference < AGREE:
+        raise ValueError(f"open_clip's logits differ from ours by {difference:.2g}: is its clone at 89fb801?")
+
+    losses = {"genlip (ours), packed": (model, lambda: model(**row, labels=row["input_ids"]).loss)}
+    for name, packed in (("open_clip task, padded", False), ("open_clip task, pack_prefix", True)):
+        twin = open_clip_twin(model, args.vocabulary, pack_prefix=packed).train()
+        task = GenLipTask(twin, verbose=False)
+        losses[name] = twin, lambda task=task: task.training_forward(batch)[0]["loss"]
+
+    def step(model, loss) -> Callable[[], None]:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+
+        def call():
+            loss().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return call
+
+    seconds = take_turns({name: step(*each) for name, each in losses.items()}, args.rounds, "cpu")
+    tokens, longest = len(patches) + len(ids), int((grids.prod(dim=1) + lens).max())
+    lines = [
+        f"Width {width}, {args.depth} layers, {args.vocabulary:,} words; {args.batch} samples of {len(patches) // args.batch} patches and "
+        f"{len(ids) // args.batch} words in the mean, the longest {longest:,} tokens; {torch.get_num_threads()} threads, fp32, torch "
+        f"{torch.__version__}; logits agree to {difference:.1g}.",
+        "",
+        "| a training step | ms | tokens/s | of ours |",
+        "|---|---:|---:|---:|",
+    ]
+    ours = next(iter(seconds.values()))
+    return lines + [f"| {name} | {1e3 * s:.0f} | {tokens / s:,.0f} | {ours / s:.2f} |" for name, s in seconds.items()]
+
+
+# --- the data path ---------------------------------------------------------------------------------------------------------
+
+
+def webdataset_rows(recipe, tokenizer, files: list[str]) -> Iterator:
+    """Endless packed rows by webdataset: its stream of the tars, then the same decoding, words, packing and joining as ours."""
+    import json
+
+    import webdataset
+
+    from .data import END_OF_CAPTION, PackedRows, Sample, pixels_of, size_rule
+    from .shards import IMAGE_SUFFIXES
+
+    size, patch, rows = size_rule(recipe), recipe.model.get("patch_size", 16), PackedRows(recipe, tokenizer, [], [])
+
+    def sample(record) -> Sample:
+        pixels = pixels_of(next(record[suffix] for suffix in IMAGE_SUFFIXES if suffix in record), size)
+        text = json.loads(record["json"])[recipe.text_key] if "json" in record else record["txt"].decode()
+        question = tokenizer(recipe.prompt, add_special_tokens=False).input_ids
+        answer = tokenizer(text.strip() + END_OF_CAPTION, add_special_tokens=False).input_ids
+        ids = question + answer
+        tokens = pixels.shape[0] * pixels.shape[1] // patch**2 + len(ids)
+        return Sample(record["__key__"], (0, 0, 0), pixels, ids, len(answer), [], tokens)
+
+    samples = iter(webdataset.WebDataset(files, shardshuffle=False, empty_check=False).repeat().map(sample))
+    waiting: list[Sample] = []
+    while True:
+        row, room, i = [], recipe.row_tokens, 0
+        while i < recipe.look_ahead:
+            if i == len(waiting):
+                waiting.append(next(samples))
+            if waiting[i].tokens <= room:
+                row.append(waiting.pop(i))
+                room -= row[-1].tokens
+            else:
+                i += 1
+        yield rows._batch(row, 0, {}, {})
+
+
+def contents(rows: Iterator, number: int) -> dict[str, tuple]:
+    """The first `number` different samples of packed rows: name -> its grid, words, and the sum of its pixels."""
+    found: dict[str, tuple] = {}
+    while len(found) < number:
+        row = next(rows)
+        patches = row.patches.split(row.grid_hw.prod(dim=1).tolist())
+        words = row.input_ids[0].split(row.text_lens.tolist())
+        for name, grid, picture, ids in zip(row.names, row.grid_hw.tolist(), patches, words):
+            found[name.split(" in ")[0]] = (grid, ids.tolist(), int(picture.long().sum()))
+    return found
+
+
+def data_path(args) -> list[str]:
+    """Time the two data paths in one process; returns the lines of a Markdown table."""
+    from .data import packed_rows
+    from .recipes import PRESETS
+    from .shards import list_sources, open_shard
+    from .train import load_tokenizer
+
+    recipe = replace(PRESETS[args.preset](), data=args.shards, rows=1, workers=0)
+    tokenizer = load_tokenizer(args.tokenizer)
+    sources = list_sources(args.shards)
+    files = [shard.path for source in sources for shard in source.shards]
+    if not all(file.endswith(".tar") for file in files):
+        raise ValueError("webdataset reads tar shards only: give those")
+
+    number = len(open_shard(sources[0].shards[0], recipe.image_key, recipe.text_key))
+    ours, theirs = (
+        contents(packed_rows(recipe, tokenizer, list_sources(files[0])), number),
+        contents(webdataset_rows(recipe, tokenizer, files[:1]), number),
+    )
+    differ = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if differ:
+        raise ValueError(f"webdataset hands over other samples than we do: {', '.join(differ[:5])}")
+
+    paths = {"genlip (ours)": packed_rows(recipe, tokenizer, sources), "webdataset": webdataset_rows(recipe, tokenizer, files)}
+    rates: dict[str, list[float]] = {name: [] for name in paths}
+    for _ in range(args.rounds + 1):
+        for name, rows in paths.items():
+            started, samples = time.perf_counter(), 0
+            while samples < args.samples:
+                samples += len(next(rows).names)
+            rates[name].append(samples / (time.perf_counter() - started))
+    medians = {name: statistics.median(taken[1:]) for name, taken in rates.items()}
+    lines = [
+        f"{args.preset}, rows of {recipe.row_tokens:,} tokens, {len(files)} shard(s), one process, {args.rounds} rounds of {args.samples} "
+        f"samples in turn; the {number} samples of the first shard are the same.",
+        "",
+        "| read, decode, resize, tokenise, pack | samples/s | of ours |",
+        "|---|---:|---:|",
+    ]
+    return lines + [f"| {name} | {rate:,.1f} | {rate / medians['genlip (ours)']:.2f} |" for name, rate in medians.items()]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m genlip.throughput",
+        description="Time pretraining beside open_clip's GenLIP task, and its data path beside webdataset; prints a Markdown table.",
+        epilog="examples:\n"
+        "  python -m genlip.throughput steps --open-clip ../open_clip\n"
+        "  python -m genlip.throughput data 'shards/*.tar' --tokenizer Qwen/Qwen3-0.6B --preset so16-s2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    steps = commands.add_parser("steps", help="tokens/s of training steps, beside open_clip's task")
+    steps.add_argument("--open-clip", type=Path, metavar="CLONE", required=True, help="a clone of open_clip at 89fb801")
+    for flag, default, text in (
+        ("width", 256, "of both models"),
+        ("depth", 6, "layers of both models"),
+        ("heads", 4, "of both models"),
+        ("vocabulary", 8192, "words: at this width the head takes the share of a step that Qwen's takes at So/16's"),
+        ("batch", 16, "samples a step"),
+        ("rounds", 5, "turns of each"),
+    ):
+        steps.add_argument(f"--{flag}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
+    data = commands.add_parser("data", help="samples/s of the data path, beside webdataset")
+    data.add_argument("shards", help="tar shards: a folder, a glob or one file")
+    data.add_argument("--tokenizer", required=True, help="a folder or hub id")
+    data.add_argument("--preset", default="so16-s1", help="the recipe whose sizes and rows count (default: %(default)s)")
+    data.add_argument("--samples", type=int, default=200, metavar="N", help="a turn (default: %(default)s)")
+    data.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each (default: %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        print("\n".join(training_steps(args) if args.command == "steps" else data_path(args)))
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The two comparisons really run, on equal terms, and refuse what is not equal; not how fast anything is."""
+
+import pytest
+
+from genlip import throughput
+from genlip.data import packed_rows
+from genlip.shards import list_sources
+from genlip.train import load_tokenizer
+
+
+def rows_of(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[4:]]
+
+
+def test_the_mix_reaches_from_small_to_large():
+    patches, grids, lens, ids = throughput.mixed(64, 1000)
+    sizes = grids.prod(dim=1)
+    assert len(patches) == sizes.sum() and len(ids) == lens.sum() and int(ids.min()) >= 4 > 1  # 1 pads, 2 and 3 begin and end
+    assert sizes.min() < 60 and sizes.max() > 600 and lens.min() < 30 and lens.max() > 250
+    assert all(a.equal(b) for a, b in zip(throughput.mixed(64, 1000), (patches, grids, lens, ids)))
+
+
+def test_both_data_paths_hand_over_the_same_samples(recipe, capsys):
+    tokenizer, sources = load_tokenizer(recipe.tokenizer), list_sources(recipe.data)
+    files = [shard.path for shard in sources[0].shards]
+    ours = throughput.contents(packed_rows(recipe, tokenizer, sources), 12)
+    theirs = throughput.contents(throughput.webdataset_rows(recipe, tokenizer, files), 12)
+    assert ours == theirs and len({tuple(words) for _, words, _ in ours.values()}) == 4  # four captions
+    flags = ["--tokenizer", recipe.tokenizer, "--preset", "tiny-s1", "--samples", "8", "--rounds", "1"]
+    assert throughput.main(["data", recipe.data, *flags]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert [row[0] for row in rows] == ["genlip (ours)", "webdataset"] and rows[0][2] == "1.00"
+
+
+def test_other_samples_are_refused(recipe, monkeypatch, tmp_path, capsys):
+    flags = ["--tokenizer", recipe.tokenizer, "--preset", "tiny-s1", "--samples", "1", "--rounds", "1"]
+    real = throughput.webdataset_rows
+
+    def other(*args):
+        for row in real(*args):
+            row.patches ^= 1
+            yield row
+
+    monkeypatch.setattr(throughput, "webdataset_rows", other)
+    assert throughput.main(["data", f"{recipe.data}/train-0.tar", *flags]) == 2
+    assert "other samples than we do: 00, 01, 02, 03" in capsys.readouterr().err
+    assert throughput.main(["data", str(tmp_path / "none.tar"), *flags]) == 2 and "no shards" in capsys.readouterr().err
+
+
+def test_a_clone_is_needed(capsys):
+    assert throughput.main(["steps", "--open-clip", "nowhere"]) == 2
+    assert "89fb801" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        throughput.main(["steps"])
