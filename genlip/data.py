@@ -128,6 +128,7 @@ def pixels_of(image: bytes, size: Callable[[int, int], tuple[int, int]]) -> np.n
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError("too many pixels")
             picture = rgb(picture)
+            picture.load()
     except Image.DecompressionBombError as e:  # Pillow's own bound, where it is the smaller
         raise ValueError("too many pixels") from e
     except (OSError, SyntaxError) as e:
@@ -206,6 +207,7 @@ class PackedRows(IterableDataset):
         worker = get_worker_info()
         mine = self.streams if worker is None else self.streams[worker.id :: worker.num_workers]
         self.size = size_rule(self.recipe)
+        self.asked = functools.lru_cache(maxsize=1024)(self._words)  # captions share one question, and conversations many
         # A shard in work for every stream and source; a resume opens a few more for what waits.
         self.opened = functools.lru_cache(maxsize=len(mine) * len(self.sources) + 4)(self._open)
         rows = [self.rows(stream) for stream in mine]
@@ -218,6 +220,9 @@ class PackedRows(IterableDataset):
 
     def _open(self, source: int, shard: int):
         return open_shard(self.sources[source].shards[shard], self.recipe.image_key, self.recipe.text_key)
+
+    def _words(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def rows(self, stream: int) -> Iterator[Batch]:
         """The rows of one stream: first fit, the oldest waiting sample first."""
@@ -273,8 +278,8 @@ class PackedRows(IterableDataset):
             image, text = reader.read(number)
             question, answer, note = spoken(text, self.recipe.prompt)
             pixels = pixels_of(image, self.size)
-            question = self.tokenizer(question, add_special_tokens=False).input_ids
-            ids = question + self.tokenizer(answer, add_special_tokens=False).input_ids + self.end
+            question = self.asked(question)
+            ids = question + self._words(answer) + self.end
             notes = [note] if note else []
             patches = pixels.shape[0] * pixels.shape[1] // self.patch_size**2
             most = min(self.recipe.max_tokens, self.recipe.row_tokens) - patches

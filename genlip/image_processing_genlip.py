@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
 MAX_ASPECT = 200
+ORIENTATION = ExifTags.Base.Orientation
 
 
 def native_size(height: int, width: int, min_pixels: int = 4096, max_pixels: int = 262_144, factor: int = 16) -> tuple[int, int]:
@@ -54,13 +55,14 @@ def square(image: Image.Image, size: int) -> np.ndarray:
 
 def rgb(image: Image.Image) -> Image.Image:
     """Any picture as RGB, turned as its EXIF tag says. Raises ValueError for float pixels, whose range nobody knows."""
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ORIENTATION, 1) != 1:  # Pillow's own function copies every other picture too
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # Pillow's own conversion would clip every value above 255 to white
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65_535) >> 8
         image = Image.fromarray(grey.astype(np.uint8))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 class GenLIPImageProcessor(BaseImageProcessor):

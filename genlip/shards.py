@@ -124,7 +124,7 @@ class TarShard:
     """The samples of a tar: members with one stem that follow one another. Nothing is ever unpacked to the disk."""
 
     def __init__(self, shard: Shard, text_key: str):
-        self.path, self.text_key = shard.path, text_key
+        self.path, self.file_name, self.text_key = shard.path, Path(shard.path).name, text_key
         self.samples: list[tuple[str, dict[str, tuple[int, int]]]] = []  # key, suffix -> (offset, size); size -1: not a plain file
         try:
             self.file = open(shard.path, "rb")  # noqa: SIM115 (kept open for reads; closed when the shard is let go)
@@ -147,7 +147,7 @@ class TarShard:
         return len(self.samples)
 
     def name(self, i: int) -> str:
-        return f"{self.samples[i][0]} in {Path(self.path).name}"
+        return f"{self.samples[i][0]} in {self.file_name}"
 
     def read(self, i: int) -> tuple[bytes, str | list]:
         """The picture's bytes and its text. Raises ValueError with the reason under which the sample is counted."""
