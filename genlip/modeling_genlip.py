@@ -277,9 +277,24 @@ def plan_attention(layout: Layout, implementation: str, with_text: bool) -> Plan
     common = {"sample": layout.sample, "samples": len(layout.lens)}
     if "flash" in implementation:
         return Plan(**common, cu_seqlens=F.pad(layout.lens.cumsum(0), (1, 0)).int(), longest=int(layout.lens.max()))
-    if implementation == "flex_attention" or torch.compiler.is_compiling():  # shapes that follow from values would break the graph
-        return Plan(**common, mask=for_function(row_mask(layout), implementation))
+    if implementation == "flex_attention":
+        return Plan(**common, mask=block_mask(layout))
+    if torch.compiler.is_compiling():  # shapes that follow from values would break the graph
+        return Plan(**common, mask=row_mask(layout))
     return plan_buckets(layout, with_text)
+
+
+def block_mask(layout: Layout):
+    """FlexAttention's form of `row_mask`: a rule over places and a table of blocks, so that on a GPU nothing is as large as T x T."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    sample, prefix, tokens = layout.sample, layout.prefix, len(layout.sample)
+
+    def seen(b, h, query, key):
+        return (sample[query] == sample[key]) & (prefix[key] | (key <= query))
+
+    # Compiled, the table is filled block by block; else (a CPU, where that costs more than it saves) from the whole matrix once.
+    return create_block_mask(seen, None, None, tokens, tokens, device=sample.device, _compile=sample.device.type == "cuda")
 
 
 def for_function(mask: torch.Tensor | None, implementation: str):

@@ -38,6 +38,7 @@ MODEL_FIELDS = (
     "drop_path_rate",
     "attention_dropout",
     "ls_init_value",
+    "initializer_range",
     "gated_attention",
     "num_register_tokens",
     "mrope_section",
@@ -134,11 +135,13 @@ def tiny_s2() -> Recipe:
 def captions32() -> Recipe:
     """A proof on real input: 32 web photos and the real vocabulary of 151,936 words, from random weights to word for word.
 
-    A text width of 64 keeps the two word matrices cheap on two cores.
+    A text width of 64 keeps the two word matrices cheap on two cores. The init is 1 / sqrt(width): the paper's 0.02, made for widths
+    of 1,024 and more, enters words of width 64 at 0.003 beside patches of 0.5, and after 150 steps the loss stood at 2.4, not 0.1.
     """
     model = TINY | {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 8, "text_embed_dim": 64}
-    recipe = Recipe("captions-32", model, vocabulary=VOCABULARY, resolution=96, row_tokens=400, steps=600, lr=2e-3, warmup=0.05)
-    return replace(recipe, look_ahead=1, betas=(0.9, 0.99), weight_decay=0.0, save_every=200)
+    model |= {"initializer_range": 0.0625}
+    recipe = Recipe("captions-32", model, vocabulary=VOCABULARY, resolution=96, row_tokens=400, steps=300, lr=2e-3, warmup=0.05)
+    return replace(recipe, look_ahead=1, betas=(0.9, 0.99), weight_decay=0.0, save_every=100)
 
 
 def _larger(preset: str, resolution: int) -> Recipe:

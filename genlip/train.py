@@ -280,7 +280,7 @@ def build_model(recipe: Recipe, words: int, from_init: bool = True):
         theirs = GenLIPConfig.from_pretrained(recipe.init) if (Path(recipe.init) / "config.json").is_file() else None
         if theirs is None:
             raise ValueError(f"no export in {recipe.init!r} to start from: run the earlier stage, or give --init its export folder")
-        shape = [k for k in recipe.model if k not in ("vocab_size", "drop_path_rate", "attention_dropout")]
+        shape = [k for k in recipe.model if k not in ("vocab_size", "drop_path_rate", "attention_dropout", "initializer_range")]
         differ = [f"{k} {getattr(theirs, k)!r}, not {getattr(config, k)!r}" for k in shape if getattr(theirs, k) != getattr(config, k)]
         if differ or theirs.vocab_size < words:
             differ += [f"vocab_size {theirs.vocab_size} for {words} words"] if theirs.vocab_size < words else []

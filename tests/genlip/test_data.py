@@ -244,6 +244,16 @@ def test_truncated_and_empty_shards(recipe, shards, tar):
         rows_of(recipe, 1)
 
 
+def test_a_missing_shard_is_named(recipe, shards, tmp_path):
+    (tmp_path / "list.txt").write_text("shards/train-0.tar\nshards/train-7.tar\n")
+    with pytest.raises(ValueError, match=r"no shards at '.*train-7\.tar'"):
+        train(replace(recipe, data=str(tmp_path / "list.txt")))
+    sources = list_sources(recipe.data)
+    (shards / "train-2.tar").unlink()  # between the listing and the reading
+    with pytest.raises(ValueError, match=r"train-2\.tar cannot be read.*No such file"):
+        list(islice(packed_rows(recipe, load_tokenizer(recipe.tokenizer), sources), 9))
+
+
 def test_shards_that_changed_are_refused_on_resume(recipe, shards, tar, draw):
     before = listing_digest(list_sources(recipe.data))
     train(replace(recipe, steps=4))

@@ -77,47 +77,75 @@ def test_killed_at_any_step_and_resumed_it_is_bit_equal(recipe, tmp_path):
     assert (tmp_path / "a/ledger.json").read_text() == (tmp_path / "b/ledger.json").read_text()
 
 
+KEEP_GRADIENTS = """
+import sys
+import torch
+from torch.distributed.tensor import DTensor
+from safetensors.torch import save_file
+from genlip.train import main
+
+folder, steps, move = sys.argv.pop(1), [], torch.optim.AdamW.step
+
+def step(self, *args, **kwargs):
+    whole = [p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for group in self.param_groups for p in group["params"]]
+    if int(__import__("os").environ.get("RANK", 0)) == 0:
+        save_file({str(i): gradient.clone() for i, gradient in enumerate(whole)}, f"{folder}/gradients-{len(steps)}.safetensors")
+    steps.append(1)
+    return move(self, *args, **kwargs)
+
+torch.optim.AdamW.step = step
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.fixture
 def ranks(recipe, tmp_path):
-    """Runs of the same four rows a step: one process, DDP and FSDP on two."""
+    """Runs of the same four rows a step: one process, DDP and FSDP on two. The gradients with which the optimizer moves are kept."""
     torch.manual_seed(0)
     model = recipe.model | {"drop_path_rate": 0.2}
     recipe = replace(recipe, rows=4, steps=4, save_every=2, look_ahead=2, row_tokens=90, model=model, checkpoint_layers=True)
+    script = tmp_path / "keep_gradients.py"
+    script.write_text(KEEP_GRADIENTS)
 
     def run(name, processes, **changes):
-        out = str(tmp_path / name)
-        command = flags(replace(recipe, out=out, **changes))
+        out = tmp_path / name
+        out.mkdir(exist_ok=True)
+        command = flags(replace(recipe, out=str(out), **changes))
         torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(29400 + os.getpid() % 500)]
-        launch = [sys.executable, *(torchrun if processes > 1 else []), "-m", "genlip.train"]
+        launch = [sys.executable, *(torchrun if processes > 1 else []), str(script), str(out)]
         result = subprocess.run([*launch, *command], env=environment(), capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr[-3000:]
-        return metrics(out), load_file(tmp_path / name / "export/model.safetensors"), result.stdout
+        gradients = [load_file(file) for file in sorted(out.glob("gradients-*.safetensors"))]
+        return metrics(out), load_file(out / "export/model.safetensors"), gradients, result.stdout
 
     return run
 
 
 @pytest.mark.slow
 def test_one_process_ddp_and_fsdp_are_one_run(ranks):
-    """4 rows on one process, 2 + 2 by DDP, 2 + 2 by FSDP: the same rows, losses, gradient norms and weights."""
-    alone, weights, _ = ranks("alone", 1)
-    assert all(line["samples"] >= 4 for line in alone)
+    """4 rows on one process, 2 + 2 by DDP, 2 + 2 by FSDP: the same rows, losses, gradients (after the clip) and weights."""
+    alone, weights, gradients, _ = ranks("alone", 1)
+    assert all(line["samples"] >= 4 for line in alone) and len(gradients) == 4
+    assert max(float(g.abs().max()) for g in gradients[0].values()) > 0.01  # so that 1e-5 says something
     for parallel in ("ddp", "fsdp"):
-        lines, theirs, _ = ranks(parallel, 2, parallel=parallel)
+        lines, their_weights, theirs, _ = ranks(parallel, 2, parallel=parallel)
         for a, b in zip(alone, lines, strict=True):
-            assert abs(a["loss"] - b["loss"]) < 1e-5 and abs(a["grad_norm"] - b["grad_norm"]) < 1e-4 * a["grad_norm"]
+            assert abs(a["loss"] - b["loss"]) < 1e-5 and abs(a["grad_norm"] - b["grad_norm"]) < 1e-5 * a["grad_norm"]
             assert all(a[k] == b[k] for k in ("labelled", "tokens", "samples"))
-        assert all((weights[key] - theirs[key]).abs().max() < 2e-5 for key in weights)
+        for mine, other in zip(gradients, theirs, strict=True):
+            assert mine.keys() == other.keys() and all((mine[key] - other[key]).abs().max() < 1e-5 for key in mine)
+        assert all((weights[key] - their_weights[key]).abs().max() < 2e-5 for key in weights)
 
 
 @pytest.mark.slow
 def test_resumes_on_another_number_of_ranks(ranks, tmp_path):
-    whole, weights, _ = ranks("whole", 1)
+    whole, weights, _, _ = ranks("whole", 1)
     ranks("part", 2, parallel="fsdp")
     shutil.rmtree(tmp_path / "part/export")
     shutil.rmtree(tmp_path / "part/checkpoints/step-000004")
     recipe = json.loads((tmp_path / "part/recipe.json").read_text())
     (tmp_path / "part/recipe.json").write_text(json.dumps(recipe | {"parallel": "ddp"}))
-    lines, theirs, said = ranks("part", 1)
+    lines, theirs, _, said = ranks("part", 1)
     assert "going on from step 2" in said
     assert [line["samples"] for line in lines] == [line["samples"] for line in whole]
     assert all((weights[key] - theirs[key]).abs().max() < 2e-5 for key in weights)
@@ -144,17 +172,18 @@ def test_packed_padded_and_one_by_one_are_one_loss(recipe):
 
     patches = normalised(row.patches)
     packed = {"input_ids": row.input_ids, "pixel_values": patches, "grid_hw": row.grid_hw, "text_lens": row.text_lens, "labels": row.labels}
-    singles, padded = [], []
-    longest = int(row.text_lens.max())
-    starts = row.text_lens.cumsum(0) - row.text_lens
-    for i, (start, words) in enumerate(zip(starts.tolist(), row.text_lens.tolist())):
+    starts, longest = (row.text_lens.cumsum(0) - row.text_lens).tolist(), int(row.text_lens.max())
+    singles, texts = [], []
+    for i, (start, words) in enumerate(zip(starts, row.text_lens.tolist())):
         ids, labels = (t[:, start : start + words] for t in (row.input_ids, row.labels))
         picture = {"pixel_values": patches[4 * i : 4 * i + 4], "grid_hw": row.grid_hw[i : i + 1]}
         singles.append({"input_ids": ids, "labels": labels, "text_lens": row.text_lens[i : i + 1]} | picture)
-        longer = [torch.nn.functional.pad(t, (0, longest - words), value=fill) for t, fill in ((ids, 0), (labels, -100))]
-        padded.append({"input_ids": longer[0], "labels": longer[1], "text_lens": torch.tensor([longest])} | picture)
+        texts.append([torch.nn.functional.pad(t, (0, longest - words), value=fill) for t, fill in ((ids, 0), (labels, -100))])
+    pictures = patches.view(-1, 2, 2, 3, 16, 16).permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, 32, 32)
+    padded = {"pixel_values": pictures} | {name: torch.cat(part) for name, part in zip(("input_ids", "labels"), zip(*texts))}
+    assert row.text_lens.min() < longest  # something is padded
     loss, gradients = gradient([packed])
-    for calls in (singles, padded):
+    for calls in (singles, [padded]):
         other, theirs = gradient(calls)
         assert abs(loss - other) < 1e-5 and (gradients - theirs).abs().max() < 1e-5
 
@@ -215,6 +244,25 @@ def test_held_out_pictures_are_captioned_as_the_run_goes(recipe):
     assert [each["step"] for each in said] == [3] * 4 + [6] * 4 + [8] * 4
     assert {each["true"] for each in said} == {f"a {colour} picture" for colour in ("red", "green", "blue", "white")}
     assert same(plain.parent, export.parent)  # looking changes nothing
+
+
+def test_a_run_that_is_done_is_left_alone(recipe, capsys):
+    """An export that exists is neither written again nor trained on; another recipe for the folder is refused, with the difference."""
+    export = train(replace(recipe, steps=2))
+    before = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in export.iterdir()}
+    assert train(replace(recipe, steps=2)) == export and "this run is done" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"another recipe \(steps: 2 there, 5 asked\)"):
+        train(replace(recipe, steps=5))
+    assert before == {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in export.iterdir()}
+    assert len(metrics(export.parent)) == 2
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_the_same_run(recipe):
+    """Rows of changing shapes through compiled layers, forward and backward; a minute of compiling."""
+    plain, compiled = (train(replace(recipe, out=f"{recipe.out}-{on}", compile=on)).parent for on in (False, True))
+    for a, b in zip(metrics(plain), metrics(compiled), strict=True):
+        assert abs(a["loss"] - b["loss"]) < 1e-4 and a["tokens"] == b["tokens"]
 
 
 def test_learning_rate_warms_up_and_ends_at_its_minimum(recipe):
