@@ -5,21 +5,29 @@ Why: lmms-eval's own LLaVA classes want batch size 1 or mix up pictures above it
     lmms-eval --model genlip_eval --model_args export=runs/NAME/export,batch_size=32 --tasks chartqa
     python eval_suites/run.py --encoder genlip-g16      (uses the class below, task by task)
 
+`export` may be a LLaVA-NeXT checkpoint with one of our towers: it is converted in passing and asked as it was trained. With the plain
+command keep away from --use_cache, which knows a model by its folder's name and gives new weights the old answers.
+
 Questions go through in windows of 16 batches, sorted by length inside a window: little padding, while questions about one picture stay
 near each other, so that its features are computed once. Answers come back in the order asked.
 """
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 
+from eval_suites import preflight
 from eval_suites.journal import Answer, Journal, Settings
 
 WINDOW = 16  # batches: no more pictures than the MLLM keeps features of
 # What lmms-eval's own models take where a task names no limit (TextVQA).
 DEFAULT_NEW_TOKENS = 1024
+# LLaVA-NeXT trains Qwen with this system message, where Qwen2.5's own chat template puts another.
+LLAVA_NEXT_SYSTEM = {"role": "system", "content": [{"type": "text", "text": "You are a helpful assistant."}]}
 
 
 def manifest():
@@ -46,9 +54,7 @@ class EvaluatedMllm(lmms):
         if mllm is None:
             if not export:
                 raise ValueError("genlip_eval wants --model_args export=runs/NAME/export")
-            from llava_plugin import mllm as loader
-
-            mllm = loader.load(export, device=device)
+            mllm = _load(Path(export), device)
         self.mllm = mllm
         self.batch_size = int(batch_size)
         if self.batch_size < 1:
@@ -144,7 +150,9 @@ class EvaluatedMllm(lmms):
             if getattr(error, "errno", None):
                 raise  # the disk's fault, not the picture's
             raise UnreadablePicture(str(error).splitlines()[0][:200]) from error
-        conversation, pictures = [], []
+        recipe = self.mllm.provenance.get("recipe") or {}
+        conversation = [LLAVA_NEXT_SYSTEM] if recipe.get("converted_from") == "LLaVA-NeXT" else []
+        pictures = []
         for message in messages:
             parts = []
             for part in message["content"]:
@@ -163,6 +171,21 @@ class EvaluatedMllm(lmms):
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         raise NotImplementedError("this model answers one turn; tasks of several rounds are not among ours")
+
+
+def _load(folder: Path, device: str | None):
+    """An export of ours, or a LLaVA-NeXT checkpoint turned into one for this run. ValueError for a LoRA adapter without its base."""
+    from llava_plugin import llava_next, mllm
+
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{folder} is a LoRA adapter: merge it into its base model first (peft: merge_and_unload), and give what that saves"
+        )
+    if not preflight.is_llava_next(folder):
+        return mllm.load(folder, device=device)
+    with tempfile.TemporaryDirectory() as native:
+        llava_next.to_native(folder, Path(native))
+        return mllm.load(native, device=device)
 
 
 class UnreadablePicture(ValueError):

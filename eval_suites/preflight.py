@@ -59,7 +59,10 @@ def read_export(folder: Path) -> Export:
     """An export and its provenance. ValueError where it has none, or none that can be read."""
     path = folder / "provenance.json"
     if not path.exists():
-        raise ValueError(f"{folder} has no provenance.json: give the export/ folder of a training run of train_mllm")
+        hint = f"; of a LLaVA-NeXT checkpoint make one: python -m llava_plugin.llava_next convert {folder} runs/NAME/export"
+        raise ValueError(
+            f"{folder} has no provenance.json: give the export/ folder of a training run of train_mllm{hint * is_llava_next(folder)}"
+        )
     try:
         provenance = json.loads(path.read_text(encoding="utf-8"))
         missing = [name for name in ("stage", "encoder", "llm", "weights_digest") if not provenance.get(name)]
@@ -68,6 +71,16 @@ def read_export(folder: Path) -> Export:
     if missing:
         raise ValueError(f"{path} does not say {', '.join(missing)}: export the model again")
     return Export(folder, provenance)
+
+
+def is_llava_next(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of LLaVA-NeXT, not an export of ours."""
+    config = folder / "config.json"
+    return (
+        not (folder / "provenance.json").exists()
+        and config.exists()
+        and "mm_vision_tower" in json.loads(config.read_text(encoding="utf-8"))
+    )
 
 
 def find_export(encoder: str, mllm: Path | None, llm: str | None, runs: Path = Path("runs")) -> Export:
@@ -95,6 +108,20 @@ def find_export(encoder: str, mllm: Path | None, llm: str | None, runs: Path = P
     raise NotTrained(_how_to_train(encoder, label, runs, bool(own)))
 
 
+def which_encoder(runs: Path = Path("runs")) -> str:
+    """What to say to a command that names no encoder: how to name one, which are known, and which have a fine-tuned MLLM here."""
+    from llava_plugin import encoders
+
+    exports = [read_export(path.parent) for path in sorted(runs.glob("*/export/provenance.json"))]
+    tuned = sorted({export.encoder for export in exports if export.provenance["stage"] == "sft"})
+    there = ", ".join(tuned) or "none yet; train one: ENCODER=KEY bash train_mllm/sft_qwen1.5b_frozen.sh"
+    return (
+        "which encoder? For instance: python eval_suites/run.py --encoder genlip-g16 (--help says more)\n"
+        f"with a fine-tuned MLLM under {runs}/: {there}\n"
+        f"known keys: {', '.join(encoders.KEYS)}; also a folder, a hub id, or NAME=FOLDER"
+    )
+
+
 class NotTrained(ValueError):
     """The encoder exists, its MLLM does not yet: worth reporting together with what else is missing."""
 
@@ -117,9 +144,15 @@ def _how_to_train(encoder: str, label: str, runs: Path, projector_only: bool) ->
 
 
 def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export | None, folder: Path) -> Job:
-    """One task's data found and counted. ValueError where they are not there or not those the suite declares."""
+    """One task's prompts held against the declared ones, its data found and counted. ValueError where they are not those of the suite."""
+    column = next(column for column in suite.columns if column.task == task)
+    if column.prompt and tasks.prompt_digest(task) != column.prompt:
+        raise ValueError(
+            f"{task}: the installed lmms-eval {importlib.metadata.version('lmms-eval')} defines it otherwise than suite {suite.name} "
+            "declares: other prompts or scores. Install the declared one: pip install --no-deps -r requirements-nodeps.txt"
+        )
     data = tasks.locate(task, args.data_root)
-    declared = next(column.n for column in suite.columns if column.task == task)
+    declared = column.n
     if declared is not None and data.declared is not None and declared != data.declared:
         raise ValueError(f"{task}: {declared} samples by suite {suite.name}, {data.declared} by the data's manifest: build the data again")
     expected = declared if declared is not None else data.declared

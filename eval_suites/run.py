@@ -37,9 +37,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 exit code: 0 every asked column complete, 1 a task failed, 2 refused before anything ran, 3 done but partial""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--encoder", required=True, help="a key (list: python -m llava_plugin.encoders), a folder, a hub id, or NAME=FOLDER"
-    )
+    parser.add_argument("--encoder", help="a key (list: python -m llava_plugin.encoders), a folder, a hub id, or NAME=FOLDER")
     parser.add_argument("--mllm", type=Path, metavar="EXPORT", help="the trained MLLM, runs/NAME/export (default: the encoder's only one)")
     parser.add_argument("--llm", metavar="NAME", help="pick among several MLLMs of the encoder by their language model")
     parser.add_argument("--suite", default="genlip14", help=f"{', '.join(suites.SUITES)}, or a YAML file (default: genlip14)")
@@ -96,6 +94,8 @@ class Plan:
 
 def check(args: argparse.Namespace) -> Plan:
     """The pre-flight: ValueError with every problem there is, a line each or more."""
+    if not args.encoder:
+        raise ValueError(preflight.which_encoder())
     suite = suites.get(args.suite)
     wanted = suites.select(suite, args.tasks)
     problems, export, jobs = [], None, []

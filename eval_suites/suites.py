@@ -37,6 +37,7 @@ class Column:
     higher_is_better: bool = True
     aggregate: str = "mean"  # lmms-eval's way from samples to the number: "mean", "mme" (by pair and category), "points" (sum / 1000)
     aliases: tuple[str, ...] = ()  # the same number's key in older lmms-eval versions
+    prompt: str = ""  # digest of the packaged definition that prompts and metrics come from (tasks.prompt_digest); "": a task of ours
 
 
 @dataclass(frozen=True)
@@ -70,35 +71,38 @@ class Suite:
         return None if None in counts else sum(counts)
 
 
-def _caption(name: str, title: str, task: str, metric: str, n: int, split: str) -> Column:
+def _caption(name: str, title: str, task: str, metric: str, n: int, split: str, prompt: str) -> Column:
     """CIDEr has no upper bound of 1: scores of single pictures reach 10, and columns of the paper 145 (x 100)."""
-    return Column(name, title, task, metric, n, split, "caption", unit="CIDEr", range=(0.0, 10.0))
+    return Column(name, title, task, metric, n, split, "caption", unit="CIDEr", range=(0.0, 10.0), prompt=prompt)
 
 
 _DOC_OCR = (
-    Column("chartqa", "ChartQA", "chartqa", "relaxed_overall,none", 2500, "test", "doc_ocr"),
-    Column("ocrbench", "OCRBench", "ocrbench", "ocrbench_accuracy,none", 1000, "test", "doc_ocr", aggregate="points"),
-    Column("docvqa", "DocVQA", "docvqa_val", "anls,none", 5349, "validation", "doc_ocr"),
-    Column("textvqa", "TextVQA", "textvqa_val", "exact_match,none", 5000, "validation", "doc_ocr"),
-    Column("ai2d", "AI2D", "ai2d", "exact_match,flexible-extract", 3088, "test", "doc_ocr"),
-    Column("infovqa", "InfoVQA", "infovqa_val", "anls,none", 2801, "validation", "doc_ocr"),
-    Column("seed2plus", "SEED2+", "seedbench_2_plus", "seedbench_2_plus_all,none", 2277, "test", "doc_ocr"),
+    Column("chartqa", "ChartQA", "chartqa", "relaxed_overall,none", 2500, "test", "doc_ocr", prompt="ddd57cb0ddf9b27c"),
+    Column(
+        "ocrbench", "OCRBench", "ocrbench", "ocrbench_accuracy,none", 1000, "test", "doc_ocr", aggregate="points", prompt="17b3e11d46774d60"
+    ),
+    Column("docvqa", "DocVQA", "docvqa_val", "anls,none", 5349, "validation", "doc_ocr", prompt="5deafefbb552a1c1"),
+    Column("textvqa", "TextVQA", "textvqa_val", "exact_match,none", 5000, "validation", "doc_ocr", prompt="9bd40eee3b0dcb53"),
+    Column("ai2d", "AI2D", "ai2d", "exact_match,flexible-extract", 3088, "test", "doc_ocr", prompt="cc4c0f7767d26d5b"),
+    Column("infovqa", "InfoVQA", "infovqa_val", "anls,none", 2801, "validation", "doc_ocr", prompt="0ca77768fc163813"),
+    Column("seed2plus", "SEED2+", "seedbench_2_plus", "seedbench_2_plus_all,none", 2277, "test", "doc_ocr", prompt="f9ad9de938b3014e"),
 )
 _MME_P = Column(
     "mme_p", "MME-P", "mme", "mme_perception_score,none", 2374, "test", "general_vqa", unit="points", scale=1.0,
     range=(0.0, 2000.0), full_mark=2000.0, aggregate="mme", aliases=("mme_percetion_score,none",),
+    prompt="f559d940fc3284b6",
 )  # fmt: skip
 _MME_C = replace(_MME_P, name="mme_c", title="MME-C", metric="mme_cognition_score,none", range=(0.0, 800.0), full_mark=800.0, aliases=())
 _GENERAL_VQA = (
-    Column("vqav2", "VQAv2", "vqav2_val", "exact_match,none", 214354, "validation", "general_vqa"),
-    Column("gqa", "GQA", "gqa", "exact_match,none", 12578, "testdev", "general_vqa"),
-    Column("scienceqa", "SQA", "scienceqa_img", "exact_match,none", 2017, "test", "general_vqa"),
+    Column("vqav2", "VQAv2", "vqav2_val", "exact_match,none", 214354, "validation", "general_vqa", prompt="2514414602ad1cd2"),
+    Column("gqa", "GQA", "gqa", "exact_match,none", 12578, "testdev", "general_vqa", prompt="691a810a4e1f5d5b"),
+    Column("scienceqa", "SQA", "scienceqa_img", "exact_match,none", 2017, "test", "general_vqa", prompt="f12002dfb53ddf7f"),
     _MME_P,
 )
 _CAPTION = (
-    _caption("nocaps", "NoCaps", "nocaps_val", "nocaps_CIDEr,none", 4500, "validation"),
-    _caption("coco", "COCO", "coco2017_cap_val", "coco_CIDEr,none", 5000, "val"),
-    _caption("textcaps", "TextCaps", "textcaps_val", "textcaps_CIDEr,none", 3166, "val"),
+    _caption("nocaps", "NoCaps", "nocaps_val", "nocaps_CIDEr,none", 4500, "validation", "c033df529a0175a4"),
+    _caption("coco", "COCO", "coco2017_cap_val", "coco_CIDEr,none", 5000, "val", "1789d6167cb006c9"),
+    _caption("textcaps", "TextCaps", "textcaps_val", "textcaps_CIDEr,none", 3166, "val", "8bfb36fafe4b31af"),
 )
 # Questions of the package easy-vqa's 1,000 test pictures, told apart by their answers: yes or no, one of 3 shapes, one of 8 colours.
 _EASYVQA = tuple(

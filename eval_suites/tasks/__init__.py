@@ -112,6 +112,14 @@ def _files_of(path: Path) -> list[Path]:
     return [path, *(file for file in python if file.exists()), *(file for name in included for file in _files_of(path.parent / name))]
 
 
+def prompt_digest(task: str) -> str:
+    """16 hex digits of the packaged definition: all files that the task's prompts, filters and metrics come from, byte by byte."""
+    digest = hashlib.sha256()
+    for file in _files_of(definition_path(task)):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def definition_digest(task: str) -> str:
     """sha256 of everything the task's prompts and scores come from, lmms-eval's version among it; where the data lie is not."""
     own = [HERE / "pictures.py", *([HERE / "captions.py"] if task in CIDER else [])]
