@@ -77,6 +77,16 @@ def differences(a: Row, b: Row) -> list[str]:
     return [f"{name}: {_short(one.get(name))} against {_short(two.get(name))}" for name in {**one, **two} if one.get(name) != two.get(name)]
 
 
+def asked_otherwise(a: Row, b: Row) -> list[str]:
+    """What differs between the questions that the two answered, in words: tasks of other data, of other prompts or metrics."""
+    both = [task for task in a.results if task in b.results]
+    said = []
+    for name, what in (("data", "other data in"), ("task", "other prompts or metrics in")):
+        differing = [task for task in both if a.results[task]["key"][name] != b.results[task]["key"][name]]
+        said += [f"{what} {', '.join(differing)}"] if differing else []
+    return said
+
+
 def ranks(suite: Suite, rows: list[Row], columns: tuple[Column, ...]) -> dict[int, int]:
     """Index of a row -> 1 (best) or 2 (second best of three or more) in the columns' average, among rows that may be compared.
 

@@ -135,6 +135,9 @@ def footnotes(rows: list[Row], printed: list[tuple[str, Printed]]) -> list[str]:
         if others:
             said = "; ".join(others[:6]) + (f"; and {len(others) - 6} more" if len(others) > 6 else "")
             notes.append(f"{row.label} {row.digest[:8]} is not ranked with {rows[0].label}, for these differ: {said}.")
+        asked = compare.asked_otherwise(row, rows[0])
+        if asked:
+            notes.append(f"{row.label} {row.digest[:8]} was asked otherwise than {rows[0].label}, so not ranked there: {'; '.join(asked)}.")
     for llm, row in printed:
         if row.flag:
             notes.append(f"{row.model} {row.arch}, {llm}: the paper prints {row.printed}, its row's mean is {row.recomputed:.2f}.")

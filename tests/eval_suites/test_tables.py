@@ -232,6 +232,7 @@ def test_other_questions_or_a_hole_are_not_ranked():
     a, b = measured("a", value=0.5, digest="a" * 64), measured("b", value=0.7, digest="b" * 64)
     gqa = {"gqa": {**b.results["gqa"], "key": {**b.results["gqa"]["key"], "data": "other"}}}
     text = tables.markdown(SUITE, [a, replace(b, results={**b.results, **gqa})], [], [])
+    assert "- b bbbbbbbb was asked otherwise than a, so not ranked there: other data in gqa." in text
     assert line_of(text, "b")["GQA"].startswith("70.0") and line_of(text, "b")["ChartQA"].startswith("**70.0**")
     assert line_of(text, "b")["General VQA"].startswith("70.0") and line_of(text, "b")["Doc & OCR"].startswith("**70.0**")
     hole = {**b.cells, "gqa": replace(b.cells["gqa"], refused="8 of 12578")}
