@@ -1,6 +1,7 @@
 """A fixed answering model as a process: our main job, or the plain lmms-eval command, with answers that only prompt and picture decide.
 
-    python tests/eval_suites/fixed.py ours DATA SECONDS --encoder ... (arguments of run.py; SECONDS of waiting in each batch)
+    python tests/eval_suites/fixed.py ours DATA SECONDS --encoder ... (arguments of run.py; SECONDS of waiting in each batch; the task
+    that $FAIL names fails)
     python tests/eval_suites/fixed.py plain DATA 0 --tasks ...        (arguments of lmms-eval)
 
 About two answers of three are right, captions among them, so that a score is no round number. What is asked goes to asked.jsonl here.
@@ -64,7 +65,16 @@ def ours(reply, seconds: float, arguments: list[str]) -> int:
     small = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(small)
     import llava_plugin.mllm
-    from eval_suites import run
+    from eval_suites import run, worker
+
+    run_job = worker.run_job
+
+    def failing(job, *args):
+        if job.task == os.environ.get("FAIL"):
+            raise RuntimeError("made to fail")
+        run_job(job, *args)
+
+    worker.run_job = failing
 
     class Slow(small.FakeMllm):
         def answer(self, *args, **kwargs):
