@@ -33,7 +33,7 @@ from PIL import Image
 
 from llava_plugin.mllm import IMAGE, prompt_ids
 
-from .prepare_data import open_conversations
+from .rows import open_conversations
 
 IGNORED = -100
 ROWS_A_MEASURE = 256

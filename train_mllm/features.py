@@ -14,7 +14,7 @@ from rich.progress import track
 from llava_plugin.tower import digest
 
 from .data import open_picture
-from .prepare_data import open_conversations
+from .rows import open_conversations
 
 FEATURE_BATCH = 64
 

@@ -8,6 +8,8 @@ import io
 import struct
 
 MAX_PIXELS = 178_956_970  # where PIL refuses too: a few such pictures fill a machine's memory
+SEGMENT, SIDES = struct.Struct(">BBH"), struct.Struct(">HH")
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 TAIL = 64  # bytes at the end among which the end marker must be: some cameras and tools pad behind it
 
 
@@ -23,10 +25,11 @@ def check(data: bytes | memoryview, full: bool = False) -> tuple[int, int]:
 
 def _scan(data: bytes | memoryview) -> tuple[int, int] | None:
     """(width, height) where header and end marker of a JPEG or PNG are in place, None where only decoding can tell."""
-    if data[:3] == b"\xff\xd8\xff" and b"\xff\xd9" in bytes(data[-TAIL:]):
+    head, tail = bytes(data[:24]), bytes(data[-TAIL:])
+    if head[:3] == b"\xff\xd8\xff" and b"\xff\xd9" in tail:
         return _jpeg_size(data)
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and b"IEND" in bytes(data[-TAIL:]):
-        width, height = struct.unpack(">II", data[16:24])
+    if head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR" and b"IEND" in tail:
+        width, height = struct.unpack(">II", head[16:24])
         return (width, height) if width and height else None
     return None
 
@@ -34,15 +37,17 @@ def _scan(data: bytes | memoryview) -> tuple[int, int] | None:
 def _jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
     """(height and width stand in the frame header, behind segments of stated length), None where there is no such header."""
     at = 2
-    while at + 9 < len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
+    while at + 9 < len(data):
+        start, marker, length = SEGMENT.unpack_from(data, at)
+        if start != 0xFF:
+            return None
         if marker == 0xFF:  # fill byte
             at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+        elif marker in FRAMES:
+            height, width = SIDES.unpack_from(data, at + 5)
             return (width, height) if width and height else None
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        else:
+            at += 2 + length
     return None
 
 

@@ -15,8 +15,8 @@ replaced by a neighbour. Pieces of the source are worked on in parallel; a kille
 """
 
 import argparse
+import gc
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -24,93 +24,15 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 from . import pictures, sources
+from .rows import normalise, open_conversations, schema, to_arrow
 
-IMAGE = "<image>"
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 NAMED = 10
-ROWS_A_CHUNK = 1000
-BYTES_A_CHUNK = 32 << 20
-
-
-# --- one row ----------------------------------------------------------------------------------------------------------------
-
-
-def normalise(row: dict, images: Path, decode: bool = False) -> dict:
-    """One row in the one form: {"id", "images": [{"path", "bytes"}], "messages": [{"role", "content"}], "digest"}, pictures scanned.
-
-    The digest is of what training sees: the turns and each picture's bytes. Raises ValueError with the reason under which the row
-    is counted.
-    """
-    if not isinstance(row, dict):
-        raise ValueError("malformed row")
-    shown = row.get("images") or row.get("image") or []
-    shown = list(shown) if isinstance(shown, (list, tuple)) else [shown]
-    turns = row.get("conversations") or row.get("messages") or []
-    if not isinstance(turns, list):
-        raise ValueError("malformed turn")
-    messages = [_message(turn, shown) for turn in turns]
-    roles = [m["role"] for m in messages if m["role"] != "system"]
-    if not roles:
-        raise ValueError("no turns")
-    if roles != ["user", "assistant"] * (len(roles) // 2):
-        raise ValueError("turns do not alternate user, assistant")
-    if not all(m["content"] for m in messages if m["role"] == "assistant"):
-        raise ValueError("empty answer")
-    if any(IMAGE in m["content"] for m in messages if m["role"] == "assistant"):
-        raise ValueError(f"{IMAGE} marker in an answer")
-    if sum(m["content"].count(IMAGE) for m in messages) != len(shown):
-        raise ValueError(f"{IMAGE} markers and pictures do not match")
-    sha = hashlib.sha256(json.dumps(messages).encode())
-    kept = []
-    for picture in shown:
-        path, data = _picture(picture, images)
-        pictures.check(data, decode)
-        sha.update(data)
-        kept.append({"path": str(path), "bytes": None} if path else {"path": None, "bytes": data})
-    return {"id": str(row.get("id", "")), "images": kept, "messages": messages, "digest": sha.digest()}
-
-
-def _message(turn, shown: list) -> dict:
-    """A turn as {"role", "content"}; pictures among OpenAI's parts are added to `shown` where they stand."""
-    if not isinstance(turn, dict):
-        raise ValueError("malformed turn")
-    role = ROLES.get(turn.get("from", turn.get("role")))
-    content = turn.get("value", turn.get("content"))
-    if isinstance(content, list):
-        text = ""
-        for part in content:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind == "text" and isinstance(part.get("text"), str):
-                text += part["text"]
-            elif kind in ("image", "image_url"):
-                url = part.get("image_url") or part.get("image")
-                shown.append(url["url"] if isinstance(url, dict) and "url" in url else url)
-                text += IMAGE + "\n"
-            else:
-                raise ValueError("malformed turn")
-        content = text
-    if role is None or not isinstance(content, str):
-        raise ValueError("malformed turn")
-    return {"role": role, "content": content.strip() if role == "assistant" else content}
-
-
-def _picture(picture, images: Path) -> tuple[Path | None, bytes]:
-    """(absolute path or None, bytes) of a picture given as bytes in a parquet row, or as a path."""
-    data = picture.get("bytes") if isinstance(picture, dict) else None
-    if data is not None:
-        return None, data
-    name = picture.get("path") if isinstance(picture, dict) else picture
-    if not isinstance(name, str):
-        raise ValueError("malformed picture")
-    for path in (images / name, images / Path(name).name):  # exports of other tools carry their own folders in front of the name
-        if path.is_file():
-            return path.absolute(), path.read_bytes()
-    raise ValueError("missing picture")
 
 
 # --- one piece --------------------------------------------------------------------------------------------------------------
@@ -135,73 +57,46 @@ class Job:
         return self.folder / f"{self.number:05}.json"
 
 
-def _schema():
-    import pyarrow as pa
-
-    picture = pa.struct([("path", pa.string()), ("bytes", pa.binary())])
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    return pa.schema([("id", pa.string()), ("images", pa.list_(picture)), ("messages", pa.list_(message)), ("digest", pa.binary(32))])
+@contextmanager
+def without_gc():
+    """Rows are made and dropped by the thousand and hold no cycles: looking for some took a fifth of the scan's own time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def work(job: Job) -> dict:
     """Scan a piece, write its rows and its tally {subset: {"read", "used", "pictures", "skipped", "names"}}; returns the tally."""
     import pyarrow as pa
 
-    images, subsets, chunk, size, room = Path(job.images or job.piece.file.parent), {}, [], 0, bytearray()
+    images, subsets = Path(job.images or job.piece.file.parent), {}
     part = job.arrow.with_suffix(".part")
-    with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, _schema()) as writer:
-        for number, raw in sources.read(job.piece):
-            own = isinstance(raw, dict) and raw.get("data_source")
-            tally = subsets.setdefault(own or job.piece.name, {"read": 0, "used": 0, "pictures": 0, "skipped": {}, "names": {}})
-            tally["read"] += 1
-            try:
-                row = normalise(raw, images, job.decode)
-            except ValueError as e:
-                reason = str(e)
-                tally["skipped"][reason] = tally["skipped"].get(reason, 0) + 1
-                named = raw.get("id") if isinstance(raw, dict) else None
-                if len(names := tally["names"].setdefault(reason, [])) < NAMED:
-                    names.append(str(named) if named not in (None, "") else f"row {number} of {job.piece.file.name}")
-                continue
-            tally["used"] += 1
-            tally["pictures"] += len(row["images"])
-            chunk.append(row)
-            size += sum(len(p["bytes"] or b"") for p in row["images"])
-            if len(chunk) == ROWS_A_CHUNK or size > BYTES_A_CHUNK:
-                room = _write(writer, chunk, room)
-                chunk, size = [], 0
-        if chunk:
-            _write(writer, chunk, room)
+    with without_gc(), pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema()) as writer:
+        for chunk in sources.read(job.piece):
+            kept = []
+            for number, raw in zip(chunk.numbers, chunk.rows):
+                own = isinstance(raw, dict) and raw.get("data_source")
+                tally = subsets.setdefault(own or job.piece.name, {"read": 0, "used": 0, "pictures": 0, "skipped": {}, "names": {}})
+                tally["read"] += 1
+                try:
+                    row = normalise(raw, images, job.decode)
+                except ValueError as e:
+                    reason = str(e)
+                    tally["skipped"][reason] = tally["skipped"].get(reason, 0) + 1
+                    named = raw.get("id") if isinstance(raw, dict) else None
+                    if len(names := tally["names"].setdefault(reason, [])) < NAMED:
+                        names.append(str(named) if named not in (None, "") else f"row {number} of {job.piece.file.name}")
+                    continue
+                tally["used"] += 1
+                tally["pictures"] += len(row["images"])
+                kept.append(row)
+            if kept:
+                writer.write_batch(to_arrow(kept, chunk.pictures))
     part.replace(job.arrow)
     write_json(job.tally, subsets)  # last: a piece with a tally is done
     return subsets
-
-
-def _write(writer, rows: list[dict], room: bytearray) -> bytearray:
-    """Write rows as one record batch. Pictures are copied once, into `room`, which serves the next batch too (it is returned, grown
-    where need be): fresh memory for every batch would cost more than all the scanning."""
-    import pyarrow as pa
-
-    schema = _schema()
-    shown = [p for row in rows for p in row["images"]]
-    sizes = [len(p["bytes"]) if p["bytes"] is not None else 0 for p in shown]
-    if sum(sizes) > len(room):
-        room = bytearray(sum(sizes))
-    ends = list(itertools.accumulate(sizes, initial=0))
-    for p, start, end in zip(shown, ends, ends[1:]):
-        if end > start:
-            memoryview(room)[start:end] = p["bytes"]  # a bytearray's own slice would copy twice
-    valid = pa.array([p["bytes"] is not None for p in shown], pa.bool_()).buffers()[1]
-    offsets = pa.array(ends, pa.int32()).buffers()[1]
-    data = pa.Array.from_buffers(pa.binary(), len(shown), [valid, offsets, pa.py_buffer(room)])
-    struct = pa.StructArray.from_arrays(
-        [pa.array([p["path"] for p in shown], pa.string()), data], fields=list(schema.field("images").type.value_type)
-    )
-    counts = list(itertools.accumulate((len(row["images"]) for row in rows), initial=0))
-    columns = [pa.array([row[name] for row in rows], schema.field(name).type) for name in ("id", "messages", "digest")]
-    columns.insert(1, pa.ListArray.from_arrays(pa.array(counts, pa.int32()), struct).cast(schema.field("images").type))
-    writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-    return room
 
 
 def write_text(file: Path, text: str) -> None:
@@ -348,16 +243,6 @@ def _ledger(origin: dict, plan: list, tallies: list[dict]) -> dict:
 def _digests(folder: Path) -> list[bytes]:
     """Digests of all rows in order: two equal ones are the same turns about the same pictures."""
     return open_conversations(folder)["digest"].to_pylist()
-
-
-def open_conversations(folder: Path):
-    """The prepared table, mapped into memory: all ranks share its pages. Columns id, images, messages, digest."""
-    import pyarrow as pa
-
-    files = sorted((folder / "conversations").glob("*.arrow"))
-    if not files:
-        raise ValueError(f"{folder} holds no conversations: make it with python -m train_mllm.prepare_data SOURCE --out {folder}")
-    return pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(f))).read_all() for f in files])
 
 
 # --- showing ----------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ LLaVA-NeXT's mixes name JSON files and how much of each is taken:
 """
 
 import codecs
+import itertools
 import json
 import math
 import re
@@ -19,10 +20,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .rows import Picture
+
 PARQUET_COLUMNS = ("id", "image", "images", "conversations", "messages", "data_source")
 PIECE_BYTES = 256 << 20  # of a parquet file, uncompressed
 PIECE_ROWS = 20_000  # of a JSON file
-BATCH_BYTES = 32 << 20
+CHUNK_ROWS = 1000
+CHUNK_BYTES = 32 << 20
 READ_BYTES = 4 << 20
 ROW_BYTES = 256 << 20  # what never closes within this much text is no row
 SEPARATORS = re.compile(r"[\s,]*")
@@ -172,36 +176,95 @@ def _of_json(name: str, file: Path) -> list[Piece]:
     return [Piece(name, file, start, end - start, offset=offset) for (start, offset), end in zip(starts, ends)]
 
 
-def read(piece: Piece) -> Iterator[tuple[int, object]]:
-    """(row number in the file, raw row) of a piece's wanted rows."""
+@dataclass(frozen=True)
+class Chunk:
+    """Rows that were read together, by their numbers in the file. `pictures` is an Arrow array of the bytes in their picture column,
+    where there is one; a row's rows.Picture says its place in it."""
+
+    numbers: list[int]
+    rows: list
+    pictures: object = None
+
+
+def read(piece: Piece) -> Iterator[Chunk]:
+    """A piece's wanted rows, a bounded chunk at a time."""
     wanted = None if piece.wanted is None else set(piece.wanted)
-    rows = _parquet_rows(piece) if piece.file.suffix == ".parquet" else (row for _, row in json_rows(piece.file, piece.offset))
-    for number, row in zip(range(piece.first, piece.first + piece.rows), rows):
-        if wanted is None or number in wanted:
-            yield number, row
+    number, end = piece.first, piece.first + piece.rows
+    for rows, found in _parquet_chunks(piece) if piece.file.suffix == ".parquet" else _json_chunks(piece):
+        numbers = [n for n in range(number, min(number + len(rows), end)) if wanted is None or n in wanted]
+        yield Chunk(numbers, [rows[n - number] for n in numbers], found)
+        number += len(rows)
 
 
-def _parquet_rows(piece: Piece) -> Iterator[dict]:
-    """A picture in an `image` column stays where parquet's reader has put it: its bytes are a view, not a copy."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+def _json_chunks(piece: Piece) -> Iterator[tuple[list, None]]:
+    rows = (row for _, row in json_rows(piece.file, piece.offset))
+    for start in range(0, piece.rows, CHUNK_ROWS):
+        yield list(itertools.islice(rows, min(CHUNK_ROWS, piece.rows - start))), None
+
+
+def _parquet_chunks(piece: Piece) -> Iterator[tuple[list[dict], object]]:
     import pyarrow.parquet as pq
 
     parquet = pq.ParquetFile(piece.file)
     columns = [c for c in PARQUET_COLUMNS if c in parquet.schema_arrow.names]
     for g in piece.groups:  # one by one: the reader keeps no more than a group
         group = parquet.metadata.row_group(g)
-        batch = max(1, min(1000, group.num_rows * BATCH_BYTES // max(group.total_byte_size, 1)))
+        batch = max(1, min(CHUNK_ROWS, group.num_rows * CHUNK_BYTES // max(group.total_byte_size, 1)))
         for chunk in parquet.iter_batches(batch_size=batch, row_groups=[g], columns=columns):
-            image = chunk.column("image") if "image" in columns else None
-            if image is None or not pa.types.is_struct(image.type) or image.type.get_field_index("bytes") < 0:
-                yield from chunk.to_pylist()
-                continue
-            data = pc.struct_field(image, "bytes")
-            paths = pc.struct_field(image, "path").to_pylist() if image.type.get_field_index("path") >= 0 else [None] * len(chunk)
-            for row, value, path in zip(chunk.drop_columns(["image"]).to_pylist(), data, paths):
-                view = memoryview(value.as_buffer()).cast("B") if value.is_valid else None  # Arrow's own is of signed bytes
-                yield row | {"image": None if view is None and path is None else {"bytes": view, "path": path}}
+            values, found = {name: chunk.column(name) for name in chunk.schema.names}, None
+            for name in ("image", "images"):
+                if name in values and found is None:
+                    values[name], found = _pictures(values[name])
+            lists = [_python(column) for column in values.values()]
+            yield [dict(zip(values, row)) for row in zip(*lists)], found
+
+
+def _python(column) -> list:
+    """A column as Python's objects. Lists of turns are taken apart first: one by one Arrow makes them ten times slower."""
+    import pyarrow as pa
+
+    if isinstance(column, list):
+        return column
+    if pa.types.is_string(column.type):  # a tenth of to_pylist's time
+        return column.to_numpy(zero_copy_only=False).tolist()
+    if not (pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type)) or column.null_count:
+        return column.to_pylist()
+    flat = column.flatten()
+    if flat.null_count:
+        return column.to_pylist()
+    names = [field.name for field in column.type.value_type]
+    turns = [dict(zip(names, turn)) for turn in zip(*(_python(values) for values in flat.flatten()))]
+    return _apart(turns, column)
+
+
+def _apart(flat: list, column) -> list[list]:
+    """The flat values of a list column as one list for each row."""
+    ends = itertools.accumulate(column.value_lengths().to_numpy().tolist(), initial=0)
+    return [flat[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def _pictures(column) -> tuple[object, object]:
+    """(a picture column's rows as rows.Picture, None or a list of them; the array of all their bytes). A column of another kind, or
+    with other fields, is handed back as it is, with None: its bytes stay where parquet's reader has put them and are not copied."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    listed = pa.types.is_list(column.type) and not column.null_count
+    flat = column.flatten() if listed else column
+    if not pa.types.is_struct(flat.type) or flat.type.get_field_index("bytes") < 0:
+        return column, None
+    data = pc.struct_field(flat, "bytes")
+    if not pa.types.is_binary(data.type):
+        return column, None
+    paths = _python(pc.struct_field(flat, "path")) if flat.type.get_field_index("path") >= 0 else [None] * len(flat)
+    present = data.is_valid().to_numpy(zero_copy_only=False).tolist()
+    _, ends, body = data.buffers()
+    ends = memoryview(ends).cast("B").cast("i")[data.offset : data.offset + len(data) + 1].tolist() if len(data) else [0]
+    body = memoryview(body or b"").cast("B")  # Arrow's own is of signed bytes
+    shown = []
+    for i, (there, path, (start, end)) in enumerate(zip(present, paths, itertools.pairwise(ends))):
+        shown.append(Picture(path, body[start:end], i) if there else Picture(path, None) if path is not None else None)
+    return _apart(shown, column) if listed else shown, data
 
 
 def json_rows(file: Path, offset: int = 0) -> Iterator[tuple[int, object]]:

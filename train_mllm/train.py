@@ -28,9 +28,10 @@ from llava_plugin import encoders
 
 from . import plan
 from .plan import missing
-from .prepare_data import prepare, write_json, write_text
+from .prepare_data import prepare, write_json
 from .recipes import PRESETS, Recipe
 
+SHORT = 100  # steps: of so short a run every one is logged
 DEEPSPEED = Path(__file__).parent / "deepspeed"
 CHOICES = {
     "stage": ("projector", "sft"),
@@ -193,7 +194,8 @@ def train(recipe: Recipe) -> Path:
         lr_scheduler_type="cosine",
         warmup_steps=recipe.warmup,  # a share below 1 is read as a ratio
         bf16=recipe.bf16 and on_gpu,
-        logging_steps=10,
+        logging_steps=10 if recipe.max_steps == 0 or recipe.max_steps > SHORT else 1,
+        logging_first_step=True,
         logging_nan_inf_filter=False,
         save_steps=recipe.save_every,
         save_total_limit=2,
@@ -211,6 +213,7 @@ def train(recipe: Recipe) -> Path:
     )
     optimizers = (_optimizer(model, recipe), None)
     trainer = StrictTrainer(model, args, data_collator=collator, train_dataset=dataset, optimizers=optimizers, callbacks=[guard])
+    trainer.metrics = run / "metrics.jsonl"
     reached = TrainerState.load_from_json(checkpoint / "trainer_state.json") if checkpoint and not zero else None
     if reached and reached.global_step >= reached.max_steps:  # stopped before the export: resumed, the Trainer would take one step more
         trainer._load_from_checkpoint(checkpoint)
@@ -228,7 +231,6 @@ def train(recipe: Recipe) -> Path:
 
     # The proof, then the export, written aside and renamed.
     model.to(dtype)
-    write_text(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in trainer.state.log_history))
     if recipe.lora_rank:
         model.model.language_model = model.model.language_model.merge_and_unload()
     proof = guard.check()
@@ -262,7 +264,8 @@ def train(recipe: Recipe) -> Path:
     mllm.save(model, tokenizer, part, provenance)
     guard.check_export(part)
     part.replace(export)
-    print(f"wrote {export}")
+    losses = [f"{record['loss']:.3f} at step {record['step']}" for record in trainer.state.log_history if "loss" in record]
+    print(f"wrote {export}: loss {losses[0]}, {losses[-1]}")
     trainer.accelerator.wait_for_everyone()
     return export
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
 from .data import IGNORED
+from .prepare_data import write_text
 
 WHOLE = "whole.json"  # written last into a checkpoint: its files and their sizes
 
@@ -23,6 +24,7 @@ class StrictTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.counts = torch.zeros(2, dtype=torch.long, device=self.args.device)  # tokens, supervised tokens since the last log
         self.since = time.perf_counter()
+        self.metrics: Path | None = None  # JSON lines of everything logged
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["labels"].numel()
@@ -44,6 +46,8 @@ class StrictTrainer(Trainer):
             self.counts.zero_()
             self.since = now
         super().log(logs, *args, **kwargs)
+        if self.metrics and self.args.should_save:  # whole every time: a resumed run brings its earlier records along
+            write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in self.state.log_history))
 
     def _learns(self) -> dict[str, torch.Tensor]:
         kept = {name: p for name, p in self.model.named_parameters() if p.requires_grad}

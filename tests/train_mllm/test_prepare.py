@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from train_mllm import pictures, prepare_data, sources
-from train_mllm.prepare_data import main, normalise, open_conversations, prepare
+from train_mllm.prepare_data import main, prepare
+from train_mllm.rows import Picture, normalise, open_conversations
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +57,18 @@ def test_bad_rows_have_a_reason(images, reason):
         normalise(FAULTS[reason], images)
 
 
-@pytest.mark.parametrize("turns", ["text", 3, {"a": 1}, [None], [{"role": "user", "content": [{"type": "audio"}]}], [{"from": "human"}]])
+@pytest.mark.parametrize(
+    "turns",
+    [
+        "text",
+        3,
+        {"a": 1},
+        [None],
+        [{"from": "human", "value": "<image> half a pair \ud83d"}, {"from": "gpt", "value": "no"}],
+        [{"role": "user", "content": [{"type": "audio"}]}],
+        [{"from": "human"}],
+    ],
+)
 def test_whatever_stands_there_is_a_malformed_turn(images, turns):
     with pytest.raises(ValueError, match=r"^malformed turn$"):
         normalise(llava(conversations=turns), images)
@@ -75,7 +87,7 @@ def test_forms_become_one(images):
     raw = (images / "red.png").read_bytes()
     from_parquet = normalise(llava(image={"bytes": raw, "path": None}), images)
     assert (from_parquet["messages"], from_parquet["digest"]) == (expected["messages"], expected["digest"])
-    assert from_parquet["images"] == [{"path": None, "bytes": raw}]
+    assert from_parquet["images"] == [Picture(None, raw)]
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
@@ -232,6 +244,33 @@ def test_parquet_folders(images, monkeypatch):
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_in_columns_keep_their_rows(images, monkeypatch):
+    """One column or a list of them; rows without a picture, rows left out, a path beside bytes; chunks of three rows."""
+    monkeypatch.setattr(sources, "CHUNK_ROWS", 3)
+    data = [encoded(size=(8, 8 + i)) for i in range(10)]
+    rows = [llava(id=str(i), image={"bytes": data[i], "path": None}) for i in range(10)]
+    rows[1] = llava(id="1", text="no picture", image=None)
+    rows[4] = llava(id="4", image={"bytes": data[4][:30], "path": None})
+    rows[6] = llava(id="6", image={"bytes": None, "path": "red.png"})
+    pq.write_table(pa.Table.from_pylist(rows), images / "one.parquet")
+    assert prepare(str(images / "one.parquet"), str(images), str(images / "one"), max_bad=0.2)["skipped"] == {"undecodable picture": 1}
+    found = {row["id"]: row["images"] for row in open_conversations(images / "one").to_pylist()}
+    assert list(found) == ["0", "1", "2", "3", "5", "6", "7", "8", "9"] and found["1"] == []
+    assert found["6"] == [{"path": str(images / "red.png"), "bytes": None}]
+    assert all(found[str(i)] == [{"path": None, "bytes": data[i]}] for i in (0, 2, 3, 5, 7, 8, 9))
+
+    for row, n in zip(rows, (2, 0, 1, 3, 1, 1, 2, 0, 1, 1)):
+        del row["image"]
+        row |= {
+            "images": [{"bytes": data[j], "path": None} for j in range(n)],
+            "conversations": llava("<image>" * n + "?")["conversations"],
+        }
+    pq.write_table(pa.Table.from_pylist(rows), images / "many.parquet")
+    assert prepare(str(images / "many.parquet"), "", str(images / "many"))["pictures"] == 12
+    found = open_conversations(images / "many")["images"].to_pylist()
+    assert [[p["bytes"] for p in some] for some in found] == [data[:n] for n in (2, 0, 1, 3, 1, 1, 2, 0, 1, 1)]
 
 
 def test_every_planted_fault_is_counted(images):
