@@ -1,18 +1,21 @@
 """Conversations -> batches: packed rows without padding, or padded ones; and who sees whom.
 
-A packed batch is one row: the language model's layers run over its tokens alone, and only inside attention does each sequence (a
-dialogue, or a front and one independent turn) become a row of its own, where plain causal attention is the right mask. Packed, padded
-and one by one give equal loss and gradients.
+A packed batch is one row: the language model's layers run over its tokens alone, its logits are those of tokens that are learned, and
+only inside attention does each sequence (a dialogue, or a front and one independent turn) become a row of its own, beside those of like
+length, where plain causal attention is the right mask: by FlashAttention where that is installed and there is a GPU, else by torch's own.
+Packed, padded and one by one give equal loss and gradients. `python -m train_mllm.benchmark` measures what it gains.
 
 Which conversations share a batch (`bins`):
     batch    as many as --batch says, in random order, packed
     tokens   as many as fill --batch-tokens, packed: every step of every rank costs about the same
     padded   as many as --batch says, of like length, padded to the longest
 
-Shapes: T tokens of a packed batch, R sequences in it, L the longest of them, N visual tokens a picture, D tower width.
+Shapes: T tokens of a packed batch, R sequences of like length, L the longest of them, K tokens that are learned, N visual tokens a
+picture, D tower width.
 """
 
 import bisect
+import itertools
 
 import numpy as np
 import torch
@@ -80,12 +83,24 @@ def sequences(blocks: list[list[int]]) -> list[list[int]]:
     return out
 
 
+def like_lengths(lists: list[list[int]]) -> list[list[list[int]]]:
+    """The sequences longest first, in groups whose padding is little beside a call of their own: an eighth, or 16 tokens."""
+    groups: list[list[list[int]]] = []
+    for indices in sorted(lists, key=len, reverse=True):
+        longest = len(groups[-1][0]) if groups else 0
+        if not groups or longest - len(indices) > max(longest // 8, 16):
+            groups.append([])
+        groups[-1].append(indices)
+    return groups
+
+
 class Collator:
     """Conversations (or lists of them) -> one batch for LlavaForConditionalGeneration.
 
-    Packed: input_ids, labels, position_ids (1, T); sequence_index (R, L): the row's token at each place of each sequence (padding
-    repeats token 0, behind all real ones); token_source (T,): where in the flattened (R * L) sequences a token's attention is read
-    from. Padded: input_ids, labels, attention_mask (R, L), padding on the right.
+    Packed: input_ids, labels, position_ids (1, T); sequence_index: for each group of like length (R, L), the row's token at each place
+    of each sequence (padding repeats token 0, behind all real ones); token_source (T,): where in the groups, flattened one behind
+    another, a token's attention is read from; logits_to_keep (K,) and shift_labels (1, K): which tokens' logits are computed, and the
+    label of each. Padded: input_ids, labels, attention_mask (R, L), padding on the right.
     `pixel_values` are pictures (n, 3, R, R), or cached features (n, N, D). Raises ValueError where nothing in a batch is to be learned.
     """
 
@@ -122,34 +137,54 @@ class Collator:
             "attention_mask": torch.tensor([[1] * len(r.ids) + [0] * n for r, n in zip(rows, behind)]),
         }
 
-    def _packed(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        lists = sequences([r.block for r in rows])
-        longest = max(map(len, lists))
-        source = torch.empty(sum(len(r.ids) for r in rows), dtype=torch.long)
-        for r, indices in enumerate(lists):  # a front is in several sequences and the same in all: the last one serves
-            source[indices] = torch.arange(r * longest, r * longest + len(indices))
+    def _packed(self, rows: list[Row]) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+        groups = like_lengths(sequences([r.block for r in rows]))
+        source, index, start = torch.empty(sum(len(r.ids) for r in rows), dtype=torch.long), [], 0
+        for group in groups:
+            longest = len(group[0])
+            for indices in group:  # a front is in several sequences and the same in all: the last one serves
+                source[indices] = torch.arange(start, start + len(indices))
+                start += longest
+            index.append(torch.tensor([indices + [0] * (longest - len(indices)) for indices in group]))
+        labels = torch.tensor([label for r in rows for label in r.labels])
+        learned = (labels[1:] != IGNORED).nonzero()[:, 0]  # a token's logits are for the one behind it
         return {
             "input_ids": torch.tensor([[i for r in rows for i in r.ids]]),
-            "labels": torch.tensor([[i for r in rows for i in r.labels]]),
+            "labels": labels[None],
             "position_ids": torch.tensor([[i for r in rows for i in r.positions]]),
-            "sequence_index": torch.tensor([indices + [0] * (longest - len(indices)) for indices in lists]),
+            "sequence_index": index,
             "token_source": source,
+            "logits_to_keep": learned,
+            "shift_labels": labels[None, learned + 1],
         }
 
 
 def packed_attention(module, query, key, value, attention_mask, sequence_index, token_source, scaling=None, dropout=0.0, **kwargs):
     """transformers' attention interface over a packed batch: query (1, H, T, head_dim), key and value (1, G, T, head_dim)
     -> (1, T, H, head_dim). Every sequence is a row here; padding stands behind it, so the causal mask hides it."""
-    query, key, value = (t[0][:, sequence_index].transpose(0, 1) for t in (query, key, value))  # (R, H or G, L, head_dim)
-    out = scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
-    )
-    return out.transpose(1, 2).flatten(0, 1)[token_source].unsqueeze(0), None
+    parts = []
+    for index in sequence_index:
+        q, k, v = (t[0][:, index].transpose(0, 1) for t in (query, key, value))  # (R, H or G, L, head_dim)
+        out = scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=k.shape[1] != q.shape[1])
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts)[token_source].unsqueeze(0), None
 
 
-def use_packed_attention(model) -> None:
+def flash_packed_attention(module, query, key, value, attention_mask, sequence_index, token_source, scaling=None, dropout=0.0, **kwargs):
+    """The same by one call of flash_attn, which takes sequences of any length one behind another."""
+    from flash_attn import flash_attn_varlen_func
+
+    index = torch.cat([group.flatten() for group in sequence_index])
+    sizes = [group.shape[1] for group in sequence_index for _ in group]
+    ends = torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int32, device=query.device)
+    q, k, v = (t[0].transpose(0, 1)[index] for t in (query, key, value))  # (all places, H or G, head_dim)
+    out = flash_attn_varlen_func(q, k, v, ends, ends, max(sizes), max(sizes), dropout_p=dropout, softmax_scale=scaling, causal=True)
+    return out[token_source].unsqueeze(0), None
+
+
+def use_packed_attention(model, flash: bool = False) -> None:
     """Let the language model of a LlavaForConditionalGeneration train on packed batches. Only what is in memory changes: an export
     says nothing of it."""
-    AttentionInterface.register("packed_sequences", packed_attention)
+    AttentionInterface.register("packed_sequences", flash_packed_attention if flash else packed_attention)
     AttentionMaskInterface.register("packed_sequences", lambda *args, **kwargs: None)
     model.set_attn_implementation({"text_config": "packed_sequences"})
