@@ -126,37 +126,41 @@ class Collator:
             n = self.config.image_seq_length
             rows.append(Row([self.config.image_token_id] * n, [IGNORED] * n, list(range(n)), [0] * n, False))
             pixels = blank
-        return {**(self._padded(rows) if self.padded else self._packed(rows)), "pixel_values": pixels}
+        return {**(padded(rows, self.pad) if self.padded else packed(rows)), "pixel_values": pixels}
 
-    def _padded(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        longest = max(len(r.ids) for r in rows)
-        behind = [longest - len(r.ids) for r in rows]
-        return {
-            "input_ids": torch.tensor([r.ids + [self.pad] * n for r, n in zip(rows, behind)]),
-            "labels": torch.tensor([r.labels + [IGNORED] * n for r, n in zip(rows, behind)]),
-            "attention_mask": torch.tensor([[1] * len(r.ids) + [0] * n for r, n in zip(rows, behind)]),
-        }
 
-    def _packed(self, rows: list[Row]) -> dict[str, torch.Tensor | list[torch.Tensor]]:
-        groups = like_lengths(sequences([r.block for r in rows]))
-        source, index, start = torch.empty(sum(len(r.ids) for r in rows), dtype=torch.long), [], 0
-        for group in groups:
-            longest = len(group[0])
-            for indices in group:  # a front is in several sequences and the same in all: the last one serves
-                source[indices] = torch.arange(start, start + len(indices))
-                start += longest
-            index.append(torch.tensor([indices + [0] * (longest - len(indices)) for indices in group]))
-        labels = torch.tensor([label for r in rows for label in r.labels])
-        learned = (labels[1:] != IGNORED).nonzero()[:, 0]  # a token's logits are for the one behind it
-        return {
-            "input_ids": torch.tensor([[i for r in rows for i in r.ids]]),
-            "labels": labels[None],
-            "position_ids": torch.tensor([[i for r in rows for i in r.positions]]),
-            "sequence_index": index,
-            "token_source": source,
-            "logits_to_keep": learned,
-            "shift_labels": labels[None, learned + 1],
-        }
+def padded(rows: list[Row], pad: int) -> dict[str, torch.Tensor]:
+    """The padded batch of some rows: see Collator."""
+    longest = max(len(r.ids) for r in rows)
+    behind = [longest - len(r.ids) for r in rows]
+    return {
+        "input_ids": torch.tensor([r.ids + [pad] * n for r, n in zip(rows, behind)]),
+        "labels": torch.tensor([r.labels + [IGNORED] * n for r, n in zip(rows, behind)]),
+        "attention_mask": torch.tensor([[1] * len(r.ids) + [0] * n for r, n in zip(rows, behind)]),
+    }
+
+
+def packed(rows: list[Row]) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+    """The packed batch of some rows: see Collator."""
+    groups = like_lengths(sequences([r.block for r in rows]))
+    source, index, start = torch.empty(sum(len(r.ids) for r in rows), dtype=torch.long), [], 0
+    for group in groups:
+        longest = len(group[0])
+        for indices in group:  # a front is in several sequences and the same in all: the last one serves
+            source[indices] = torch.arange(start, start + len(indices))
+            start += longest
+        index.append(torch.tensor([indices + [0] * (longest - len(indices)) for indices in group]))
+    labels = torch.tensor([label for r in rows for label in r.labels])
+    learned = (labels[1:] != IGNORED).nonzero()[:, 0]  # a token's logits are for the one behind it
+    return {
+        "input_ids": torch.tensor([[i for r in rows for i in r.ids]]),
+        "labels": labels[None],
+        "position_ids": torch.tensor([[i for r in rows for i in r.positions]]),
+        "sequence_index": index,
+        "token_source": source,
+        "logits_to_keep": learned,
+        "shift_labels": labels[None, learned + 1],
+    }
 
 
 def packed_attention(module, query, key, value, attention_mask, sequence_index, token_source, scaling=None, dropout=0.0, **kwargs):
@@ -182,9 +186,9 @@ def flash_packed_attention(module, query, key, value, attention_mask, sequence_i
     return out[token_source].unsqueeze(0), None
 
 
-def use_packed_attention(model, flash: bool = False) -> None:
-    """Let the language model of a LlavaForConditionalGeneration train on packed batches. Only what is in memory changes: an export
-    says nothing of it."""
+def use_packed_attention(model, flash: bool = False, part: str = "text_config") -> None:
+    """Let the language model of a LlavaForConditionalGeneration train on packed batches, or a bare one (part=""). Only what is in memory
+    changes: an export says nothing of it."""
     AttentionInterface.register("packed_sequences", flash_packed_attention if flash else packed_attention)
     AttentionMaskInterface.register("packed_sequences", lambda *args, **kwargs: None)
-    model.set_attn_implementation({"text_config": "packed_sequences"})
+    model.set_attn_implementation({part: "packed_sequences"})

@@ -13,6 +13,7 @@ import os
 import shutil
 import struct
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from llava_plugin import encoders
@@ -184,6 +185,16 @@ def accumulation(recipe: Recipe, processes: int) -> int:
     return steps
 
 
+def kernels(recipe: Recipe) -> tuple[str, bool, bool]:
+    """(in words, FlashAttention, Liger): what a GPU will compute with, by what can be imported. Padded rows are torch's."""
+    flash = recipe.batching != "padded" and find_spec("flash_attn") is not None
+    liger = find_spec("liger_kernel") is not None
+    words = f"attention by {'flash_attn' if flash else 'torch (SDPA; flash_attn is not installed)'}, layers by "
+    if recipe.batching == "padded":
+        words = "attention by torch (SDPA, padded rows), layers by "
+    return words + ("Liger" if liger else "transformers (liger-kernel is not installed)"), flash, liger
+
+
 def rows(recipe: Recipe) -> tuple[int, str]:
     """(conversations, where the number is from)."""
     path = Path(recipe.data)
@@ -266,6 +277,7 @@ def dry_run(recipe: Recipe, gpus: int, gpu_memory: float) -> None:
         "steps",
         f"{steps:,}" + ("" if recipe.batching == "tokens" else f" of {batch}: {recipe.batch} a GPU x {gpus} GPUs x {micro} accumulated"),
     )
+    say("kernels on a GPU", kernels(recipe)[0])
     if counted is None:
         say("parameters", "not known: the encoder or the language model is neither in the table nor here")
     else:

@@ -158,9 +158,12 @@ def train(recipe: Recipe) -> Path:
             accumulation = max(1, round(recipe.global_batch * len(chosen) / len(kept) / processes))
 
     padded = recipe.batching == "padded"
+    kernels, flash, liger = plan.kernels(recipe)
     collator = Collator(tower.preprocess, model.config, tokenizer.pad_token_id, padded)
     if not padded:
-        use_packed_attention(model)
+        use_packed_attention(model, flash and on_gpu)
+    if liger and on_gpu:
+        use_liger(model.model.language_model)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if recipe.lora_rank:
@@ -173,6 +176,8 @@ def train(recipe: Recipe) -> Path:
     if first:
         how = "trained" if recipe.train_encoder else "frozen"
         learns, total = (sum(g[k] for g in groups.values()) for k in ("trained", "all"))
+        kernels = kernels if on_gpu else "attention by torch (SDPA), no GPU"
+        print(kernels)
         print(f"encoder {tower.spec.key}: {how}; {learns:,} of {total:,} parameters learn; {ledger['tokens']['sentence']}", flush=True)
 
     # The loop.
@@ -290,6 +295,14 @@ def token_ledger(lengths, dataset, recipe: Recipe) -> dict:
         "left_out_names": names,
         "sentence": share,
     }
+
+
+def use_liger(language_model) -> None:
+    """Liger's norms, rotary positions and SwiGLU for a language model that it knows. Its loss is left out: here only the logits of
+    learned tokens are computed at all."""
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    _apply_liger_kernel_to_instance(model=language_model, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
 def with_adapters(language_model, recipe: Recipe):

@@ -91,27 +91,57 @@ def test_labels_of_real_tokenizers_as_text(shared, name):
     assert as_text(TWO_PICTURES, AutoTokenizer.from_pretrained(shared / name)) == CHATML
 
 
-def test_labels_of_smollm2_as_text():
-    from llava_plugin.encoders import weights_dir
+def real_tokenizer(shared, name):
+    """Another way to mark turns is Llama 3's, behind a begin-of-text token that must stand once: its template on Qwen2.5's entries."""
+    if name == "smollm2":
+        from llava_plugin.encoders import weights_dir
 
-    if not (weights_dir() / "smollm2-135m").is_dir():
-        pytest.skip("no smollm2-135m here: python -m llava_plugin.fetch smollm2-135m")
-    assert as_text(TWO_PICTURES, AutoTokenizer.from_pretrained(weights_dir() / "smollm2-135m")) == CHATML
-
-
-def test_labels_of_a_llama3_template(shared):
-    """Another way to mark turns, behind a begin-of-text token that must stand once."""
+        if not (weights_dir() / "smollm2-135m").is_dir():
+            pytest.skip("no smollm2-135m here: python -m llava_plugin.fetch smollm2-135m")
+        return AutoTokenizer.from_pretrained(weights_dir() / "smollm2-135m")
+    if name != "llama3":
+        return AutoTokenizer.from_pretrained(shared / f"tokenizer_{name}")
     tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizer_qwen2.5")
     special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     tokenizer.add_special_tokens({"additional_special_tokens": special}, replace_extra_special_tokens=False)
     tokenizer.bos_token, tokenizer.chat_template = "<|begin_of_text|>", LLAMA3
-    assert as_text(TWO_PICTURES, tokenizer) == (
+    return tokenizer
+
+
+def test_labels_of_smollm2_as_text(shared):
+    assert as_text(TWO_PICTURES, real_tokenizer(shared, "smollm2")) == CHATML
+
+
+def test_labels_of_a_llama3_template(shared):
+    assert as_text(TWO_PICTURES, real_tokenizer(shared, "llama3")) == (
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\n<image>\n"
         "<image>\nSame?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n[[No.<|eot_id|>]]"
         "<|start_header_id|>user<|end_header_id|>\n\n"
         "Why?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n[[One is red.<|eot_id|>]]"
     )
+
+
+CHATS = [TWO_PICTURES, TWO_PICTURES[1:], [TWO_PICTURES[0], {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]]
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "smollm2", "llama3"])
+@pytest.mark.parametrize("chat", range(len(CHATS)))
+def test_every_answer_is_learnt_behind_the_prompt_of_evaluation(shared, name, chat):
+    """Byte by byte, at each answer of a dialogue: with and without a system prompt, with two pictures and none."""
+    tokenizer, chat = real_tokenizer(shared, name), CHATS[chat]
+    image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    image = len(tokenizer) if image in (None, tokenizer.unk_token_id) else image
+    row = encode(chat, tokenizer, image, 3, "dialogue", 500)
+    answers = [k for k, message in enumerate(chat) if message["role"] == "assistant"]
+    learned = [i for i, label in enumerate(row.labels) if label != IGNORED]
+    starts = [i for i in learned if i - 1 not in learned]
+    assert len(starts) == len(answers)
+    for k, start in zip(answers, starts):
+        prompt = mllm.prompt_ids(tokenizer, chat[:k], image, 3)
+        assert row.ids[:start] == prompt
+        text = tokenizer.apply_chat_template(chat[:k], add_generation_prompt=True, tokenize=False)
+        assert tokenizer.decode([i for i in row.ids[:start] if i != image]) == text.replace("<image>", "")
 
 
 def test_alignment_of_tokens_and_labels_written_out(shared):

@@ -1,5 +1,8 @@
 """Batches: packed, padded and one by one are equal in loss and gradients; bins lose nobody; a batch that teaches nothing is refused."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from PIL import Image
 from llava_plugin import mllm
 from llava_plugin.tower import VisionTower
 from train_mllm.data import IGNORED, Row, encode
-from train_mllm.packing import Bins, Collator, bins, sequences, use_packed_attention
+from train_mllm.packing import Bins, Collator, bins, like_lengths, sequences, use_packed_attention
 
 TWO_TURNS = [
     {"role": "user", "content": "<image>\nwhat is in the picture"},
@@ -37,6 +40,46 @@ def step(model, batch, labelled):
     loss = model(**batch, num_items_in_batch=labelled).loss
     loss.backward()
     return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_sequences_of_like_length_share_a_call():
+    lists = [list(range(n)) for n in (30, 400, 30, 390, 300, 12)]
+    assert [[len(indices) for indices in group] for group in like_lengths(lists)] == [[400, 390], [300], [30, 30], [12]]
+
+
+def one_by_one(q, k, v, ends, ends_k, longest, longest_k, dropout_p, softmax_scale, causal):
+    """What flash_attn_varlen_func is documented to do: (all places, H, head_dim), sequences from ends[i] to ends[i + 1]."""
+    assert ends is ends_k and longest == longest_k and causal and ends.dtype == torch.int32
+    parts = []
+    for start, end in zip(ends.tolist(), ends.tolist()[1:]):
+        some = (t[start:end].transpose(0, 1)[None] for t in (q, k, v))
+        out = torch.nn.functional.scaled_dot_product_attention(*some, is_causal=True, scale=softmax_scale, enable_gqa=True)
+        parts.append(out[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("turns", ["independent", "dialogue"])
+def test_flash_attention_is_called_as_it_is_documented(parts, turns, monkeypatch):
+    tower, model, tokenizer = parts
+    together = samples([TWO_TURNS, TEXT_ONLY, TWO_TURNS[:2]], model, tokenizer, turns)
+    batch = Collator(tower.preprocess, model.config)(together)
+    use_packed_attention(model)
+    loss, gradients = step(model, batch, 20)
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=one_by_one))
+    use_packed_attention(model, flash=True)
+    by_flash, found = step(model, batch, 20)
+    torch.testing.assert_close(by_flash, loss, atol=1e-6, rtol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_logits_are_those_of_learned_tokens(parts):
+    tower, model, tokenizer = parts
+    batch = Collator(tower.preprocess, model.config)(samples([TWO_TURNS, TEXT_ONLY], model, tokenizer, "dialogue"))
+    labels = batch["labels"][0]
+    use_packed_attention(model)
+    assert model(**batch).logits.shape[1] == (labels != IGNORED).sum() < len(labels) / 2
+    assert batch["shift_labels"][0].equal(labels[labels != IGNORED])
 
 
 def test_sequences_of_a_packed_row():

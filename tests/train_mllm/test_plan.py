@@ -95,12 +95,31 @@ def test_a_plan_without_any_file(capsys, tmp_path, monkeypatch):
         "trained / frozen        8,863,056,896 / 0",
         "ZeRO stage              2: ",
         "no anyres: not the setting of the paper's unfrozen table",
+        "kernels on a GPU        attention by ",
         "hf download lmms-lab/LLaVA-OneVision-Data",
     ):
         assert line in out
     assert "feature cache" not in out
     assert main(["sft-qwen7b-frozen", "--dry-run", "--gpus", "1", "--lora-rank", "64"]) == 0
     assert "one GPU has nobody to share with" in capsys.readouterr().out
+
+
+def test_kernels_follow_what_can_be_imported(monkeypatch):
+    def having(*installed):
+        monkeypatch.setattr(plan, "find_spec", lambda name: name if name in installed else None)
+        return plan.kernels(RECIPES["sft-qwen7b-frozen"])
+
+    assert having() == (
+        "attention by torch (SDPA; flash_attn is not installed), layers by transformers (liger-kernel is not installed)",
+        False,
+        False,
+    )
+    assert having("flash_attn", "liger_kernel") == ("attention by flash_attn, layers by Liger", True, True)
+    assert plan.kernels(replace(RECIPES["sft-qwen7b-frozen"], batching="padded")) == (
+        "attention by torch (SDPA, padded rows), layers by Liger",
+        False,
+        True,
+    )
 
 
 def test_conversations_are_counted_where_they_are(tmp_path, capsys):

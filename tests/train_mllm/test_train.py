@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava_plugin import mllm
+from llava_plugin.encoders import weights_dir
 from llava_plugin.tower import VisionTower, digest
 from train_mllm import features as features_module
 from train_mllm import train as train_module
@@ -366,27 +368,88 @@ def test_conversations_that_do_not_fit_are_counted(recipe):
 
 # --- the five scripts -------------------------------------------------------------------------------------------------------
 
+FEW = "--batch 5 --global-batch 0 --max-steps 2 --workers 0 --no-gradient-checkpointing"
 
-@pytest.mark.slow
-@pytest.mark.parametrize("script", ["sft_qwen7b_frozen", "sft_qwen7b_unfrozen", "sft_qwen1.5b_frozen", "sft_qwen1.5b_unfrozen"])
-def test_scripts_run_to_the_end_on_real_conversations(shared, tmp_path, llama_tiny, script):
-    """Projector stage on the charts, SFT on the ten conversations about photos."""
-    few = "--batch 5 --global-batch 0 --max-steps 2 --workers 0 --no-gradient-checkpointing"
+
+def run_script(shared, out: Path, script: str, flags: str, projector_flags: str, **environment) -> Path:
+    """A script to its end: the projector stage on the charts, SFT on the ten conversations about photos. Returns the run folder."""
     environment = os.environ | {
-        "ENCODER": "genlip-tiny",
-        "LLM": str(llama_tiny),
-        "OUT": str(tmp_path / "run"),
+        "OUT": str(out),
         "PROJECTOR_DATA": str(shared / "charts" / "conversations_llava.json"),
         "PROJECTOR_IMAGES": str(shared / "charts" / "images"),
-        "PROJECTOR_FLAGS": few,
+        "PROJECTOR_FLAGS": projector_flags,
         "SFT_DATA": str(shared / "sft" / "conversations_openai.json"),
         "SFT_IMAGES": str(shared / "sft" / "images"),
         "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **environment,
     }
-    command = ["bash", f"train_mllm/{script}.sh", *few.split()]
+    command = ["bash", f"train_mllm/{script}.sh", *flags.split()]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    projector, sft = (provenance(tmp_path / name / "export") for name in ("run-projector", "run"))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["plain", "lora", "zero2", "zero3"])
+@pytest.mark.parametrize("script", ["sft_qwen7b_frozen", "sft_qwen7b_unfrozen", "sft_qwen1.5b_frozen", "sft_qwen1.5b_unfrozen"])
+def test_scripts_run_to_the_end_on_real_conversations(shared, tmp_path, llama_tiny, script, how):
+    """Each with its projector stage; ZeRO on two processes, started by the script itself."""
+    flags, environment = {"plain": "", "lora": "--lora-rank 4", "zero2": "--zero 2", "zero3": "--zero 3"}[how], {}
+    if how.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install deepspeed")
+        environment = {"PROCESSES": "2", "DS_ACCELERATOR": "cpu", "MASTER_PORT": str(free_port())}
+    few = f"{FEW} {flags}"
+    projector_flags = FEW if how == "lora" else few
+    run = run_script(shared, tmp_path / "run", script, few, projector_flags, ENCODER="genlip-tiny", LLM=str(llama_tiny), **environment)
+    projector, sft = (provenance(folder / "export") for folder in (tmp_path / "run-projector", run))
     assert projector["stage"] == "projector" and sft["frozen"] == ("unfrozen" not in script)
     assert (sft["note"] is None) == sft["frozen"]
     assert (sft["encoder_digest_before"] == sft["encoder_digest"]) == sft["frozen"]
+    assert sft["llm_digest_before"] != sft["llm_digest"] and sft["recipe"]["preset"] == script.replace("_", "-")
+    assert (sft["processes"], sft["zero"]) == {"zero2": (2, 2), "zero3": (2, 3)}.get(how, (1, 0))
+    assert mllm.load(run / "export").answer([[{"role": "user", "content": "what"}]], [[]], 2)
+
+
+@pytest.mark.slow
+def test_the_projector_script_runs_to_the_end_alone(shared, tmp_path, llama_tiny):
+    run = run_script(shared, tmp_path / "run", "pretrain_projector", FEW, "", ENCODER="genlip-tiny", LLM=str(llama_tiny))
+    said = provenance(run / "export")
+    assert said["stage"] == "projector" and said["llm_digest_before"] == said["llm_digest"]
+
+
+def free_port() -> int:
+    with socket.socket() as some:
+        some.bind(("localhost", 0))
+        return some.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_a_real_language_model_around_a_real_encoder_learns_the_conversations(shared, tmp_path, capsys):
+    """SmolLM2-135M around DINOv2-S/14, 64 visual tokens, by the frozen script: before, the projector stage's export; after, the SFT's."""
+    for name in ("smollm2-135m", "dinov2-s14"):
+        if not (weights_dir() / name).is_dir():
+            pytest.skip(f"no {name} here: python -m llava_plugin.fetch {name}")
+    few = "--resolution 112 --batch 2 --global-batch 2 --workers 0 --no-gradient-checkpointing"
+    own = {"PROJECTOR_DATA": str(shared / "sft" / "conversations_openai.json"), "PROJECTOR_IMAGES": str(shared / "sft" / "images")}
+    flags = f"{few} --max-steps 20 --lr 2e-4"
+    run = run_script(
+        shared, tmp_path / "run", "sft_qwen1.5b_frozen", flags, f"{few} --max-steps 5", ENCODER="dinov2-s14", LLM="smollm2-135m", **own
+    )
+    losses = [record["loss"] for record in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in record]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    rows = json.loads((shared / "sft" / "conversations_openai.json").read_text())
+    asked = []
+    for row in rows[:2]:
+        question = next(part["text"].strip() for part in row["messages"][0]["content"] if part["type"] == "text")
+        picture = Image.open(shared / "sft" / "images" / f"{row['id']}.jpg")
+        asked.append((f"<image>\n{question}", picture, row["messages"][1]["content"][0]["text"]))
+    shared_words = {}
+    for when, folder in (("before", tmp_path / "run-projector"), ("after", run)):
+        model = mllm.load(folder / "export")
+        answers = model.answer([[{"role": "user", "content": q}] for q, _, _ in asked], [[p] for _, p, _ in asked], 32)
+        with capsys.disabled():
+            print(f"\n{when}: loss {losses[0 if when == 'before' else -1]:.3f}", *answers, sep="\n  ")
+        words = [(set(said.lower().split()), set(wanted.lower().split())) for said, (_, _, wanted) in zip(answers, asked)]
+        shared_words[when] = sum(len(said & wanted) / len(said | wanted) for said, wanted in words)
+    assert shared_words["after"] > shared_words["before"] + 0.5
