@@ -1,4 +1,7 @@
-"""Cells -> averages, by the paper's rule: each column at 100 for full marks, and no average over a hole."""
+"""Cells -> averages, by the paper's rule: each column at 100 for full marks, and no average over a hole.
+
+What full marks are is the column's declaration, and for data that state their own maximum (the mini world) that maximum.
+"""
 
 from dataclasses import replace
 
@@ -11,7 +14,7 @@ def average(columns: tuple[Column, ...], cells: dict[str, Cell]) -> float | None
     """Plain mean of the columns at 100 for full marks; None unless every one is complete."""
     if not columns or not all(cells[column.name].complete for column in columns):
         return None
-    return sum(cells[column.name].value * 100 / column.full_mark for column in columns) / len(columns)
+    return sum(cells[column.name].value * 100 / cells[column.name].full_mark for column in columns) / len(columns)
 
 
 def overall(suite: Suite, row: Row) -> float | None:
@@ -26,9 +29,9 @@ def admit(row: Row) -> Row:
     return replace(row, cells={name: replace(cell, refused=None) if cell.nearly else cell for name, cell in row.cells.items()})
 
 
-def weights(columns: tuple[Column, ...]) -> list[float]:
+def weights(columns: tuple[Column, ...], cells: dict[str, Cell]) -> list[float]:
     """Factors that turn lmms-eval's numbers of the columns into their ALL AVG."""
-    return [column.scale * 100 / column.full_mark / len(columns) for column in columns]
+    return [column.scale * 100 / cells[column.name].full_mark / len(columns) for column in columns]
 
 
 def average_bounds(suite: Suite, columns: tuple[Column, ...], row: Row) -> tuple[float | None, float | None]:
@@ -36,7 +39,7 @@ def average_bounds(suite: Suite, columns: tuple[Column, ...], row: Row) -> tuple
     value = average(columns, row.cells)
     if value is None:
         return None, None
-    error = stats.stderr([row.scores[column.name] for column in columns], weights(columns), suite.shared_pictures)
+    error = stats.stderr([row.scores[column.name] for column in columns], weights(columns, row.cells), suite.shared_pictures)
     return (None, None) if error is None else (value - stats.Z * error, value + stats.Z * error)
 
 

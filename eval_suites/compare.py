@@ -44,7 +44,7 @@ def compare(suite: Suite, a: Row, b: Row) -> list[Compared]:
     complete = all(row.cells[column.name].complete for row in (a, b) for column in suite.columns) and len(paired) == len(suite.columns)
     parts = list(paired.values())
     means = [average(suite.columns, row.cells) for row in (a, b)]
-    verdict = stats.judge(parts, weights(suite.columns), suite.shared_pictures) if complete else None
+    verdict = stats.judge(parts, weights(suite.columns, a.cells), suite.shared_pictures) if complete else None
     lines.append(Compared("ALL AVG", *means, None, verdict, "" if complete else "not every column is complete in both"))
     if suite.overall:
         verdict = stats.judge([stats.pooled(parts)], [100.0], True) if complete else None

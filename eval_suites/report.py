@@ -184,12 +184,12 @@ def _pairs(rows: list[Row], wanted: list[tuple[int, int]] | None) -> list[tuple[
 
 def _compared(suite: Suite, rows: list[Row], pairs: list[tuple[int, int]]) -> list[dict]:
     """Every pair's lines; `unit` turns a difference into one on the scale of ALL AVG, for the charts alone."""
-    unit = {column.title: 100 / column.full_mark for column in suite.columns}
+    unit = [{column.title: 100 / row.cells[column.name].full_mark for column in suite.columns} for row in rows]
     return [
         {
             "a": a, "b": b, "differs": compare.differences(rows[a], rows[b]),
             "lines": [
-                {"title": line.title, "a": line.a, "b": line.b, "n": line.n, "reason": line.reason, "unit": unit.get(line.title, 1.0),
+                {"title": line.title, "a": line.a, "b": line.b, "n": line.n, "reason": line.reason, "unit": unit[a].get(line.title, 1.0),
                  **(asdict(line.verdict) if line.verdict else {"difference": None})}
                 for line in compare.compare(suite, rows[a], rows[b])
             ],
@@ -252,7 +252,7 @@ def write(
         "suite": {"name": suite.name, "note": suite.note},
         "columns": _columns(suite),
         "rows": lines,
-        "notes": tables.footnotes(rows, printed),
+        "notes": tables.footnotes(suite, rows, printed),
         "compared": compared,
         "behind": behind,
         "prompts": {each.task: each.prompt for each in shown},

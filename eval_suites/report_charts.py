@@ -25,8 +25,10 @@ def charts(suite: Suite, lines: list[dict], chains: list[list[tuple[str, report_
     found = [("all_avg", bars(f"ALL AVG, {suite.name}", blocks))]
     for group in suite.groups or ("",):
         columns = [column for column in suite.columns if column.group == group]
-        scale = {column.name: 100 / column.full_mark for column in columns}
-        blocks = [(column.title, [_bar(line, column.name, scale[column.name]) for line in measured]) for column in columns]
+        blocks = [
+            (column.title, [_bar(line, column.name, 100 / row.cells[column.name].full_mark) for line, row in zip(measured, rows)])
+            for column in columns
+        ]
         if group and len(columns) > 1:
             blocks.insert(0, ("mean of the group", [_bar(line, group, 1.0) for line in measured]))
         found.append((group or "benchmarks", bars(GROUPS.get(group, "Benchmarks"), blocks)))

@@ -43,6 +43,7 @@ class Cell:
     digest: str = ""  # of the weights
     refused: str | None = None
     left_out: int = 0  # samples whose picture could not be read
+    full_mark: float = 100.0  # the printed value that counts as 100 in averages
 
     @property
     def complete(self) -> bool:
@@ -93,7 +94,17 @@ def number(metrics: dict, column: Column) -> tuple[float | None, str | None]:
 
 
 def _bare(column: Column) -> Cell:
-    return Cell(column.name, column.task, column.metric, column.unit, column.scale, None, None, None)
+    return Cell(column.name, column.task, column.metric, column.unit, column.scale, None, None, None, full_mark=column.full_mark or 100.0)
+
+
+def _marked(cell: Cell, column: Column, stated: float | dict | None) -> Cell:
+    """The cell with the full mark that its data's manifest states, where the column leaves that to it; refused where none is stated."""
+    if column.full_mark is not None:
+        return cell
+    maximum = stated.get(column.name) if isinstance(stated, dict) else stated
+    if not maximum:
+        return replace(cell, value=None, refused="the data's manifest states no maximum of this column: make the data again")
+    return replace(cell, full_mark=maximum * column.scale)
 
 
 def make_cell(column: Column, metrics: dict, n: int | None, n_expected: int | None, scores: stats.Scores | None, digest: str = "",
@@ -184,8 +195,9 @@ def read_row(folder: Path, suite: Suite) -> Row | None:
             continue
         scores[column.name] = read_scores(folder / column.task / "samples.jsonl", column)
         n_expected = column.n if column.n is not None else result["n_expected"]
-        cells[column.name] = make_cell(column, result["results"], result["n"], n_expected, scores[column.name], result["key"]["weights"],
-                                       len(result.get("left_out") or ()))  # fmt: skip
+        cell = make_cell(column, result["results"], result["n"], n_expected, scores[column.name], result["key"]["weights"],
+                         len(result.get("left_out") or ()))  # fmt: skip
+        cells[column.name] = _marked(cell, column, result["key"].get("maximum"))
     first = next(iter(results.values()))
     mllm = first["provenance"]
     digest = first["key"]["weights"]

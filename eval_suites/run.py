@@ -109,7 +109,7 @@ def check(args: argparse.Namespace) -> Plan:
             jobs.append(preflight.plan_job(suite, task, args, export, folder / task))
         except ValueError as error:
             problems.append(str(error))
-    problems += preflight.java_problem(jobs)
+    problems += preflight.manifest_problem(jobs) + preflight.java_problem(jobs)
     names = [name.strip() for name in args.compare.split(",")] if args.compare else []
     before = results.read_rows(args.out / "results", suite) if names else []
     others = [tables.find_row(before, name, suite) for name in names]

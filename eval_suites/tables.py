@@ -5,7 +5,8 @@
     python -m eval_suites.tables --paper 3 [--csv]                       # a table of the paper: its averages, printed and recomputed
 
 ALL AVG is the plain mean of the columns, each at 100 for full marks (MME-P / 20; CIDEr x 100 as it is): 18 of the 19 averages printed
-in the paper's tables 3 and 4 follow this rule to the printed digit. An average is given only where every column of it is complete; a
+in the paper's tables 3 and 4 follow this rule to the printed digit; where data state their own maxima (the mini world), full marks are
+those, and a footnote names them. An average is given only where every column of it is complete; a
 row says k/n. Without torch: a table of fourteen full benchmarks takes a few seconds, nearly all of it reading answers.
 """
 
@@ -116,13 +117,26 @@ def markdown(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]], 
     if any(rank):
         legend += " Bold: best, underlined: second best, among rows that differ in the encoder alone."
     text = f"# {suite.name}\n\n{suite.note[:1].upper()}{suite.note[1:]}.{legend}\n\n{markdown_text(head, lines)}\n"
-    text += "".join(f"- {note}\n" for note in footnotes(rows, printed))
+    text += "".join(f"- {note}\n" for note in footnotes(suite, rows, printed))
     return text + "".join(compare.section(suite, a, b) for a, b in pairs)
 
 
-def footnotes(rows: list[Row], printed: list[tuple[str, Printed]]) -> list[str]:
-    """What a reader of the table has to know of single rows: what was refused or left out, what differs besides the encoder."""
-    notes = []
+def stated_maxima(suite: Suite, rows: list[Row]) -> list[str]:
+    """How averages count columns whose full marks the data state: a note, or one for each world where rows are of several."""
+    columns = [column for column in suite.columns if column.full_mark is None]
+    measured = [[row.cells[column.name] for column in columns] for row in rows]
+    named = (
+        ", ".join(f"{column.title} {cell.full_mark:.4g}" for column, cell in zip(columns, cells) if cell.full_mark != 100)
+        for cells in measured
+        if any(cell.value is not None for cell in cells)
+    )
+    rule = "Averages count a column as value / maximum x 100, by the maxima that the data's manifest states"
+    return [f"{rule}: {maxima or 'all'}{', the others' if maxima else ''} 100." for maxima in dict.fromkeys(named)] if columns else []
+
+
+def footnotes(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]]) -> list[str]:
+    """What a reader of the table has to know: what full marks are, what was refused or left out, what differs besides the encoder."""
+    notes = stated_maxima(suite, rows)
     for row in rows:
         name = f"{row.label} {row.digest[:8]}"
         refused = [f"{cell.benchmark}: {cell.refused}" for cell in row.cells.values() if cell.refused and cell.refused != "not evaluated"]
@@ -161,7 +175,7 @@ def tabular(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]]) -
         lines.append([latex(f"{row.model} (paper)"), latex(row.arch), latex(llm), "576", *(f"{value:.1f}" for value in line[7:-2])])
     head = " & ".join(map(latex, ["encoder", "arch", "LLM", "tokens", *titles]))
     body = "".join(" & ".join(line) + " \\\\\n" for line in lines)
-    notes = "".join(f"% {note}\n" for note in footnotes(rows, printed))
+    notes = "".join(f"% {note}\n" for note in footnotes(suite, rows, printed))
     top = f"\\begin{{tabular}}{{lllr{'r' * len(titles)}}}\n\\toprule\n{head} \\\\\n\\midrule\n"
     return f"{top}{body}\\bottomrule\n\\end{{tabular}}\n{notes}"
 

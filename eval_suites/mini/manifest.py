@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from eval_suites.mini import cider, fonts
@@ -45,15 +46,19 @@ def digest(told: dict) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def verify(folder: Path) -> dict:
-    """The manifest of FOLDER (genlip-eval/mini), its benchmark files held against it. ValueError for what is missing, changed or edited."""
+def verify(folder: Path, names: Collection[str] | None = None) -> dict:
+    """The manifest of FOLDER (genlip-eval/mini), its benchmark files held against it: those of `names`, or all.
+
+    ValueError for what is missing, changed or edited.
+    """
     path = folder / "manifest.json"
     if not path.exists():
         raise ValueError(f"no manifest at {path}: make the mini world with `python -m eval_suites.mini --out DIR`")
     manifest = json.loads(path.read_text())
-    if digest({key: value for key, value in manifest.items() if key != "digest"}) != manifest["digest"]:
+    if digest({key: value for key, value in manifest.items() if key != "digest"}) != manifest.get("digest"):
         raise ValueError(f"{path} was edited: its digest is not that of its content; make the mini world again")
-    for name, told in manifest["sets"].items():
+    for name in manifest["sets"] if names is None else sorted(names):
+        told = manifest["sets"][name]
         file = folder / told["file"]
         if not file.exists() or file_digest(file) != told["sha256"]:
             raise ValueError(f"{file} of {name} is missing or not as it was made; make the mini world again")

@@ -65,6 +65,7 @@ class Data:
     rows: int
     declared: int | None  # n by the data set's own manifest.json, where it has one
     digest: str  # of names, sizes and parquet footers: other data, other digest, without reading the pictures
+    maximum: float | dict | None = None  # by that manifest, lmms-eval's number (by column where a task fills several) for full marks
 
 
 @lru_cache(maxsize=1)
@@ -176,7 +177,7 @@ def locate(task: str, root: Path) -> Data:
         footer, count = _footer(file)
         rows += count if file in files else 0
         digest.update(f"{file.name} {file.stat().st_size} ".encode() + footer)
-    return Data(task, split, files, images, rows, _declared(folder, subset), digest.hexdigest())
+    return Data(task, split, files, images, rows, _declared(folder, subset, "n"), digest.hexdigest(), _declared(folder, subset, "maximum"))
 
 
 def _footer(file: Path) -> tuple[bytes, int]:
@@ -195,14 +196,15 @@ def _footer(file: Path) -> tuple[bytes, int]:
         return stream.read(length), rows
 
 
-def _declared(folder: Path, subset: str | None) -> int | None:
+def _declared(folder: Path, subset: str | None, what: str) -> int | float | dict | None:
+    """`what` the data set's own manifest says of a subset; None where there is no manifest."""
     manifest = folder / "manifest.json"
     if not manifest.exists():
         return None
     try:
-        return json.loads(manifest.read_text(encoding="utf-8"))["sets"][subset]["n"]
+        return json.loads(manifest.read_text(encoding="utf-8"))["sets"][subset][what]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{manifest} does not say the n of {subset!r} ({error!r}): build the data again") from error
+        raise ValueError(f"{manifest} does not say the {what} of {subset!r} ({error!r}): build the data again") from error
 
 
 def fetch_command(task: str, root: Path) -> str:

@@ -74,6 +74,26 @@ def test_mme_keeps_its_pairs_under_a_limit(root, tmp_path):
         preflight.plan_job(MINI, "mini_mme", arguments, None, tmp_path)
 
 
+def test_a_world_that_is_not_its_manifests_is_refused_before_anything_runs(root, place, capsys):
+    shutil.copytree(root / "genlip-eval", "data/genlip-eval")
+    place.export("a", "genlip-tiny")
+    ask = ("--encoder", "genlip-tiny", "--suite", "mini14", "--tasks", "ai2d,mini_gqa", "--dry-run")
+    assert place.run(*ask) == 0
+    for name, split in (("gqa_images", "testdev"), ("mme", "test")):
+        file = Path("data/genlip-eval/mini", name, f"{split}-00000-of-00001.parquet")
+        data = bytearray(file.read_bytes())
+        data[500] ^= 1  # in a picture: the footer, by which data are told apart, is as it was
+        file.write_bytes(data)
+        capsys.readouterr()
+        assert place.run(*ask) == 2, "MME was not asked for: its file alone is no reason"
+        error = capsys.readouterr().err
+        assert "of gqa_images is missing or not as it was made" in error and "mme" not in error and place.loads == 0
+    told = Path("data/genlip-eval/mini/manifest.json")
+    told.write_text(told.read_text().replace('"maximum": 1.0', '"maximum": 0.5', 1))
+    assert place.run("--encoder", "genlip-tiny", "--suite", "mini14", "--tasks", "ai2d") == 2
+    assert "was edited" in capsys.readouterr().err
+
+
 def test_datasets_reads_every_set_with_its_pictures(root, monkeypatch):
     import datasets
 
@@ -97,6 +117,13 @@ def test_the_main_job_fills_a_complete_row_from_the_mini_world(root, place):
     assert all(cell["n"] == cell["n_expected"] == "40" and not cell["refused"] for cell in cells.values())
     assert float(cells["mme_p"]["value"]) == 500.0  # always yes: half of the points for single answers, none for pairs
     assert float(cells["chartqa"]["value"]) < 50 and float(cells["ai2d"]["value"]) == 0.0
+    # Each column counts as its share of the maximum that the manifest states.
+    told = json.loads((root / "genlip-eval/mini/manifest.json").read_text())["sets"]
+    most = {c.name: told[tasks.packaged(c.task)]["maximum"] for c in MINI.columns} | {"mme_p": told["mme"]["maximum"]["mme_p"]}
+    shares = [100 * float(cells[c.name]["value"]) / (most[c.name] * c.scale) for c in MINI.columns]
+    with open("tables/mini14.csv", newline="") as stream:
+        assert float(next(csv.DictReader(stream))["all_avg"]) == pytest.approx(sum(shares) / 14, abs=1e-3)
+    assert f"MME-P 2000, NoCaps {100 * most['nocaps']:.4g}" in Path("tables/mini14.md").read_text()
 
 
 @java
