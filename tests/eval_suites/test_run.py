@@ -139,14 +139,14 @@ def test_stopped_between_samples_and_result_the_task_is_not_done(small_easyvqa, 
     arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
     assert small_easyvqa.run(*arguments) == 0
     make_easyvqa(Path("data"), seed=1)  # the old result is of other data, and about to be replaced
-    write = worker._write
+    write = worker.write_whole
 
     def stop(path, text):
         write(path, text)
         os.kill(os.getpid(), signal.SIGKILL) if path.name == "samples.jsonl" else None
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker, "_write", stop)
+        patch.setattr(worker, "write_whole", stop)
         assert small_easyvqa.run(*arguments) == 1
     assert "easyvqa_shape failed: its process was killed by signal 9" in capsys.readouterr().err
     assert list(Path("results").rglob("samples.jsonl")) and not list(Path("results").rglob("result.json"))
