@@ -126,7 +126,10 @@ def make_cell(column: Column, metrics: dict, n: int | None, n_expected: int | No
     error = low = high = None
     if scores is not None:
         error = stats.stderr([scores], [1.0], False)
-        low, high = stats.interval(value, error, len(np.unique(scores.pictures)), column.range)
+        most = scores.factor  # points of a subset end at n / 1000: their interval is that of the share of right answers
+        share = None if error is None else error / most
+        low, high = stats.interval(value / most, share, len(np.unique(scores.pictures)), column.range)
+        low, high = (None, None) if low is None else (low * most, high * most)
     scaled = [None if x is None else x * column.scale for x in (value, error, low, high)]
     return replace(bare, value=scaled[0], stderr=scaled[1], low=scaled[2], high=scaled[3], refused=partial)
 

@@ -102,6 +102,18 @@ def test_ocrbench_counts_points_of_a_thousand(tmp_path):
     assert cell.value == pytest.approx(0.6) and cell.refused == "10 of 1000"
 
 
+def test_full_marks_on_a_subset_of_ocrbench_have_an_interval_that_ends_there(tmp_path):
+    column = replace(COLUMN["ocrbench"], n=None)
+    for right, ends in ((200, True), (100, False)):
+        path = samples_file(tmp_path / "s.jsonl", [{"score": float(i < right)} for i in range(200)], "ocrbench_accuracy")
+        scores = results.read_scores(path, column)
+        cell = results.make_cell(column, {column.metric: right / 1000}, 200, 200, scores)
+        low, high = (bound / 20 for bound in (cell.low, cell.high))  # 200 questions are 20 of 100 points at most
+        assert 0 < low < right / 200 <= high <= 1 and (high == pytest.approx(1)) == ends
+        share = results.make_cell(COLUMN["chartqa"], {"relaxed_overall,none": right / 200}, 200, 2500, replace(scores, factor=1.0))
+        assert (low, high) == pytest.approx((share.low / 100, share.high / 100)), "that of the share of right answers"
+
+
 def test_samples_that_say_another_number_refuse_the_cell(tmp_path):
     scores = results.read_scores(samples_file(tmp_path / "s.jsonl", [1.0, 0.0], "relaxed_overall"), COLUMN["chartqa"])
     cell = results.make_cell(COLUMN["chartqa"], {"relaxed_overall,none": 0.9}, 2, 2500, scores)
