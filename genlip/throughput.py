@@ -12,6 +12,7 @@ samples is checked first. All take turns; medians of the rounds.
 """
 
 import argparse
+import importlib.util
 import statistics
 import sys
 import time
@@ -158,6 +159,10 @@ def data_path(args) -> list[str]:
     from .shards import list_sources, open_shard
     from .train import load_tokenizer
 
+    if args.preset not in PRESETS:
+        raise ValueError(f"no preset {args.preset!r}: there are {', '.join(PRESETS)}")
+    if importlib.util.find_spec("webdataset") is None:
+        raise ValueError("webdataset is not installed: pip install webdataset")
     recipe = replace(PRESETS[args.preset](), data=args.shards, rows=1, workers=0)
     tokenizer = load_tokenizer(args.tokenizer)
     sources = list_sources(args.shards)

@@ -21,6 +21,7 @@ def test_the_mix_reaches_from_small_to_large():
 
 
 def test_both_data_paths_hand_over_the_same_samples(recipe, capsys):
+    pytest.importorskip("webdataset")
     tokenizer, sources = load_tokenizer(recipe.tokenizer), list_sources(recipe.data)
     files = [shard.path for shard in sources[0].shards]
     ours = throughput.contents(packed_rows(recipe, tokenizer, sources), 12)
@@ -33,6 +34,7 @@ def test_both_data_paths_hand_over_the_same_samples(recipe, capsys):
 
 
 def test_other_samples_are_refused(recipe, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("webdataset")
     flags = ["--tokenizer", recipe.tokenizer, "--preset", "tiny-s1", "--samples", "1", "--rounds", "1"]
     real = throughput.webdataset_rows
 
@@ -45,6 +47,7 @@ def test_other_samples_are_refused(recipe, monkeypatch, tmp_path, capsys):
     assert throughput.main(["data", f"{recipe.data}/train-0.tar", *flags]) == 2
     assert "other samples than we do: 00, 01, 02, 03" in capsys.readouterr().err
     assert throughput.main(["data", str(tmp_path / "none.tar"), *flags]) == 2 and "no shards" in capsys.readouterr().err
+    assert throughput.main(["data", recipe.data, "--tokenizer", "x", "--preset", "so17"]) == 2 and "so16-s1" in capsys.readouterr().err
 
 
 def test_a_clone_is_needed(capsys):
