@@ -136,7 +136,7 @@ def captions32() -> Recipe:
     """A proof on real input: 32 web photos and the real vocabulary of 151,936 words, from random weights to word for word.
 
     A text width of 64 keeps the two word matrices cheap on two cores. The init is 1 / sqrt(width): the paper's 0.02, made for widths
-    of 1,024 and more, enters words of width 64 at 0.003 beside patches of 0.5, and after 150 steps the loss stood at 2.4, not 0.1.
+    of 1,024 and more, enters words of width 64 at 0.003 beside patches of 0.5, and after 150 steps the loss stood at 4.5, not at 0.04.
     """
     model = TINY | {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 8, "text_embed_dim": 64}
     model |= {"initializer_range": 0.0625}
