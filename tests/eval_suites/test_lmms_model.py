@@ -1,15 +1,22 @@
 """Our MLLM as lmms-eval sees it: every answer at its question, whatever the batch."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from tests.eval_suites.small import FakeMllm, provenance
+from tests.eval_suites.small import SHARED, FakeMllm, provenance
 
 pytest.importorskip("lmms_eval")
-from eval_suites import lmms_model
+from eval_suites import lmms_model, preflight
 from eval_suites.journal import Journal
+
+ROOT = Path(__file__).parents[2]
 
 
 def request(doc_id: int, text: str, **generation):
@@ -153,3 +160,108 @@ def test_answers_of_the_journal_are_not_generated_again(tmp_path):
     assert again.answers["task", 0] == lm.answers["task", 0]
     longer = [request(i, f"{i}", max_new_tokens=17) for i in range(6)]  # other generation settings, other answers
     assert [result.text for result in again.generate_until(longer)] == ["other"] * 6
+
+
+# --- checkpoints of LLaVA-NeXT ----------------------------------------------------------------------------------------------
+
+
+def test_what_llava_next_trained_is_asked_with_its_system_message():
+    """Qwen2.5's own chat template puts another system message where none is given: other prompts than those of the training."""
+    requests = [request(0, "what?")]
+    lm, mllm = model(requests)
+    seen = []
+    answer = mllm.answer
+    mllm.answer = lambda conversations, *args, **kwargs: seen.append(conversations) or answer(conversations, *args, **kwargs)
+    lm.generate_until(requests)
+    mllm.provenance["recipe"] = {"converted_from": "LLaVA-NeXT"}
+    lm.generate_until(requests)
+    (plain,), (trained,) = seen
+    assert [message["role"] for message in plain] == ["user"] and trained[1:] == plain
+    assert trained[0] == {"role": "system", "content": [{"type": "text", "text": "You are a helpful assistant."}]}
+
+
+def test_a_checkpoint_of_llava_next_is_converted_in_passing(tmp_path, monkeypatch):
+    from llava_plugin import llava_next, mllm
+
+    (tmp_path / "config.json").write_text(json.dumps({"mm_vision_tower": "enc:genlip-tiny"}))
+    monkeypatch.setattr(llava_next, "to_native", lambda checkpoint, export: (export / "made-of").write_text(str(checkpoint)))
+    monkeypatch.setattr(mllm, "load", lambda folder, device=None: (Path(folder) / "made-of").read_text())
+    assert lmms_model._load(tmp_path, None) == str(tmp_path)
+    with pytest.raises(ValueError, match=r"LLaVA-NeXT checkpoint.*llava_next convert"):
+        preflight.read_export(tmp_path)  # the main job wants a provenance, and says how to come by one
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is a LoRA adapter: merge it"):
+        lmms_model._load(tmp_path, None)
+
+
+BY_LLAVA_NEXT = """
+import sys, json, torch
+from pathlib import Path
+from PIL import Image
+from llava_plugin import llava_next
+model = llava_next.load(Path(sys.argv[1]))
+from transformers import AutoTokenizer
+from llava.conversation import conv_templates
+from llava.mm_utils import tokenizer_image_token
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+pixels = model.get_vision_tower().tower.preprocess([Image.open(sys.argv[2])])
+for question in sys.argv[3:]:
+    talk = conv_templates["qwen_1_5"].copy()
+    talk.append_message(talk.roles[0], "<image>\\n" + question)
+    talk.append_message(talk.roles[1], None)
+    ids = tokenizer_image_token(talk.get_prompt(), tokenizer, return_tensors="pt")[None]
+    out = model.generate(ids, images=list(pixels[:, None]), image_sizes=[(64, 64)], modalities=["image"], do_sample=False,
+                         temperature=None, top_p=None, top_k=None, max_new_tokens=12, pad_token_id=tokenizer.pad_token_id)
+    print("answer", json.dumps(tokenizer.batch_decode(out, skip_special_tokens=True)[0].strip()))
+"""
+
+
+@pytest.mark.skipif(not os.environ.get("LLAVA_NEXT_ROOT"), reason="$LLAVA_NEXT_ROOT names no LLaVA-NeXT checkout: clone it to run this")
+def test_a_real_checkpoint_of_llava_next_is_answered_as_by_llava_next(tmp_path):
+    """A Qwen2 of two layers with Qwen2.5's tokenizer, written as LLaVA-NeXT writes it: its own generate under its own template."""
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    from llava_plugin import mllm
+    from llava_plugin.tower import VisionTower
+
+    if not (SHARED / "tokenizer_qwen2.5").is_dir():
+        pytest.skip("Qwen2.5's tokenizer is not here (../shared/data/tokenizer_qwen2.5)")
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizer_qwen2.5")
+    torch.manual_seed(0)
+    tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Qwen2Config(vocab_size=151_936, **tiny, tie_word_embeddings=False, initializer_range=0.3, bos_token_id=None,
+                         eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "qwen")
+    tokenizer.save_pretrained(tmp_path / "qwen")
+    built, tokenizer = mllm.build(VisionTower.from_encoder("genlip-tiny"), str(tmp_path / "qwen"))
+    mllm.save(built, tokenizer, tmp_path / "native", provenance("genlip-tiny"))
+    picture = Image.effect_noise((64, 64), 90).convert("RGB")
+    picture.save(tmp_path / "picture.png")
+    questions = ["What is it?\nAnswer the question using a single word or phrase.", "Provide a one-sentence caption."]
+
+    def python(*arguments):  # in a process of its own: the adapter's shims change transformers for good
+        env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, env=env, cwd=ROOT, check=False)
+        assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+        return [json.loads(line.removeprefix("answer ")) for line in done.stdout.splitlines() if line.startswith("answer ")]
+
+    python("-m", "llava_plugin.llava_next", "convert", tmp_path / "native", tmp_path / "checkpoint")
+    theirs = python("-c", BY_LLAVA_NEXT, tmp_path / "checkpoint", tmp_path / "picture.png", *questions)
+    mine = python("-c", BY_US, tmp_path / "checkpoint", tmp_path / "picture.png", *questions)
+    assert mine == theirs and len(set(mine)) == 2 and all(mine)
+
+
+BY_US = """
+import sys, json
+from types import SimpleNamespace
+from PIL import Image
+from eval_suites.lmms_model import EvaluatedMllm
+lm = EvaluatedMllm(export=sys.argv[1], batch_size=2)
+lm.task_dict["task"] = {"test": [{"picture": Image.open(sys.argv[2])}] * len(sys.argv[3:])}
+def messages(question):
+    return lambda doc: [{"role": "user", "content": [{"type": "image", "url": doc["picture"]}, {"type": "text", "text": question}]}]
+requests = [SimpleNamespace(args=(q, messages(q), {"max_new_tokens": 12}, i, "task", "test")) for i, q in enumerate(sys.argv[3:])]
+for result in lm.generate_until(requests):
+    print("answer", json.dumps(result.text))
+"""
