@@ -60,10 +60,13 @@ def llava_hf(folder: Path, times: str, *names: str) -> tuple[dict, dict[str, dic
     for name in names:
         (file,) = out.rglob(f"*samples_{tasks.local_name(name)}.jsonl")
         samples = [json.loads(line) for line in file.open()]
-        answers[name] = {
-            sample["doc_id"]: sample["resps"][0][0] if sample.get("resps") else sample["filtered_resps"][0] for sample in samples
-        }
+        answers[name] = {sample["doc_id"]: _text(sample.get("resps") or sample["filtered_resps"]) for sample in samples}
     return json.loads((folder / times).read_text()), answers
+
+
+def _text(answer) -> str:
+    """lmms-eval keeps an answer in lists, and without them where no filter changes it."""
+    return _text(answer[0]) if isinstance(answer, list) else answer
 
 
 def ours(folder: Path, times: str, *arguments: str) -> tuple[list[dict], dict[str, dict[int, str]]]:
