@@ -93,14 +93,12 @@ def test_mini14_is_answered_three_times_as_fast_as_by_llava_hf_and_alike(trained
 
 def test_outside_the_model_no_more_time_goes_than_in_plain_lmms_eval(trained):
     """1,000 questions of one task, the same weights: decoding, journal, scoring and writing against lmms-eval's own."""
-    from eval_suites.mini import benchmarks, columns
-    from eval_suites.mini.knobs import DEFAULT
+    from eval_suites.mini import build, manifest
 
-    folder = trained / "thousand"
-    place = folder / "data" / "genlip-eval" / "mini"
-    (place / "vqav2_val").mkdir(parents=True)
-    columns.write(place / "vqav2_val" / "validation-00000-of-00001.parquet", "vqav2_val", benchmarks.rows("vqav2_val", 1000, 0, DEFAULT))
-    (place / "manifest.json").write_text(json.dumps({"sets": {"vqav2_val": {"n": 1000}}}))
+    folder, world = trained / "thousand", build.World(0, 1, 1000)
+    made = build._eval_part(world, folder / "data", "vqav2_val")["set"]
+    told = manifest.build(world.name, {"vqav2_val": made}, {"n": 0, "files": {}}, world.knobs)
+    (folder / "data" / "genlip-eval" / "mini" / "manifest.json").write_text(json.dumps(told))
     for name in ("runs", "weights", "hf"):
         (folder / name).symlink_to(trained / name)
     theirs, _ = llava_hf(folder, "hf-times", "mini_vqav2_val")
