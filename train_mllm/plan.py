@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from llava_plugin import encoders
+from llava_plugin import encoders, llava_next
 
 from . import sources
 from .recipes import Recipe
@@ -226,6 +226,11 @@ def lacks_disk(recipe: Recipe) -> str | None:
 def missing(recipe: Recipe) -> list[str]:
     """What stands between this machine and the run, each with the command that brings it."""
     lacks = []
+    if recipe.backend == "llava_next":
+        try:
+            llava_next.find_llava()
+        except ValueError as e:
+            lacks.append(str(e))
     try:
         encoders.find_weights(encoders.resolve(recipe.encoder, recipe.resolution or None))
     except ValueError as e:

@@ -21,6 +21,7 @@ class Recipe:
     images: str = ""  # the folder that the JSON's picture paths start from
     out: str = ""  # the run folder
     init: str = ""  # an earlier stage's export to start from: its projector, and its language model if that learnt too
+    backend: str = "native"  # "llava_next": SFT in the user's own LLaVA-NeXT checkout (see train_mllm/llava_next.py)
     train_encoder: bool = False
     resolution: int = 0  # pixels a side; 0: the encoder's own (24 x 24 tokens for the released ones)
     turns: str = "dialogue"  # "independent": each turn sees the picture and itself alone, packed in one row without loss

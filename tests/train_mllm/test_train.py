@@ -154,14 +154,14 @@ def test_guard_sees_drift_and_standstill():
 
 
 def test_a_tower_that_the_optimizer_does_not_hold_fails_the_run(recipe, monkeypatch):
-    real = train_module._optimizer
+    real = train_module.adamw
 
     def empty(model, recipe):
         optimizer = real(model, recipe)
         optimizer.param_groups[1]["params"] = []
         return optimizer
 
-    monkeypatch.setattr(train_module, "_optimizer", empty)
+    monkeypatch.setattr(train_module, "adamw", empty)
     with pytest.raises(RuntimeError, match="its group is empty"):
         train(replace(recipe, train_encoder=True))
 
@@ -272,7 +272,7 @@ def start(recipe, processes: int = 1, first: str = "") -> subprocess.Popen:
 def test_accumulated_equals_one_batch(recipe, monkeypatch):
     """By plain gradient descent: AdamW blows the rounding of a gradient near zero up to a whole step."""
     monkeypatch.setattr(
-        train_module, "_optimizer", lambda model, recipe: torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        train_module, "adamw", lambda model, recipe: torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     )
     whole = train(replace(recipe, out=recipe.out + "-a", batch=8, max_steps=3))
     parts = train(replace(recipe, out=recipe.out + "-b", batch=2, global_batch=8, max_steps=3))

@@ -1,0 +1,70 @@
+"""What learns, from what, and at which rate: the parts of an MLLM as `python -m train_mllm.train` sets them up. Loads without torch."""
+
+import json
+from pathlib import Path
+
+from .recipes import Recipe
+
+
+def start_from(model, recipe: Recipe) -> None:
+    """Take over what an earlier stage taught: the projector, and of an SFT stage the language model too. The encoder stays the recipe's.
+
+    Raises ValueError where the export was made for another encoder or language model.
+    """
+    from llava_plugin import mllm
+
+    provenance = json.loads((Path(recipe.init) / "provenance.json").read_text())
+    kind = provenance.get("projector", "mlp2x_gelu")
+    if kind != recipe.projector:
+        raise ValueError(f"{recipe.init} has a {kind} projector: give --projector {kind}")
+    theirs = mllm.load(recipe.init, device="cpu").model
+    ours, found = model.model.multi_modal_projector, theirs.model.multi_modal_projector
+    if [p.shape for p in ours.parameters()] != [p.shape for p in found.parameters()]:
+        raise ValueError(
+            f"{recipe.init} is a projector from {provenance['encoder']} to {provenance['llm']}, not from {recipe.encoder} to {recipe.llm}"
+        )
+    ours.load_state_dict(found.state_dict())
+    if provenance["stage"] == "sft":
+        model.model.language_model.load_state_dict(theirs.model.language_model.state_dict())
+        model.lm_head.load_state_dict(theirs.lm_head.state_dict())
+
+
+def parameter_groups(model) -> dict[str, dict[str, int]]:
+    """{"encoder" | "projector" | "llm": {"trained", "all"}}, counted once where weights are tied."""
+    parts = {"encoder": model.model.vision_tower, "projector": model.model.multi_modal_projector}
+    apart = {id(p) for part in parts.values() for p in part.parameters()}
+    members = {name: list(part.parameters()) for name, part in parts.items()}
+    members["llm"] = [p for p in model.parameters() if id(p) not in apart]
+    return {
+        name: {"trained": sum(p.numel() for p in some if p.requires_grad), "all": sum(p.numel() for p in some)}
+        for name, some in members.items()
+    }
+
+
+def with_adapters(language_model, recipe: Recipe):
+    """The language model with LoRA adapters on all its linear layers; its own weights stay. `merge_and_unload()` gives it back."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        language_model, LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_alpha or 2 * recipe.lora_rank, target_modules="all-linear")
+    )
+
+
+def use_liger(language_model) -> None:
+    """Liger's norms, rotary positions and SwiGLU for a language model that it knows. Its loss is left out: here only the logits of
+    learned tokens are computed at all."""
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    _apply_liger_kernel_to_instance(model=language_model, cross_entropy=False, fused_linear_cross_entropy=False)
+
+
+def adamw(model, recipe: Recipe):
+    """AdamW over what learns, the encoder at its own rate where it is trained."""
+    import torch
+
+    of_tower = {id(p) for p in model.model.vision_tower.parameters()}
+    learning = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in learning if id(p) not in of_tower], "lr": recipe.lr}]
+    if recipe.train_encoder:
+        groups.append({"params": [p for p in learning if id(p) in of_tower], "lr": recipe.encoder_lr})
+    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)

@@ -1,0 +1,199 @@
+"""The same SFT recipe, trained by LLaVA-NeXT in the user's own checkout: `python -m train_mllm.train ... --backend llava_next`.
+
+    export LLAVA_NEXT_ROOT=/path/to/LLaVA-NeXT       # what stops it with the installed versions: python -m llava_plugin.llava_next doctor
+
+Ours are the prepared data with its quarantine and ledger (written out in LLaVA's form under RUN/llava_next/), the projector stage, the
+learning rates, the proof on the encoder, and the export. Theirs are prompt, labels, batches and loss; `NOTE` says where those differ, and
+stands in the provenance. The export's chat template is the prompt that they train on, so that evaluation asks as training did.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from llava_plugin import encoders
+
+from . import plan
+from .prepare_data import write_json
+from .recipes import Recipe
+from .rows import open_conversations
+
+NOTE = (
+    "trained by LLaVA-NeXT: padded batches of bf16 weights, its qwen_1_5 prompt, whose <|im_start|>, <|im_end|> and newlines are learned "
+    "in questions too; two or more pictures of one conversation are padded to squares, one is resized"
+)
+PROMPT = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SAME = {  # fields that LLaVA-NeXT cannot follow elsewhere
+    "stage": "sft",
+    "projector": "mlp2x_gelu",
+    "turns": "dialogue",
+    "batching": "batch",
+    "lora_rank": 0,
+    "resolution": 0,
+    "cache_features": False,
+    "standardise": False,
+    "bf16": True,
+}
+
+
+def check(recipe: Recipe) -> None:
+    """Raises ValueError for a recipe that LLaVA-NeXT cannot follow."""
+    other = [f"--{name.replace('_', '-')} {value}" for name, value in SAME.items() if getattr(recipe, name) != value]
+    if other:
+        raise ValueError(f"--backend llava_next goes with {', '.join(other)} alone: change that, or train with --backend native")
+
+
+def write_data(data: Path, folder: Path) -> None:
+    """The prepared conversations as FOLDER/conversations.json and FOLDER/images/, in LLaVA's form. Raises ValueError for system turns,
+    at which LLaVA-NeXT would train on a neighbour instead."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    part, table = folder / "conversations.json.part", open_conversations(data)
+    with part.open("w") as stream:
+        for number in range(len(table)):
+            row = table.slice(number, 1).to_pylist()[0]
+            if any(message["role"] == "system" for message in row["messages"]):
+                raise ValueError(f"conversation {row['id']!r} has a system turn, which LLaVA-NeXT does not read: use --backend native")
+            turns = [{"from": "human" if message["role"] == "user" else "gpt", "value": message["content"]} for message in row["messages"]]
+            record = {"id": row["id"], "conversations": turns}
+            if names := [_picture(p, folder / "images" / f"{number}-{k}") for k, p in enumerate(row["images"])]:
+                record["image"] = names[0] if len(names) == 1 else names
+            stream.write(("[\n" if number == 0 else ",\n") + json.dumps(record))
+        stream.write("\n]\n")
+    part.replace(folder / "conversations.json")
+
+
+def _picture(picture: dict, file: Path) -> str:
+    if picture["bytes"] is None:
+        return picture["path"]
+    file.write_bytes(picture["bytes"])
+    return str(file.absolute())
+
+
+def arguments(recipe: Recipe, llm: str, folder: Path, processes: int, on_gpu: bool, zero: int) -> list[str]:
+    """Of LLaVA-NeXT's train.py."""
+    parts = ["mm_mlp_adapter", "mm_language_model"] + ["mm_vision_tower"] * recipe.train_encoder
+    given = {
+        "model_name_or_path": llm,
+        "version": "qwen_1_5",
+        "data_path": folder / "conversations.json",
+        "image_folder": folder / "images",
+        "vision_tower": f"enc:{recipe.encoder}",
+        "mm_tunable_parts": ",".join(parts),
+        "mm_vision_tower_lr": recipe.encoder_lr,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": -1,
+        "mm_patch_merge_type": "flat",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "image_aspect_ratio": "square",
+        "lazy_preprocess": True,
+        "attn_implementation": "sdpa",
+        "output_dir": folder / "checkpoint",
+        "num_train_epochs": recipe.epochs,
+        "max_steps": recipe.max_steps or -1,
+        "per_device_train_batch_size": recipe.batch,
+        "gradient_accumulation_steps": plan.accumulation(recipe, processes),
+        "model_max_length": recipe.max_length,
+        "learning_rate": recipe.lr,
+        "weight_decay": recipe.weight_decay,
+        "warmup_steps": recipe.warmup,  # a share below 1 is read as a ratio
+        "lr_scheduler_type": "cosine",
+        "max_grad_norm": recipe.clip,
+        "seed": recipe.seed,
+        "bf16": True,
+        "use_cpu": not on_gpu,
+        "gradient_checkpointing": recipe.gradient_checkpointing,
+        "dataloader_num_workers": recipe.workers,
+        "logging_steps": 1 if 0 < recipe.max_steps <= 100 else 10,
+        "save_steps": recipe.save_every,
+        "save_total_limit": 2,
+        "report_to": recipe.report,
+    }
+    if recipe.init:
+        given["pretrain_mm_mlp_adapter"] = folder / "mm_projector.bin"
+    if zero:
+        given["deepspeed"] = Path(__file__).parent / "deepspeed" / f"zero{zero}.json"
+    return [text for name, value in given.items() for text in (f"--{name}", str(value))]
+
+
+def train(recipe: Recipe, run: Path, data: Path, ledger: dict) -> Path:
+    """Train and export; returns the export folder. ValueError for what the user can mend, RuntimeError where LLaVA-NeXT fails or the
+    promise on the encoder was broken."""
+    import torch
+
+    from llava_plugin import mllm
+    from llava_plugin.tower import VisionTower, digest
+
+    llm, folder, export = encoders.find_llm(recipe.llm), run / "llava_next", run / "export"
+    if "qwen" not in str(llm).lower():
+        raise ValueError(f"LLaVA-NeXT takes a language model for Qwen where its path says so; {llm} does not: name the folder qwen-...")
+    processes, first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
+    on_gpu = torch.cuda.is_available()
+    zero = plan.zero_stage(recipe, processes, torch.cuda.get_device_properties(0).total_memory / 1e9)[0] if on_gpu else max(recipe.zero, 0)
+    if not (folder / "conversations.json").is_file():
+        write_data(data, folder)
+    if recipe.init:
+        write_projector(Path(recipe.init), folder / "mm_projector.bin")
+    before = digest(VisionTower.from_encoder(recipe.encoder).to(torch.bfloat16).float())  # in which it trains
+
+    command = [sys.executable, "-m", "llava_plugin.llava_next"]
+    environment = os.environ if on_gpu else os.environ | {"ACCELERATE_USE_CPU": "1"}
+    trained = subprocess.run([*command, "train", *arguments(recipe, llm, folder, processes, on_gpu, zero)], env=environment, check=False)
+    if trained.returncode:
+        raise RuntimeError(f"LLaVA-NeXT ended with exit code {trained.returncode}; what it said stands above. Its folder is {folder}")
+    if not first:
+        return export
+    part = run / "export.part"
+    converted = subprocess.run([*command, "convert", str(folder / "checkpoint"), str(part)], env=environment, check=False)
+    if converted.returncode:
+        raise RuntimeError(f"the checkpoint in {folder} could not be brought into the native form; what was said stands above")
+
+    provenance = json.loads((part / "provenance.json").read_text())
+    after = provenance["encoder_digest"]
+    if (after == before) == recipe.train_encoder:
+        said = "be trained, yet its weights are what they were" if recipe.train_encoder else "stay frozen, yet its weights changed"
+        raise RuntimeError(f"the encoder was to {said} ({before[:8]} -> {after[:8]}): nothing is exported")
+    provenance |= {
+        "stage": recipe.stage,
+        "llm": Path(recipe.llm).name,
+        "frozen": not recipe.train_encoder,
+        "note": NOTE + (f"; {plan.NO_ANYRES}" if recipe.train_encoder else ""),
+        "encoder_digest_before": before,
+        "data_digest": ledger["digest"],
+        "processes": processes,
+        "zero": zero,
+        "recipe": asdict(recipe),
+    }
+    write_json(part / "provenance.json", provenance)
+    tokenizer = mllm.load(part, device="cpu").tokenizer
+    tokenizer.chat_template = PROMPT
+    tokenizer.save_pretrained(part)
+    state = json.loads((folder / "checkpoint" / "trainer_state.json").read_text())
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in state["log_history"]))
+    part.replace(export)
+    print(f"wrote {export}")
+    return export
+
+
+def write_projector(init: Path, file: Path) -> None:
+    """An export's projector in the one form that LLaVA-NeXT starts from."""
+    import torch
+
+    from llava_plugin import mllm
+
+    start = mllm.load(init, device="cpu")
+    if start.provenance["stage"] != "projector" or start.provenance.get("projector", "mlp2x_gelu") != "mlp2x_gelu":
+        raise ValueError(f"{init} is no mlp2x_gelu export of a projector stage, from which LLaVA-NeXT can start")
+    names = {"linear_1": "0", "linear_2": "2"}
+    weights = {}
+    for name, tensor in start.model.model.multi_modal_projector.state_dict().items():
+        layer, kind = name.split(".")
+        weights[f"model.mm_projector.{names[layer]}.{kind}"] = tensor
+    torch.save(weights, file)
