@@ -123,7 +123,17 @@ def arguments(recipe: Recipe, llm: str, folder: Path, processes: int, on_gpu: bo
     return [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
 
-def train(recipe: Recipe, run: Path, data: Path, ledger: dict) -> Path:
+def hand_over(recipe: Recipe, run: Path, data: Path) -> None:
+    """Write what LLaVA-NeXT reads into RUN/llava_next/, once: conversations, pictures, and the projector that training starts from."""
+    folder = run / "llava_next"
+    if not (folder / "conversations.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        if recipe.init:
+            write_projector(Path(recipe.init), folder / "mm_projector.bin")
+        write_data(data, folder)  # last: where its file is, all is there
+
+
+def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
     """Train and export; returns the export folder. ValueError for what the user can mend, RuntimeError where LLaVA-NeXT fails or the
     promise on the encoder was broken."""
     import torch
@@ -137,10 +147,6 @@ def train(recipe: Recipe, run: Path, data: Path, ledger: dict) -> Path:
     processes, first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
     on_gpu = torch.cuda.is_available()
     zero = plan.zero_stage(recipe, processes, torch.cuda.get_device_properties(0).total_memory / 1e9)[0] if on_gpu else max(recipe.zero, 0)
-    if not (folder / "conversations.json").is_file():
-        write_data(data, folder)
-    if recipe.init:
-        write_projector(Path(recipe.init), folder / "mm_projector.bin")
     before = digest(VisionTower.from_encoder(recipe.encoder).to(torch.bfloat16).float())  # in which it trains
 
     command = [sys.executable, "-m", "llava_plugin.llava_next"]

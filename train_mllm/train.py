@@ -104,7 +104,9 @@ def train(recipe: Recipe) -> Path:
             prepare(recipe.data, recipe.images, str(data), recipe.max_bad, seed=recipe.seed)
     ledger = json.loads((data / "ledger.json").read_text())
     if recipe.backend == "llava_next":
-        return llava_next.train(recipe, run, data, ledger)
+        with one_at_a_time(run):
+            llava_next.hand_over(recipe, run, data)
+        return llava_next.train(recipe, run, ledger)
 
     import torch
     from transformers import TrainerState, TrainingArguments, set_seed
