@@ -132,7 +132,7 @@ def _score(score):
 
 def _work(job: Job, suite: Suite, export: Export, batch_size: int, device: str | None, parent: int, pipe: Connection) -> None:
     """A worker's life. What lmms-eval, Java and the model say goes to <task>/log.txt, which a failure keeps as failed.txt."""
-    _die_with(parent)
+    die_with(parent)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def _work(job: Job, suite: Suite, export: Export, batch_size: int, device: str |
             log.unlink()
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Have the system kill this process when its parent is gone, however it went: an orphan would hold a GPU and the folder's lock."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
@@ -170,7 +170,7 @@ def _die_with(parent: int) -> None:
 
 
 def _verify(export: Export, parent: int, pipe: Connection) -> None:
-    _die_with(parent)
+    die_with(parent)
     from llava_plugin import mllm
 
     try:

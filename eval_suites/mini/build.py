@@ -72,7 +72,7 @@ def make(world: World, out: Path, workers: int | None = None) -> dict:
                 tick()
         else:
             # Fresh processes, not forks: a fork of a process with threads (a progress bar has one) may hang.
-            with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            with ProcessPoolExecutor(workers, get_context("spawn"), _worker, (os.getpid(),)) as pool:
                 pending = [pool.submit(_make_part, world, out, part) for part in missing]
                 try:
                     for future in as_completed(pending):
@@ -84,12 +84,19 @@ def make(world: World, out: Path, workers: int | None = None) -> dict:
     return _finish(world, out)
 
 
+def _worker(parent: int) -> None:
+    """A worker's first act. Killed, its parent would leave it making parts that the next run makes too."""
+    from eval_suites.worker import die_with
+
+    die_with(parent)
+
+
 def _part(out: Path, part: str) -> Path:
     return out / "mini" / ".parts" / f"{part}.json"
 
 
 def _begin(world: World, out: Path) -> dict | None:
-    """Claims the folder for this world; the manifest where it is already made. ValueError where another world is there."""
+    """Claims the folder for this world; the manifest where it is already made. ValueError where another or a damaged one is."""
     claim, told = out / "mini" / "world.json", {**world.name, "knobs": world.knobs.as_dict(), "generator": _generator()}
     if claim.exists():
         found = json.loads(claim.read_text())
@@ -107,7 +114,7 @@ def _begin(world: World, out: Path) -> dict | None:
                 )
         done = out / "genlip-eval" / "mini" / "manifest.json"
         if done.exists():
-            return json.loads(done.read_text())
+            return manifest.verify(done.parent)
     (out / "mini" / ".parts").mkdir(parents=True, exist_ok=True)
     _write(claim, json.dumps(told, indent=1).encode())
     return None

@@ -54,14 +54,15 @@ def verify(folder: Path, names: Collection[str] | None = None) -> dict:
     path = folder / "manifest.json"
     if not path.exists():
         raise ValueError(f"no manifest at {path}: make the mini world with `python -m eval_suites.mini --out DIR`")
+    again = f"remove {folder} and make the mini world again: python -m eval_suites.mini --out {folder.parent.parent}"
     manifest = json.loads(path.read_text())
     if digest({key: value for key, value in manifest.items() if key != "digest"}) != manifest.get("digest"):
-        raise ValueError(f"{path} was edited: its digest is not that of its content; make the mini world again")
+        raise ValueError(f"{path} was edited: its digest is not that of its content; {again}")
     for name in manifest["sets"] if names is None else sorted(names):
         told = manifest["sets"][name]
         file = folder / told["file"]
         if not file.exists() or file_digest(file) != told["sha256"]:
-            raise ValueError(f"{file} of {name} is missing or not as it was made; make the mini world again")
+            raise ValueError(f"{file} of {name} is missing or not as it was made; {again}")
     return manifest
 
 
