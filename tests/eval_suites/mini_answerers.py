@@ -1,9 +1,11 @@
 """Three answering models without a network, for lmms-eval on the mini world: one knows all, one says nothing, one sees nothing.
 
-PYTHONPATH=. python tests/eval_suites/mini_answerers.py DIR    (DIR as `python -m eval_suites.mini --out DIR` made it) prints their table
+PYTHONPATH=. python tests/eval_suites/mini_answerers.py DIR    (DIR as `python -m eval_suites.mini --out DIR` made it) prints their table:
+the plain command `lmms-eval --include_path` on the resolved task files, a process for each. `... DIR oracle ARGUMENTS` is one such process.
 """
 
 import json
+import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
@@ -83,20 +85,24 @@ def empty(root: Path):
 
 
 def blind(root: Path):
-    """The commonest training answer to the very words of a prompt; where they were never met, to its first four and its last three."""
-    exact, rough = defaultdict(Counter), defaultdict(Counter)
+    """The commonest training answer to the very words of a prompt; where they were never met, to its first four and last three words, then
+    to its last three, which say what kind of answer is wanted."""
+    met = defaultdict(Counter)
     for record in json.loads((root / "mini/sft/conversations.json").read_text()):
         turns = [turn["value"].removeprefix("<image>\n") for turn in record["conversations"]]
         for prompt, reply in zip(turns[::2], turns[1::2]):
-            exact[prompt][reply] += 1
-            rough[_gist(prompt)][reply] += 1
-            rough[()][reply] += 1
-    return lambda task, doc, prompt: (exact.get(prompt) or rough.get(_gist(prompt)) or rough[()]).most_common(1)[0][0]
+            for gist in _gists(prompt):
+                met[gist][reply] += 1
+
+    def answer(task, doc, prompt):
+        return next(met[gist] for gist in _gists(prompt) if gist in met).most_common(1)[0][0]
+
+    return answer
 
 
-def _gist(prompt: str) -> tuple[str, ...]:
+def _gists(prompt: str) -> tuple:
     words = prompt.split()
-    return (*words[:4], *words[-3:])
+    return prompt, (*words[:4], *words[-3:]), tuple(words[-3:]), ()
 
 
 def evaluate(root: Path, make) -> tuple[dict[str, float], Scripted]:
@@ -112,8 +118,40 @@ def evaluate(root: Path, make) -> tuple[dict[str, float], Scripted]:
         options = SimpleNamespace(output_path=folder, process_with_media=False, reasoning_tags=None)
         names = [tasks.local_name(task) for task in suites.get("mini14").tasks]
         out = simple_evaluate(model=model, tasks=names, task_manager=manager, bootstrap_iters=0, cli_args=options, process_docs_parallel=1)
-    results = out["results"]
-    return {column.name: results[tasks.local_name(f"mini_{column.task}")][column.metric] for column in COLUMNS}, model
+    return _numbers(out["results"]), model
+
+
+def _numbers(results: dict) -> dict[str, float]:
+    return {column.name: results[tasks.local_name(f"mini_{column.task}")][column.metric] for column in COLUMNS}
+
+
+def plain(root: Path, name: str, arguments: list[str]) -> None:
+    """lmms-eval's own command with one of the three in place of the model that it would load."""
+    from lmms_eval import __main__ as command
+    from lmms_eval import models
+
+    class Model(Scripted):
+        def __init__(self, batch_size=None, max_batch_size=None, device=None):
+            super().__init__(globals()[name](root))
+
+    models.get_model = lambda *_: Model
+    sys.argv = ["lmms-eval", "--model", "genlip_eval", *arguments]
+    command.cli_evaluate()
+
+
+def by_command(root: Path, name: str) -> dict[str, float]:
+    """column -> the number that `lmms-eval --include_path FOLDER --tasks ...` writes for one of the three."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = []
+        for task in suites.get("mini14").tasks:
+            tasks.write(Path(folder), tasks.locate(task, root))
+            names.append(tasks.local_name(task))
+        asked = ["--include_path", folder, "--tasks", ",".join(names), "--output_path", f"{folder}/out", "--process_docs_parallel", "1"]
+        done = subprocess.run([sys.executable, __file__, str(root), name, *asked], capture_output=True, text=True)
+        files = list(Path(folder, "out").rglob("*_results.json"))
+        if not files:  # the command exits with 0 whatever happens
+            raise RuntimeError(done.stderr[-2000:])
+        return _numbers(json.loads(files[0].read_text())["results"])
 
 
 def maxima(root: Path) -> dict[str, float]:
@@ -124,7 +162,10 @@ def maxima(root: Path) -> dict[str, float]:
 
 if __name__ == "__main__":
     root = Path(sys.argv[1])
-    table = {"maximum": maxima(root)} | {make.__name__: evaluate(root, make)[0] for make in (oracle, empty, blind)}
+    if len(sys.argv) > 2:
+        plain(root, sys.argv[2], sys.argv[3:])
+        sys.exit()
+    table = {"maximum": maxima(root)} | {name: by_command(root, name) for name in ("oracle", "empty", "blind")}
     print(f"{'column':<12}" + "".join(f"{name:>12}" for name in table))
     for column in COLUMNS:
         print(f"{column.name:<12}" + "".join(f"{scores[column.name] * column.scale:>12.1f}" for scores in table.values()))
