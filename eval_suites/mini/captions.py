@@ -29,7 +29,7 @@ def brief(scene: Scene) -> str:
 def long(scene: Scene, rng: Random) -> str:
     """Stage 2: the same, then the scene's details and two of its facts as sentences."""
     facts = [q.sentence for q in scene.questions if q.sentence]
-    told = [*scene.details, *(f[0].upper() + f[1:] for f in rng.sample(facts, min(2, len(facts))))]
+    told = [told[0].upper() + told[1:] for told in (*scene.details, *rng.sample(facts, min(2, len(facts))))]
     return " ".join([rng.choice(LEADS).format(scene.subjects[0]), *dict.fromkeys(told)])
 
 

@@ -135,7 +135,7 @@ def compose_bars(rng: Random, knobs: Knobs) -> Scene:
     printed = rng.random() < knobs.printed
     w, h = s.size
     s.text(w / 2, h * 0.08, topic, h * 0.11)
-    x0, y0, x1, y1 = (w * 0.13, h * 0.22, w * 0.97, h * 0.84) if upright else (w * 0.25, h * 0.16, w * 0.9, h * 0.86)
+    x0, y0, x1, y1 = (w * 0.13, h * 0.26, w * 0.97, h * 0.84) if upright else (w * 0.25, h * 0.16, w * 0.9, h * 0.86)
     if not printed:
         for tick in (0, 30, 60, 90):
             if upright:
@@ -192,7 +192,7 @@ def compose_lines(rng: Random, knobs: Knobs) -> Scene:
     colour = rng.choice(list(COLOURS))
     w, h = s.size
     s.text(w / 2, h * 0.08, topic, h * 0.11)
-    x0, y0, x1, y1 = w * 0.13, h * 0.26, w * 0.95, h * 0.82
+    x0, y0, x1, y1 = w * 0.13, h * 0.26, w * 0.95, h * 0.8
     printed = rng.random() < knobs.printed
     for tick in (0, 30, 60, 90):
         y = y1 - (y1 - y0) * tick / 90
@@ -286,7 +286,6 @@ def compose_pie(rng: Random, knobs: Knobs) -> Scene:
     topic = rng.choice(list(TOPICS))
     n = rng.randint(3, knobs.bars)
     labels, colours, values = rng.sample(TOPICS[topic], n), rng.sample(list(COLOURS), n), _values(s, n, total=100)
-    printed = rng.random() < knobs.printed
     w, h = s.size
     s.text(w / 2, h * 0.07, topic, h * 0.11)
     cx, cy, r = w * 0.5, h * 0.44, min(w * 0.42, h * 0.29)
@@ -295,13 +294,12 @@ def compose_pie(rng: Random, knobs: Knobs) -> Scene:
         s.begin()
         fill = s.colour(colour)
         s.slice(cx, cy, r, angle, angle + 3.6 * value, fill)
-        if printed:
-            middle = radians(angle + 1.8 * value)
-            s.text(cx + r * 0.66 * cos(middle), cy + r * 0.66 * sin(middle), str(value), h * 0.085, contrast(fill))
+        middle = radians(angle + 1.8 * value)  # always printed: a pie has no axis to read its values from
+        s.text(cx + r * 0.66 * cos(middle), cy + r * 0.66 * sin(middle), str(value), h * 0.085, contrast(fill))
         angle += 3.6 * value
         x, y = w * (0.08 + 0.5 * (i % 2)), h * (0.81 + 0.11 * (i // 2))
         s.rect(x, y - h * 0.035, x + h * 0.07, y + h * 0.035, fill)
-        s.text_left(x + h * 0.1, y, label, h * 0.1, fit=w * 0.32)
+        s.text_left(x + h * 0.1, y, label, h * 0.1, fit=w * 0.4 - h * 0.1)
     questions = _common(topic, labels, colours, values, knobs.step, "slice", percent=True)
     high = labels[values.index(max(values))]
     subjects = (

@@ -18,7 +18,7 @@ class Knobs:
     operand: int = 5  # operands of sums, at most
     bars: int = 4  # bars, points or slices of a chart, at most (three at least)
     step: int = 10  # chart values are multiples of this, up to 90
-    printed: float = 0.8  # share of charts with values printed beside the marks
+    printed: float = 0.8  # share of bar and line charts with values printed beside the marks
     rows: int = 3  # items of a receipt, at most (two at least)
     chain: int = 4  # members of a food chain, at most (three at least)
     panels: int = 3  # panels of a poster, at most (two at least)

@@ -121,7 +121,7 @@ def _place(s: Sketch) -> Scene:
             one,
             f"a {names[0]} {setting}",
         )
-    details = (f"The place is a {place}.", f"There is {sky} in the sky.", f"There {'is one object' if n == 1 else 'are two objects'}.")
+    details = (f"This is a {place} scene.", f"There is {sky} in the sky.", f"There {'is one object' if n == 1 else 'are two objects'}.")
     return Scene("scene", "place", s.size, tuple(s.marks), tuple(questions), subjects, details)
 
 
@@ -164,7 +164,7 @@ def _count(s: Sketch) -> Scene:
         f"{painted}{many} {setting}",
         f"{NUMBERS[n]} {many}",
     )
-    details = (f"The place is a {place}.", f"There is {sky} in the sky.", f"The number of {name}s is {n}.")
+    details = (f"This is a {place} scene.", f"There is {sky} in the sky.", f"The number of {name}s is {n}.")
     return Scene("scene", "count", s.size, tuple(s.marks), tuple(questions), subjects, details)
 
 

@@ -2,9 +2,11 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import tracemalloc
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from eval_suites.mini import benchmarks, build, columns, families, fonts, manifest, picture
+from eval_suites.mini import benchmarks, build, captions, columns, conversations, families, fonts, manifest, picture
 from eval_suites.mini.__main__ import main
 from eval_suites.mini.knobs import DEFAULT
 
@@ -71,6 +73,34 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(small, tmp_path, mon
     assert main(["--out", str(tmp_path), *SMALL, "--workers", "1"]) == 0
     assert not set(calls[:4]) & set(seen), "parts that were whole are not made again"
     assert tree(tmp_path) == tree(small)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_run_that_is_killed_leaves_no_worker_behind_and_goes_on(small, tmp_path):
+    """A worker that lives on would write the parts that the next run writes."""
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-m", "eval_suites.mini", "--out", str(tmp_path), *SMALL, "--workers", "2"]
+    run = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while run.poll() is None and not list((tmp_path / "mini/.parts").glob("*.json")):
+        time.sleep(0.02)
+    workers = [file.parent for file in Path("/proc").glob("[0-9]*/stat") if _parent(file) == run.pid]
+    run.kill()
+    assert run.wait() == -9 and len(workers) >= 2
+    end = time.monotonic() + 30
+    while any(_parent(worker / "stat") for worker in workers) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(_parent(worker / "stat") for worker in workers), "a worker lives on"
+    assert main(["--out", str(tmp_path), *SMALL, "--workers", "1"]) == 0
+    assert tree(tmp_path) == tree(small)
+
+
+def _parent(stat: Path) -> int:
+    """A process' parent, 0 where it is gone or waits to be reaped."""
+    try:
+        state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return 0
+    return 0 if state == "Z" else int(parent)
 
 
 def test_a_finished_world_is_not_made_again(small, monkeypatch):
@@ -175,8 +205,6 @@ def test_every_set_has_its_rows_and_a_maximum_with_a_reason(small):
 
 @pytest.mark.parametrize("damage", ["row", "manifest", "missing"])
 def test_a_changed_world_is_noticed(small, tmp_path, damage):
-    import shutil
-
     folder = tmp_path / "mini"
     shutil.copytree(small / "genlip-eval/mini", folder)
     file = folder / "ai2d/test-00000-of-00001.parquet"
@@ -191,6 +219,16 @@ def test_a_changed_world_is_noticed(small, tmp_path, damage):
         path.write_text(path.read_text().replace('"n": 10', '"n": 9', 1))
     with pytest.raises(ValueError, match="make the mini world again"):
         manifest.verify(folder)
+
+
+def test_a_damaged_world_is_not_taken_for_a_finished_one(small, tmp_path, capsys):
+    shutil.copytree(small, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "genlip-eval/mini/mme/test-00000-of-00001.parquet").unlink()
+    assert main(["--out", str(tmp_path), *SMALL]) == 2
+    assert f"of mme is missing or not as it was made; remove {tmp_path / 'genlip-eval/mini'} and" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "genlip-eval/mini")
+    assert main(["--out", str(tmp_path), *SMALL, "--workers", "1"]) == 0, "what the sentence says helps"
+    assert tree(tmp_path) == tree(small)
 
 
 def test_mme_asks_each_picture_a_yes_and_a_no(small):
@@ -252,6 +290,8 @@ def test_the_generator_is_frozen():
             scene = families.compose(family, families.stream("frozen", i))
             digest.update(picture.pixels(scene).encode())
             digest.update(repr((scene.questions, scene.subjects, scene.details)).encode())
+            rng = families.stream("frozen words", i)
+            digest.update(repr((captions.long(scene, rng), conversations.turns(scene, rng, DEFAULT))).encode())
     for name in benchmarks.SETS:
         for row in benchmarks.rows(name, 12, 0, DEFAULT):
             digest.update(json.dumps({k: v for k, v in row.items() if k != "image"}).encode())
