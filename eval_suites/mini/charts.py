@@ -162,7 +162,7 @@ def compose_bars(rng: Random, knobs: Knobs) -> Scene:
             s.rect(x0, cy - cell * 0.33, right, cy + cell * 0.33, s.colour(colour))
             s.text(x0 * 0.5, cy, label, h * 0.1, fit=x0 * 0.9)
             if printed:
-                s.text(right + w * 0.055, cy, str(value), h * 0.095)
+                s.text(right + w * 0.055, cy, str(value), h * 0.095, fit=w * 0.08)
     questions = _common(topic, labels, colours, values, knobs.step, "bar")
     high = labels[values.index(max(values))]
     subjects = (
@@ -205,13 +205,14 @@ def compose_lines(rng: Random, knobs: Knobs) -> Scene:
     s.line(points, fill, max(2, 0.02 * s.unit))
     for i, ((x, y), label, value) in enumerate(zip(points, labels, values)):
         s.begin()
-        valley = value < min(
-            [*values[max(0, i - 1) : i], *values[i + 1 : i + 2]]
-        )  # its number stands below: above, the line would cross it
+        beside = [*values[max(0, i - 1) : i], *values[i + 1 : i + 2]]
+        valley = value < min(beside)  # its number stands below: above, the line would cross it
+        # On a slope the number stands on the side away from the line.
+        aside = 0.0 if len(beside) < 2 or valley or value > max(beside) else 0.03 * w if beside[0] > value else -0.03 * w
         s.ellipse(x, y, 0.03 * s.unit, 0.03 * s.unit, fill)
         s.text(x, h * 0.91, label, h * 0.1)
         if printed:
-            s.text(x, y + h * (0.07 if valley else -0.075), str(value), h * 0.09)
+            s.text(x + aside, y + h * (0.07 if valley else -0.075), str(value), h * 0.09)
     high, low = labels[values.index(max(values))], labels[values.index(min(values))]
     trend = "up" if values[-1] > values[0] else "down"
     questions = [
