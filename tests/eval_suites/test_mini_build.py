@@ -279,7 +279,7 @@ def test_nothing_imports_torch_and_help_is_light():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-FROZEN = "3cc6ec2273389a82189e1bb3bb592094"
+FROZEN = "e217c34e9892a0f7c9e542c4b0a3cef6"
 
 
 def test_the_generator_is_frozen():
