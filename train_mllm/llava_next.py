@@ -23,7 +23,7 @@ from .rows import open_conversations
 
 NOTE = (
     "trained by LLaVA-NeXT: padded batches of bf16 weights, its qwen_1_5 prompt, whose <|im_start|>, <|im_end|> and newlines are learned "
-    "in questions too; two or more pictures of one conversation are padded to squares, one is resized"
+    "in questions too; what is too long is cut at any token; two or more pictures of one conversation are padded to squares, one is resized"
 )
 PROMPT = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
