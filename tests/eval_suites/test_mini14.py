@@ -144,6 +144,16 @@ def test_the_three_answerers_score_the_maximum_nothing_and_near_the_majority(roo
 
 
 @java
+@pytest.mark.slow
+def test_the_plain_command_runs_all_fourteen_with_the_same_answers(root):
+    """`lmms-eval --include_path` in a process of its own, nothing of our run.py."""
+    import mini_answerers as answerers
+
+    assert answerers.by_command(root, "oracle") == pytest.approx(answerers.maxima(root), abs=1e-3)
+    assert set(answerers.by_command(root, "empty").values()) == {0.0}
+
+
+@java
 def test_training_prompts_are_those_of_the_evaluation(root):
     """What lmms-eval puts around each benchmark's question is met, letter by letter, in the conversations."""
     suffix = {task: tasks.definition(task).get("lmms_eval_specific_kwargs", {}).get("default", {}) for task in tasks.DEFINITIONS}
