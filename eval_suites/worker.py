@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,6 +190,7 @@ class _Running:
     pipe: Connection
     device: int
     start: float
+    said: list[str] = field(default_factory=list)
 
 
 def prepare(gpus: int) -> list[str | None]:
@@ -252,11 +253,11 @@ def run_jobs(jobs: list[Job], suite: Suite, export: Export, batch_size: int, dev
             wait([worker.process.sentinel for worker in running] + [worker.pipe for worker in running], timeout=1.0)
             for worker in list(running):
                 ended = not worker.process.is_alive()  # asked before the pipe is emptied: nothing is said after that
-                said = _listen(worker, board)
+                _listen(worker, board)
                 if ended:
                     running.remove(worker)
                     free.append(worker.device)
-                    failed += [] if _succeeded(worker, said, board) else [worker.job.task]
+                    failed += [] if _succeeded(worker, board) else [worker.job.task]
             board.tick()
     return failed
 
@@ -270,23 +271,21 @@ def _start(job: Job, suite: Suite, export: Export, batch_size: int, devices: lis
     return _Running(job, process, here, device, time.monotonic())
 
 
-def _listen(worker: _Running, board) -> list[str]:
+def _listen(worker: _Running, board) -> None:
     """Pass on what the worker has to say: progress, notes, and why it failed."""
-    said = []
     try:
         while worker.pipe.poll():
             message = worker.pipe.recv()
             if isinstance(message, str):
-                said.append(message)
+                worker.said.append(message)
                 board.say(message)
             else:
                 board.update(worker.job.task, *message)
     except (EOFError, OSError):  # ended, or killed in the middle of a word
         pass
-    return said
 
 
-def _succeeded(worker: _Running, said: list[str], board) -> bool:
+def _succeeded(worker: _Running, board) -> bool:
     """Whether the task's result is there and is that of this run; says so."""
     worker.process.join()
     worker.pipe.close()
@@ -298,7 +297,7 @@ def _succeeded(worker: _Running, said: list[str], board) -> bool:
             named = "; ".join(f"doc {doc_id} ({why})" for doc_id, why in list(result["left_out"].items())[:5])
             board.say(f"note: {job.task}: {len(result['left_out'])} questions left out, their pictures cannot be read: {named}")
         return True
-    if not any(message.startswith("error: ") for message in said):
+    if not any(message.startswith("error: ") for message in worker.said):
         code = worker.process.exitcode
         why = f"was killed by signal {-code} (9: mostly by a system out of memory)" if code < 0 else f"ended with code {code}"
         board.say(f"error: {job.task} failed: its process {why}; the same command goes on where it stopped")

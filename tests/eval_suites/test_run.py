@@ -7,6 +7,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -118,6 +119,22 @@ def test_a_failing_task_leaves_the_other_columns_and_exit_code_1(small_easyvqa, 
     (row,) = table()
     assert row["colour"] == "" and row["yes_no"] != "" and row["complete"] == "2/3" and row["all_avg"] == ""
     assert "out of everything" in next(Path("results").rglob("failed.txt")).read_text()
+
+
+def test_a_failure_that_is_heard_before_the_process_ends_is_said_once(tmp_path):
+    from multiprocessing import Pipe
+
+    from eval_suites import worker
+
+    here, there = Pipe(duplex=False)
+    lines, board = [], SimpleNamespace(say=lambda line: lines.append(line))
+    process = SimpleNamespace(join=lambda: None, exitcode=0)
+    running = worker._Running(SimpleNamespace(task="chartqa", folder=tmp_path, key={}), process, here, 0, 0.0)
+    there.send("error: chartqa failed: out of everything")
+    worker._listen(running, board)
+    worker._listen(running, board)  # the turn in which its end is seen: nothing new in the pipe
+    assert not worker._succeeded(running, board)
+    assert [line for line in lines if line.startswith("error: ")] == ["error: chartqa failed: out of everything"]
 
 
 def test_fewer_answers_than_questions_is_a_failure_not_an_empty_answer(small_easyvqa, capsys):
