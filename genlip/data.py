@@ -194,6 +194,22 @@ def walk(shards: int, length: Callable[[int], int], seed: int, stream: int, stre
         epoch, first, state = epoch + 1, 0, None
 
 
+def first_fit(waiting: list[Sample], draws: Iterator[Sample], room: int, look_ahead: int) -> list[Sample]:
+    """The samples of the next row of `room` tokens: first fit, the oldest waiting one first, `look_ahead` of them looked at. `waiting`
+    is filled up from `draws` and keeps what did not fit.
+    """
+    row, i = [], 0
+    while i < look_ahead:
+        if i == len(waiting):
+            waiting.append(next(draws))
+        if waiting[i].tokens <= room:
+            row.append(waiting.pop(i))
+            room -= row[-1].tokens
+        else:
+            i += 1
+    return row
+
+
 class PackedRows(IterableDataset):
     """Endless packed rows of one rank's streams, in the order of the steps. Built in the training process, iterated in the loader's."""
 
@@ -225,7 +241,7 @@ class PackedRows(IterableDataset):
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def rows(self, stream: int) -> Iterator[Batch]:
-        """The rows of one stream: first fit, the oldest waiting sample first."""
+        """The rows of one stream, one after another."""
         recipe, state = self.recipe, self.states and self.states[stream]
         ledger = Ledger.from_dict(state["ledger"]) if state else Ledger()
         position = state["position"] if state else {"places": [START] * len(self.sources), "drawn": [0] * len(self.sources), "waiting": []}
@@ -233,15 +249,7 @@ class PackedRows(IterableDataset):
         draws = self._draw(stream, places, drawn, ledger)
         waiting = [self.load(*place) for place in position["waiting"]]
         while True:
-            row, room, i = [], recipe.row_tokens, 0
-            while i < recipe.look_ahead:
-                if i == len(waiting):
-                    waiting.append(next(draws))
-                if waiting[i].tokens <= room:
-                    row.append(waiting.pop(i))
-                    room -= row[-1].tokens
-                else:
-                    i += 1
+            row = first_fit(waiting, draws, recipe.row_tokens, recipe.look_ahead)
             for sample in row:
                 ledger.used += 1
                 for note in sample.notes:

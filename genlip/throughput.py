@@ -111,7 +111,7 @@ def webdataset_rows(recipe, tokenizer, files: list[str]) -> Iterator:
 
     import webdataset
 
-    from .data import END_OF_CAPTION, PackedRows, Sample, pixels_of, size_rule
+    from .data import END_OF_CAPTION, PackedRows, Sample, first_fit, pixels_of, size_rule
     from .shards import IMAGE_SUFFIXES
 
     size, patch, rows = size_rule(recipe), recipe.model.get("patch_size", 16), PackedRows(recipe, tokenizer, [], [])
@@ -128,16 +128,7 @@ def webdataset_rows(recipe, tokenizer, files: list[str]) -> Iterator:
     samples = iter(webdataset.WebDataset(files, shardshuffle=False, empty_check=False).repeat().map(sample))
     waiting: list[Sample] = []
     while True:
-        row, room, i = [], recipe.row_tokens, 0
-        while i < recipe.look_ahead:
-            if i == len(waiting):
-                waiting.append(next(samples))
-            if waiting[i].tokens <= room:
-                row.append(waiting.pop(i))
-                room -= row[-1].tokens
-            else:
-                i += 1
-        yield rows._batch(row, 0, {}, {})
+        yield rows._batch(first_fit(waiting, samples, recipe.row_tokens, recipe.look_ahead), 0, {}, {})
 
 
 def contents(rows: Iterator, number: int) -> dict[str, tuple]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from llava_plugin import encoders
 
 from . import plan
-from .prepare_data import write_json
+from .prepare_data import write_json, write_text
 from .recipes import Recipe
 from .rows import open_conversations
 
@@ -111,7 +111,7 @@ def arguments(recipe: Recipe, llm: str, folder: Path, processes: int, on_gpu: bo
         "use_cpu": not on_gpu,
         "gradient_checkpointing": recipe.gradient_checkpointing,
         "dataloader_num_workers": recipe.workers,
-        "logging_steps": 1 if 0 < recipe.max_steps <= 100 else 10,
+        "logging_steps": plan.log_every(recipe),
         "save_steps": recipe.save_every,
         "save_total_limit": 2,
         "report_to": recipe.report,
@@ -182,7 +182,7 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
     tokenizer.chat_template = PROMPT
     tokenizer.save_pretrained(part)
     state = json.loads((folder / "checkpoint" / "trainer_state.json").read_text())
-    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in state["log_history"]))
+    write_text(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in state["log_history"]))
     part.replace(export)
     print(f"wrote {export}")
     return export

@@ -29,6 +29,7 @@ DATA = {
     "sft": "hf download lmms-lab/LLaVA-OneVision-Data --repo-type dataset --local-dir data/llava-onevision",
 }
 SPARE = 0.9  # of a GPU's memory; the rest is the framework's
+SHORT = 100  # steps of a run that logs every one of them
 LOOKED_AT = 64 << 20  # bytes of JSON that are counted; of more only the beginning is
 
 
@@ -183,6 +184,11 @@ def accumulation(recipe: Recipe, processes: int) -> int:
             f"--global-batch {recipe.global_batch} is no multiple of --batch {recipe.batch} x {processes} processes: change --batch"
         )
     return steps
+
+
+def log_every(recipe: Recipe) -> int:
+    """Steps from one log to the next."""
+    return 1 if 0 < recipe.max_steps <= SHORT else 10
 
 
 def kernels(recipe: Recipe) -> tuple[str, bool, bool]:

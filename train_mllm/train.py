@@ -32,7 +32,6 @@ from .plan import missing
 from .prepare_data import prepare, write_json
 from .recipes import PRESETS, Recipe
 
-SHORT = 100  # steps: of so short a run every one is logged
 DEEPSPEED = Path(__file__).parent / "deepspeed"
 CHOICES = {
     "stage": ("projector", "sft"),
@@ -207,7 +206,7 @@ def train(recipe: Recipe) -> Path:
         lr_scheduler_type="cosine",
         warmup_steps=recipe.warmup,  # a share below 1 is read as a ratio
         bf16=recipe.bf16 and on_gpu,
-        logging_steps=10 if recipe.max_steps == 0 or recipe.max_steps > SHORT else 1,
+        logging_steps=plan.log_every(recipe),
         logging_first_step=True,
         logging_nan_inf_filter=False,
         save_steps=recipe.save_every,
