@@ -20,7 +20,14 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from . import register
@@ -103,6 +110,22 @@ def build(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     image_token_id = _image_token(tokenizer, language)
+    model = join(tower, language, image_token_id, dtype, seed, projector, native_tokens)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.suppress_tokens = [image_token_id]  # a placeholder is never an answer
+    return model, tokenizer
+
+
+def join(
+    tower: VisionTower,
+    language: PreTrainedModel,
+    image_token_id: int,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    projector: str = "mlp2x_gelu",
+    native_tokens: int | None = None,
+) -> LlavaForConditionalGeneration:
+    """The MLLM of a tower and a causal language model, by a fresh projector: see `build`."""
     config = LlavaConfig(
         vision_config=tower.config,
         text_config=language.config,
@@ -125,9 +148,7 @@ def build(
     model.model.language_model = language.base_model
     model.lm_head = language.get_output_embeddings()
     model.generation_config = language.generation_config
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.suppress_tokens = [image_token_id]  # a placeholder is never an answer
-    return model, tokenizer
+    return model
 
 
 def _image_token(tokenizer: PreTrainedTokenizerBase, language) -> int:

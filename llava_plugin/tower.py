@@ -104,14 +104,36 @@ class VisionTower(PreTrainedModel):
         register()
         spec = encoders.resolve(name, resolution)
         source = encoders.find_weights(spec)
-        encoder = _tiny_twin(spec).to(dtype) if source is None else _load(spec, source, dtype)
-        spec = replace(spec, parameters=encoder.num_parameters())
-        with torch.device("meta"):
-            tower = cls(VisionTowerConfig(spec=asdict(spec), encoder=encoder.config.to_dict(), untrained=source is None))
-        tower.encoder = encoder
+        tower = cls._around(spec, _tiny_twin(spec).to(dtype) if source is None else _load(spec, source, dtype), source is None)
+        spec = tower.spec
         if spec.family in FAMILIES and FAMILIES[spec.family].positions == "fixed" and tower.position_grid not in (None, spec.grid):
             own = tower.position_grid * spec.patch_size
             raise ValueError(f"{spec.key} has positions for {own} pixels a side only and is not interpolated: use --resolution {own}")
+        return tower
+
+    @classmethod
+    def of_random_weights(cls, name: str, resolution: int | None = None, dtype: torch.dtype = torch.float32) -> "VisionTower":
+        """The tower of a released GenLIP size (or a tiny twin) with random weights, made on the default device without any file: what
+        a model of these sizes costs does not depend on what it learnt. ValueError for an encoder whose config is in its folder alone.
+        """
+        from genlip.configuration_genlip import PRESETS
+
+        register()
+        spec = encoders.resolve(name, resolution)
+        size = spec.key.removesuffix("-s1")
+        if spec.seed is not None:
+            return cls._around(spec, _tiny_twin(spec).to(dtype), True)
+        if size not in PRESETS:
+            known = ", ".join(key for key in encoders.KEYS if key in PRESETS)
+            raise ValueError(f"the sizes of {spec.key} are not known without its folder; those of {known} are")
+        return cls._around(spec, AutoModel.from_config(AutoConfig.for_model("genlip", **PRESETS[size]), dtype=dtype), True)
+
+    @classmethod
+    def _around(cls, spec: EncoderSpec, encoder: PreTrainedModel, untrained: bool) -> "VisionTower":
+        spec = replace(spec, parameters=encoder.num_parameters())
+        with torch.device("meta"):
+            tower = cls(VisionTowerConfig(spec=asdict(spec), encoder=encoder.config.to_dict(), untrained=untrained))
+        tower.encoder = encoder
         return tower.eval()
 
     @property

@@ -50,6 +50,38 @@ def with_adapters(language_model, recipe: Recipe):
     )
 
 
+def hold_still(model, recipe: Recipe) -> None:
+    """Freeze what the recipe does not teach."""
+    if not recipe.train_encoder:
+        model.model.vision_tower.freeze()
+    if recipe.stage == "projector":
+        model.model.language_model.requires_grad_(False)
+        model.lm_head.requires_grad_(False)
+
+
+def make_ready(model, recipe: Recipe, dtype, zero: bool, on_gpu: bool) -> None:
+    """The kernels, the checkpointing and the adapters of the recipe; and what learns in fp32, where `dtype` is bf16 and DeepSpeed does
+    not keep such a copy itself."""
+    import torch
+
+    from . import plan
+    from .packing import use_packed_attention
+
+    _, flash, liger = plan.kernels(recipe)
+    if recipe.batching != "padded":
+        use_packed_attention(model, flash and on_gpu)
+    if liger and on_gpu:
+        use_liger(model.model.language_model)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if recipe.lora_rank:
+        model.model.language_model = with_adapters(model.model.language_model, recipe)
+        model.lm_head.requires_grad_(False)
+    if dtype == torch.bfloat16 and not zero:
+        for p in model.parameters():
+            p.data = p.data.float() if p.requires_grad else p.data
+
+
 def use_liger(language_model) -> None:
     """Liger's norms, rotary positions and SwiGLU for a language model that it knows. Its loss is left out: here only the logits of
     learned tokens are computed at all."""

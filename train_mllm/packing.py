@@ -23,6 +23,7 @@ from PIL import Image
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from . import plan
 from .data import IGNORED, Row
 
 WINDOW = 1000  # conversations among which those that fill a bin, or are of like length, are looked for: the order stays random
@@ -66,6 +67,17 @@ class Bins(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> list[dict]:
         return [self.conversations[int(j)] for j in self.chosen[i]]
+
+
+def in_batches(dataset, lengths: np.ndarray, kept: np.ndarray, recipe, processes: int) -> tuple[torch.utils.data.Dataset, int]:
+    """(what the Trainer draws from, micro-steps a step): the conversations `kept`, whose `lengths` (n, 1 or more) begin with tokens."""
+    accumulation = plan.accumulation(recipe, processes)
+    if recipe.batching == "batch":
+        return dataset if len(kept) == len(lengths) else torch.utils.data.Subset(dataset, kept.tolist()), accumulation
+    chosen = [kept[b] for b in bins(lengths[kept, 0], recipe.batching, recipe.batch, recipe.batch_tokens, recipe.seed)]
+    if recipe.batching == "tokens" and recipe.global_batch:
+        accumulation = max(1, round(recipe.global_batch * len(chosen) / len(kept) / processes))
+    return Bins(dataset, chosen), accumulation
 
 
 def sequences(blocks: list[list[int]]) -> list[list[int]]:

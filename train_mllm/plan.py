@@ -35,13 +35,16 @@ LOOKED_AT = 64 << 20  # bytes of JSON that are counted; of more only the beginni
 
 @dataclass(frozen=True)
 class LlmShape:
-    """A language model as far as memory depends on it; `parameters` with tied embeddings counted once."""
+    """A language model as far as memory depends on it; `parameters` with tied embeddings counted once. The rest only of the table's."""
 
     layers: int
     hidden: int
     ffn: int
     vocabulary: int
     parameters: int
+    heads: int = 0
+    kv_heads: int = 0
+    tied: bool = False
 
 
 def _qwen2(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocabulary: int, tied: bool) -> LlmShape:
@@ -49,7 +52,7 @@ def _qwen2(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocabu
     kv = kv_heads * hidden // heads
     attention = hidden * (2 * hidden + 2 * kv) + hidden + 2 * kv
     total = layers * (attention + 3 * hidden * ffn + 2 * hidden) + hidden + vocabulary * hidden * (1 if tied else 2)
-    return LlmShape(layers, hidden, ffn, vocabulary, total)
+    return LlmShape(layers, hidden, ffn, vocabulary, total, heads, kv_heads, tied)
 
 
 LLMS = {

@@ -27,7 +27,7 @@ from genlip.recipes import add_flags, claim_run_folder, from_args
 from llava_plugin import encoders
 
 from . import llava_next, plan
-from .learning import adamw, parameter_groups, start_from, use_liger, with_adapters
+from .learning import adamw, hold_still, make_ready, parameter_groups, start_from
 from .plan import missing
 from .prepare_data import prepare, write_json
 from .recipes import PRESETS, Recipe
@@ -108,7 +108,7 @@ def train(recipe: Recipe) -> Path:
         return llava_next.train(recipe, run, ledger)
 
     import torch
-    from transformers import TrainerState, TrainingArguments, set_seed
+    from transformers import TrainerState, set_seed
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
     from transformers.utils import logging
 
@@ -118,7 +118,7 @@ def train(recipe: Recipe) -> Path:
     from .data import Conversations, measure
     from .features import cached_features, channel_statistics, fold_standardisation
     from .guard import Guard
-    from .packing import Bins, Collator, bins, use_packed_attention
+    from .packing import Collator, in_batches
     from .trainer import StrictTrainer, newest_whole
 
     # The model: what learns, what does not. On a GPU what learns is kept in fp32 and computed in bf16; DeepSpeed keeps its own fp32 copy.
@@ -131,11 +131,7 @@ def train(recipe: Recipe) -> Path:
     model, tokenizer = mllm.build(tower, encoders.find_llm(recipe.llm), dtype=dtype, seed=recipe.seed, projector=recipe.projector)
     if recipe.init:
         start_from(model, recipe)
-    if not recipe.train_encoder:
-        tower.freeze()
-    if recipe.stage == "projector":
-        model.model.language_model.requires_grad_(False)
-        model.lm_head.requires_grad_(False)
+    hold_still(model, recipe)
     guard = Guard(tower, recipe.train_encoder)
     llm_before = digest(model.model.language_model)
 
@@ -155,36 +151,14 @@ def train(recipe: Recipe) -> Path:
         if recipe.init:  # its projector was made for plain features: undo, for the time of training, what the end will fold in
             fold_standardisation(model.model.multi_modal_projector.linear_1, -mean / std, 1 / std)
     kept = (lengths[:, 2] >= 0).nonzero()[0]
-    accumulation = plan.accumulation(recipe, processes)
-    if recipe.batching == "batch":
-        dataset = dataset if len(kept) == len(lengths) else torch.utils.data.Subset(dataset, kept.tolist())
-    else:
-        chosen = [kept[b] for b in bins(lengths[kept, 0], recipe.batching, recipe.batch, recipe.batch_tokens, recipe.seed)]
-        dataset = Bins(dataset, chosen)
-        if recipe.batching == "tokens" and recipe.global_batch:
-            accumulation = max(1, round(recipe.global_batch * len(chosen) / len(kept) / processes))
-
-    padded = recipe.batching == "padded"
-    kernels, flash, liger = plan.kernels(recipe)
-    collator = Collator(tower.preprocess, model.config, tokenizer.pad_token_id, padded)
-    if not padded:
-        use_packed_attention(model, flash and on_gpu)
-    if liger and on_gpu:
-        use_liger(model.model.language_model)
-    if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    if recipe.lora_rank:
-        model.model.language_model = with_adapters(model.model.language_model, recipe)
-        model.lm_head.requires_grad_(False)
-    if dtype == torch.bfloat16 and not zero:
-        for p in model.parameters():
-            p.data = p.data.float() if p.requires_grad else p.data
+    dataset, accumulation = in_batches(dataset, lengths, kept, recipe, processes)
+    collator = Collator(tower.preprocess, model.config, tokenizer.pad_token_id, recipe.batching == "padded")
+    make_ready(model, recipe, dtype, bool(zero), on_gpu)
     groups = parameter_groups(model)
     if first:
         how = "trained" if recipe.train_encoder else "frozen"
         learns, total = (sum(g[k] for g in groups.values()) for k in ("trained", "all"))
-        kernels = kernels if on_gpu else "attention by torch (SDPA), no GPU"
-        print(kernels)
+        print(plan.kernels(recipe)[0] if on_gpu else "attention by torch (SDPA), no GPU")
         print(f"encoder {tower.spec.key}: {how}; {learns:,} of {total:,} parameters learn; {ledger['tokens']['sentence']}", flush=True)
 
     # The loop.
@@ -194,35 +168,7 @@ def train(recipe: Recipe) -> Path:
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled first; gloo serves as well
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run / "tensorboard"))
-    args = TrainingArguments(
-        output_dir=str(run / "checkpoints"),
-        per_device_train_batch_size=recipe.batch if recipe.batching == "batch" else 1,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.clip,
-        num_train_epochs=recipe.epochs,
-        max_steps=recipe.max_steps or -1,
-        lr_scheduler_type="cosine",
-        warmup_steps=recipe.warmup,  # a share below 1 is read as a ratio
-        bf16=recipe.bf16 and on_gpu,
-        logging_steps=plan.log_every(recipe),
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_steps=recipe.save_every,
-        save_total_limit=2,
-        seed=recipe.seed,
-        dataloader_num_workers=recipe.workers,
-        remove_unused_columns=False,
-        dataloader_pin_memory=on_gpu,
-        report_to=recipe.report,
-        run_name=run.name,
-        use_cpu=not on_gpu,
-        ddp_backend="gloo" if processes > 1 and not on_gpu else None,
-        ddp_find_unused_parameters=recipe.train_encoder,  # a tower's last norm and pooling head are often not used
-        deepspeed=str(DEEPSPEED / f"zero{zero}.json") if zero else None,
-        disable_tqdm=not sys.stderr.isatty(),
-    )
+    args = arguments(recipe, run, accumulation, zero, processes)
     optimizers = (adamw(model, recipe), None)
     trainer = StrictTrainer(model, args, data_collator=collator, train_dataset=dataset, optimizers=optimizers, callbacks=[guard])
     trainer.metrics = run / "metrics.jsonl"
@@ -280,6 +226,43 @@ def train(recipe: Recipe) -> Path:
     print(f"wrote {export}: loss {losses[0]}, {losses[-1]}")
     trainer.accelerator.wait_for_everyone()
     return export
+
+
+def arguments(recipe: Recipe, run: Path, accumulation: int, zero: int, processes: int):
+    """The recipe as transformers' TrainingArguments."""
+    import torch
+    from transformers import TrainingArguments
+
+    on_gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(run / "checkpoints"),
+        per_device_train_batch_size=recipe.batch if recipe.batching == "batch" else 1,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.clip,
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps or -1,
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup,  # a share below 1 is read as a ratio
+        bf16=recipe.bf16 and on_gpu,
+        logging_steps=plan.log_every(recipe),
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_steps=recipe.save_every,
+        save_total_limit=2,
+        seed=recipe.seed,
+        dataloader_num_workers=recipe.workers,
+        remove_unused_columns=False,
+        dataloader_pin_memory=on_gpu,
+        report_to=recipe.report,
+        run_name=run.name,
+        use_cpu=not on_gpu,
+        ddp_backend="gloo" if processes > 1 and not on_gpu else None,
+        ddp_find_unused_parameters=recipe.train_encoder,  # a tower's last norm and pooling head are often not used
+        deepspeed=str(DEEPSPEED / f"zero{zero}.json") if zero else None,
+        disable_tqdm=not sys.stderr.isatty(),
+    )
 
 
 def token_ledger(lengths, dataset, recipe: Recipe) -> dict:
