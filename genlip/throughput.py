@@ -3,12 +3,14 @@
     git clone https://github.com/mlfoundations/open_clip && git -C open_clip checkout 89fb801
     python -m genlip.throughput steps --open-clip open_clip              # tokens/s of training steps, about three minutes on two cores
     python -m genlip.throughput data 'shards/*.tar' --tokenizer Qwen/Qwen3-0.6B     # samples/s of read, decode, resize, tokenise, pack
+    python -m genlip.throughput recipe g16-s1 --attention flex_attention            # tokens/s, MFU and memory on one GPU, half a minute
 
 `steps`: the same pictures of mixed shapes and captions of mixed lengths, ours packed into one row, open_clip's padded to the longest
 as its task does, and once more by its own `pack_prefix`, which moves a row's padding to its end. Both models hold the same weights,
 and what they say of every word is compared before anything is timed. A step is forward, loss, backward and AdamW. Only real tokens
 are counted. `data`: the same shards, pictures and words through `webdataset` as its users write it; that both hand over the same
-samples is checked first. All take turns; medians of the rounds.
+samples is checked first. All take turns; medians of the rounds. `recipe`: the training step of genlip.train at a preset's true sizes
+on random weights and synthetic full rows, on a GPU where there is one; --rows is what this one process does a step (1 by default).
 """
 
 import argparse
@@ -19,6 +21,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+
+from .recipes import PRESETS, add_flags, from_args
 
 WORDS = (20, 400)  # of a caption
 AGREE = 1e-4  # of the logits of models that hold the same weights
@@ -146,7 +150,6 @@ def contents(rows: Iterator, number: int) -> dict[str, tuple]:
 def data_path(args) -> list[str]:
     """Time the two data paths in one process; returns the lines of a Markdown table."""
     from .data import packed_rows
-    from .recipes import PRESETS
     from .shards import list_sources, open_shard
     from .train import load_tokenizer
 
@@ -189,13 +192,106 @@ def data_path(args) -> list[str]:
     return lines + [f"| {name} | {rate:,.1f} | {rate / medians['genlip (ours)']:.2f} |" for name, rate in medians.items()]
 
 
+# --- a recipe at its true sizes --------------------------------------------------------------------------------------------
+
+
+def full_row(recipe, vocabulary: int, seed: int):
+    """One packed row of samples as the recipe expects them: pictures of its size or of mixed shapes, captions around its mean length."""
+    import numpy as np
+    import torch
+
+    from .data import Batch
+
+    random, patch = np.random.default_rng(seed), recipe.model.get("patch_size", 16)
+    side, largest = recipe.resolution // patch, int(recipe.max_pixels**0.5) // patch
+    mean = round(0.7 * recipe.mean_tokens) if recipe.native else max(recipe.mean_tokens - side**2, 8)
+    grids, lens, room = [], [], recipe.row_tokens
+    while True:
+        grid = random.integers(max(1, largest // 8), largest + 1, 2).tolist() if recipe.native else [side, side]
+        words = int(random.integers(mean // 2, mean * 3 // 2 + 1))
+        if grid[0] * grid[1] + words > room:
+            break
+        room -= grid[0] * grid[1] + words
+        grids.append(grid)
+        lens.append(words)
+    if not grids:
+        raise ValueError(f"no sample fits into --row-tokens {recipe.row_tokens}: raise it")
+    ids = torch.from_numpy(random.integers(4, vocabulary, sum(lens)))[None]
+    labels, start = ids.clone(), 0
+    for words in lens:
+        labels[0, start : start + min(6, words // 2)] = -100  # the prompt
+        start += words
+    patches = torch.from_numpy(random.integers(0, 256, (sum(r * c for r, c in grids), 3, patch, patch), dtype=np.uint8))
+    return Batch(patches, torch.tensor(grids), ids, labels, torch.tensor(lens), [], 0, {}, {})
+
+
+def recipe_steps(recipe, steps: int) -> list[str]:
+    """Some steps of the recipe after two that warm up; returns the lines of a Markdown table. ValueError for what cannot be measured."""
+    import torch
+
+    from .plan import memory, step_flops
+    from .train import adamw, backward, build_model, join, peak, spread
+
+    if recipe.init or steps < 1:
+        raise ValueError("--steps must be at least 1, and --init is not read: the weights are random")
+    recipe = replace(recipe, steps=steps)
+    _, world, device = join(recipe)
+    if world > 1:
+        raise ValueError("one process is measured: start it without torchrun")
+    with torch.device(device):
+        model = build_model(recipe, recipe.vocabulary or 512).train()
+    net, optimizer, on_gpu = spread(model, recipe, world), adamw(model, recipe), device.type == "cuda"
+    config, vocabulary = model.config, model.config.vocab_size
+    drawn = [[full_row(recipe, vocabulary, recipe.rows * i + j) for j in range(recipe.rows)] for i in range(steps + 2)]
+
+    # Two to warm up: a compiled graph is made for the first row's shape, then once more for all others'.
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    seconds, work, tokens = [], 0.0, 0
+    for i, rows in enumerate(drawn):
+        if on_gpu:
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        labelled = sum(int((row.labels != -100).sum()) for row in rows)
+        backward(net, rows, labelled, i, recipe, world, device)
+        float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip))  # waits for the device, as training does
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if on_gpu:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+        if i > 1:
+            lens = [row.grid_hw.prod(dim=1) + row.text_lens for row in rows]
+            tokens += sum(row.tokens for row in rows)
+            work += step_flops(config, sum(row.tokens for row in rows), sum(int((n**2).sum()) for n in lens), labelled)
+    labelled_share = sum(int((r.labels != -100).sum()) for rows in drawn for r in rows) / sum(r.tokens for rows in drawn for r in rows)
+    parts = memory(recipe, config, model.num_parameters(), labelled_share, 1)
+    taken = sum(seconds[2:])
+    where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads"
+    mfu = work / taken / peak(device) if on_gpu else float("nan")
+    measured = torch.cuda.max_memory_allocated() if on_gpu else None
+    return [
+        f"{recipe.preset}, {model.num_parameters():,} parameters, {recipe.rows} row(s) of {recipe.row_tokens:,} tokens a step, "
+        f"{recipe.attention}, layers {'' if recipe.compile else 'not '}compiled, "
+        f"{'' if recipe.checkpoint_layers else 'no '}activation checkpointing, {'bf16 on fp32 weights' if recipe.bf16 else 'fp32'}; "
+        f"{where}, torch {torch.__version__}; {steps} steps after two of {seconds[0]:.1f} and {seconds[1]:.1f} s.",
+        "",
+        "| tokens/s | seconds a step | TFLOP/s | MFU | peak memory, GiB | planned | measured / planned |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+        f"| {tokens / taken:,.0f} | {taken / steps:.3f} | {work / taken / 1e12:.3g} | {f'{mfu:.1%}' if mfu == mfu else '-'} "
+        f"| {f'{measured / 2**30:.1f}' if measured else '-'} | {sum(parts) / 2**30:.1f} "
+        f"| {f'{measured / sum(parts):.2f}' if measured else '-'} |",
+    ]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m genlip.throughput",
-        description="Time pretraining beside open_clip's GenLIP task, and its data path beside webdataset; prints a Markdown table.",
+        description="Time training steps beside open_clip's GenLIP task, the data path beside webdataset, or a recipe; prints Markdown.",
         epilog="examples:\n"
         "  python -m genlip.throughput steps --open-clip ../open_clip\n"
-        "  python -m genlip.throughput data 'shards/*.tar' --tokenizer Qwen/Qwen3-0.6B --preset so16-s2",
+        "  python -m genlip.throughput data 'shards/*.tar' --tokenizer Qwen/Qwen3-0.6B --preset so16-s2\n"
+        "  python -m genlip.throughput recipe g16-s1 --attention flex_attention --compile",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -216,9 +312,17 @@ def main(argv: list[str] | None = None) -> int:
     data.add_argument("--preset", default="so16-s1", help="the recipe whose sizes and rows count (default: %(default)s)")
     data.add_argument("--samples", type=int, default=200, metavar="N", help="a turn (default: %(default)s)")
     data.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each (default: %(default)s)")
+    full = commands.add_parser("recipe", help="tokens/s, MFU and memory of a recipe's training step at its true sizes")
+    full.add_argument("preset", choices=sorted(PRESETS), help="which recipe; every field of it is a flag")
+    named = next((word for word in (sys.argv[1:] if argv is None else argv) if word in PRESETS), "tiny-s1")
+    chosen = replace(PRESETS[named](), rows=1, steps=4, init="")
+    add_flags(full, chosen)
     args = parser.parse_args(argv)
     try:
-        print("\n".join(training_steps(args) if args.command == "steps" else data_path(args)))
+        if args.command == "recipe":
+            print("\n".join(recipe_steps(from_args(chosen, args), args.steps)))
+        else:
+            print("\n".join(training_steps(args) if args.command == "steps" else data_path(args)))
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -46,7 +46,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     from torch.distributed.tensor import DTensor
 
     from . import checkpoint
-    from .data import Ledger, normalised, packed_rows
+    from .data import Ledger, packed_rows
     from .log import Log
     from .plan import step_flops
     from .shards import list_sources, listing_digest
@@ -67,9 +67,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     model = build_model(recipe, len(tokenizer), from_init=newest is None).to(device).train()
     config = model.config
     net = spread(model, recipe, world)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay, fused=True
-    )
+    optimizer = adamw(model, recipe)
 
     # Go on from the newest whole checkpoint; what was logged beyond it is forgotten.
     step, streams = 0, None
@@ -104,22 +102,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
             labelled, tokens, samples, squares, read, used = map(int, over_ranks(counts, device, world))
             check_ledger(read, read - used, [s["ledger"] for s in mine.values()], recipe)
 
-            losses = []
-            for i, row in enumerate(rows):
-                # Drop path is a function of (seed, step, stream), whatever the ranks and the stops.
-                torch.manual_seed((recipe.seed * 1_000_003 + step) * 65_537 + row.stream)
-                with synchronised(net, i == len(rows) - 1):
-                    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
-                        loss = net(
-                            input_ids=row.input_ids.to(device),
-                            pixel_values=normalised(row.patches.to(device)),
-                            grid_hw=row.grid_hw.to(device),
-                            text_lens=row.text_lens.to(device),
-                            labels=row.labels.to(device),
-                            num_items_in_batch=labelled,
-                        ).loss
-                    (loss * world).backward()  # DDP and FSDP average the ranks' gradients
-                losses.append(loss.detach())
+            losses = backward(net, rows, labelled, step, recipe, world, device)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
             losses = torch.stack(losses).tolist()
@@ -204,6 +187,39 @@ def spread(model, recipe: Recipe, world: int):
     for layer in model.visual.layers:
         fully_shard(layer, mp_policy=policy)
     return fully_shard(model, mp_policy=policy)
+
+
+def adamw(model, recipe: Recipe):
+    import torch
+
+    return torch.optim.AdamW(
+        model.parameters(), lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay, fused=True
+    )
+
+
+def backward(net, rows: list, labelled: int, step: int, recipe: Recipe, world: int, device) -> list:
+    """Forward and backward of this rank's rows of a step with `labelled` labels in all; each row's part of the loss."""
+    import torch
+
+    from .data import normalised
+
+    losses = []
+    for i, row in enumerate(rows):
+        # Drop path is a function of (seed, step, stream), whatever the ranks and the stops.
+        torch.manual_seed((recipe.seed * 1_000_003 + step) * 65_537 + row.stream)
+        with synchronised(net, i == len(rows) - 1):
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+                loss = net(
+                    input_ids=row.input_ids.to(device),
+                    pixel_values=normalised(row.patches.to(device)),
+                    grid_hw=row.grid_hw.to(device),
+                    text_lens=row.text_lens.to(device),
+                    labels=row.labels.to(device),
+                    num_items_in_batch=labelled,
+                ).loss
+            (loss * world).backward()  # DDP and FSDP average the ranks' gradients
+        losses.append(loss.detach())
+    return losses
 
 
 def synchronised(net, last: bool):

@@ -193,7 +193,10 @@ def flash_packed_attention(module, query, key, value, attention_mask, sequence_i
     index = torch.cat([group.flatten() for group in sequence_index])
     sizes = [group.shape[1] for group in sequence_index for _ in group]
     ends = torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int32, device=query.device)
-    q, k, v = (t[0].transpose(0, 1)[index] for t in (query, key, value))  # (all places, H or G, head_dim)
+    # It takes half precision alone, and no autocast sees to that: rotated beside fp32 weights, queries and keys are fp32.
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    q, k, v = (t[0].transpose(0, 1)[index].to(dtype) for t in (query, key, value))  # (all places, H or G, head_dim)
     out = flash_attn_varlen_func(q, k, v, ends, ends, max(sizes), max(sizes), dropout_p=dropout, softmax_scale=scaling, causal=True)
     return out[token_source].unsqueeze(0), None
 

@@ -56,6 +56,9 @@ def random_mllm(recipe: Recipe, dtype, device):
     from llava_plugin import mllm
     from llava_plugin.tower import VisionTower
 
+    torch.manual_seed(recipe.seed)
+    with torch.device(device):
+        tower = VisionTower.of_random_weights(recipe.encoder, recipe.resolution or None, dtype)
     if recipe.llm in plan.LLMS:
         shape = plan.LLMS[recipe.llm]
         config = Qwen2Config(
@@ -69,9 +72,7 @@ def random_mllm(recipe: Recipe, dtype, device):
         )
     else:
         config = AutoConfig.from_pretrained(encoders.find_llm(recipe.llm))
-    torch.manual_seed(recipe.seed)
     with torch.device(device):
-        tower = VisionTower.of_random_weights(recipe.encoder, recipe.resolution or None, dtype)
         language = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return mllm.join(tower, language, config.vocab_size - 1, dtype, recipe.seed, recipe.projector)
 

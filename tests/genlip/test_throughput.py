@@ -4,6 +4,7 @@ import pytest
 
 from genlip import throughput
 from genlip.data import packed_rows
+from genlip.recipes import PRESETS
 from genlip.shards import list_sources
 from genlip.train import load_tokenizer
 
@@ -55,3 +56,28 @@ def test_a_clone_is_needed(capsys):
     assert "89fb801" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         throughput.main(["steps"])
+
+
+@pytest.mark.parametrize("flags", [["tiny-s1"], ["tiny-s2", "--rows", "2", "--checkpoint-layers"]])
+def test_a_recipes_step_is_measured(flags, capsys):
+    assert throughput.main(["recipe", *flags, "--steps", "1", "--row-tokens", "900", "--model", "num_hidden_layers=1"]) == 0
+    row = rows_of(capsys.readouterr().out)[0]
+    assert float(row[0].replace(",", "")) > 0 and float(row[1]) > 0 and len(row) == 7
+
+
+def test_rows_are_full_of_samples_as_the_recipe_expects_them():
+    for preset, largest in (("so16-s1", 270 * 1.5), ("so16-s2", 1024 + 840 * 1.5)):
+        recipe = PRESETS[preset]()
+        row = throughput.full_row(recipe, 1000, seed=0)
+        assert recipe.row_tokens - largest < row.tokens <= recipe.row_tokens
+        assert len(row.patches) == row.grid_hw.prod(dim=1).sum() and row.input_ids.shape == row.labels.shape == (1, row.text_lens.sum())
+        assert recipe.native or (row.grid_hw == 14).all()
+        mean = row.tokens / len(row.text_lens)
+        assert abs(mean / recipe.mean_tokens - 1) < 0.25
+        labelled = row.labels != -100
+        assert row.labels[labelled].equal(row.input_ids[labelled]) and 0.5 < labelled.float().mean() < 1
+
+
+def test_what_a_recipe_cannot_be_measured_with(capsys):
+    assert throughput.main(["recipe", "tiny-s1", "--row-tokens", "9"]) == 2 and "--row-tokens 9" in capsys.readouterr().err
+    assert throughput.main(["recipe", "tiny-s1", "--init", "x"]) == 2 and "--init is not read" in capsys.readouterr().err

@@ -73,6 +73,22 @@ def test_flash_attention_is_called_as_it_is_documented(parts, turns, monkeypatch
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def test_flash_attention_is_given_half_precision(parts, monkeypatch):
+    """It takes nothing else; beside fp32 weights, autocast leaves the rotated queries and keys in fp32."""
+    tower, model, tokenizer = parts
+    seen = set()
+
+    def flash(q, k, v, *args, **kwargs):
+        seen.update(t.dtype for t in (q, k, v))
+        return one_by_one(q, k, v, *args, **kwargs)
+
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=flash))
+    use_packed_attention(model, flash=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        step(model, Collator(tower.preprocess, model.config)(samples([TWO_TURNS], model, tokenizer, "dialogue")), 20)
+    assert seen == {torch.bfloat16}
+
+
 def test_logits_are_those_of_learned_tokens(parts):
     tower, model, tokenizer = parts
     batch = Collator(tower.preprocess, model.config)(samples([TWO_TURNS, TEXT_ONLY], model, tokenizer, "dialogue"))
