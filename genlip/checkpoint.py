@@ -133,7 +133,10 @@ def write_export(model, tokenizer, recipe: Recipe, data_digest: str, export: Pat
     for file in sorted(part.glob("*.safetensors")):
         with open(file, "rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    commit = None
+    if shutil.which("git"):  # many a container has none
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        commit = found.stdout.strip() or None
     earlier = Path(recipe.init) / "provenance.json" if recipe.init else None
     provenance = {
         "stage": "pretrain",
@@ -142,7 +145,7 @@ def write_export(model, tokenizer, recipe: Recipe, data_digest: str, export: Pat
         "data_digest": data_digest,
         "init": json.loads(earlier.read_text()) if earlier and earlier.is_file() else None,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "git_commit": commit.stdout.strip() or None,
+        "git_commit": commit,
     }
     (part / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
     part.replace(export)

@@ -17,6 +17,7 @@ import argparse
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -288,12 +289,18 @@ def token_ledger(lengths, dataset, recipe: Recipe) -> dict:
 
 
 def _versions() -> dict:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    return {name: version(name) for name in ("torch", "transformers", "accelerate", "genlip-eval")}
+    found = {name: version(name) for name in ("torch", "transformers", "accelerate")}
+    try:
+        return found | {"genlip-eval": version("genlip-eval")}
+    except PackageNotFoundError:  # run from a clone that is on the path alone
+        return found | {"genlip-eval": "not installed"}
 
 
 def _git_commit() -> str:
+    if shutil.which("git") is None:  # many a container has none
+        return "unknown"
     where = Path(__file__).parent
     found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=where, capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"

@@ -20,7 +20,9 @@ def cells(out: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-@pytest.mark.parametrize("flags", [["--train-encoder", "--gradient-checkpointing"], ["--batching", "padded"], ["--batching", "tokens", "--batch-tokens", "400"]])
+@pytest.mark.parametrize(
+    "flags", [["--train-encoder", "--gradient-checkpointing"], ["--batching", "padded"], ["--batching", "tokens", "--batch-tokens", "400"]]
+)
 def test_steps_are_trained_and_counted(llama_tiny, capsys, flags):
     assert throughput.main(["tiny-sft", "--llm", str(llama_tiny), "--steps", "3", *FLAGS, *flags]) == 0
     out = capsys.readouterr().out

@@ -453,3 +453,19 @@ def test_a_real_language_model_around_a_real_encoder_learns_the_conversations(sh
         words = [(set(said.lower().split()), set(wanted.lower().split())) for said, (_, _, wanted) in zip(answers, asked)]
         shared_words[when] = sum(len(said & wanted) / len(said | wanted) for said, wanted in words)
     assert shared_words["after"] > shared_words["before"] + 0.5
+
+
+def test_provenance_where_neither_git_nor_the_package_is_installed(monkeypatch):
+    from importlib import metadata
+
+    real = metadata.version
+
+    def version(name):
+        if name == "genlip-eval":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setenv("PATH", "")
+    assert train_module._git_commit() == "unknown"
+    assert train_module._versions()["genlip-eval"] == "not installed" and train_module._versions()["torch"]
