@@ -26,8 +26,6 @@ from eval_suites.journal import Answer, Journal, Settings
 WINDOW = 16  # batches: no more pictures than the MLLM keeps features of
 # What lmms-eval's own models take where a task names no limit (TextVQA).
 DEFAULT_NEW_TOKENS = 1024
-# LLaVA-NeXT trains Qwen with this system message, where Qwen2.5's own chat template puts another.
-LLAVA_NEXT_SYSTEM = {"role": "system", "content": [{"type": "text", "text": "You are a helpful assistant."}]}
 
 
 def manifest():
@@ -150,9 +148,7 @@ class EvaluatedMllm(lmms):
             if getattr(error, "errno", None):
                 raise  # the disk's fault, not the picture's
             raise UnreadablePicture(str(error).splitlines()[0][:200]) from error
-        recipe = self.mllm.provenance.get("recipe") or {}
-        conversation = [LLAVA_NEXT_SYSTEM] if recipe.get("converted_from") == "LLaVA-NeXT" else []
-        pictures = []
+        conversation, pictures = [], []
         for message in messages:
             parts = []
             for part in message["content"]:

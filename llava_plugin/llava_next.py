@@ -452,10 +452,17 @@ def train(arguments: list[str]) -> None:
 # --- conversion -------------------------------------------------------------------------------------------------------------
 
 PROJECTOR = {"linear_1": "0", "linear_2": "2"}  # LlavaMultiModalProjector's names -> LLaVA-NeXT's mlp2x_gelu
+# Its conversation "qwen_1_5", the one for Qwen: Qwen2.5's own template puts another system message where none is given.
+QWEN_1_5 = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def to_native(checkpoint: Path, export: Path) -> None:
-    """A LLaVA-NeXT checkpoint -> our export folder with equal logits. ValueError for another projector than mlp2x_gelu."""
+    """A LLaVA-NeXT checkpoint -> our export folder with equal logits, and its training's prompt as chat template. ValueError for another
+    projector than mlp2x_gelu."""
     import tempfile
 
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
@@ -474,7 +481,9 @@ def to_native(checkpoint: Path, export: Path) -> None:
     language.load_state_dict({key: value for key, value in state.items() if not key.startswith(own)})
     with tempfile.TemporaryDirectory() as folder:
         language.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer.chat_template = QWEN_1_5
+        tokenizer.save_pretrained(folder)
         model, tokenizer = mllm.build(source.get_vision_tower().tower, folder)
     projector = {f"{ours}.{p}": state[f"model.mm_projector.{theirs}.{p}"] for ours, theirs in PROJECTOR.items() for p in ("weight", "bias")}
     model.model.multi_modal_projector.load_state_dict(projector)

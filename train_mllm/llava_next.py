@@ -4,7 +4,7 @@
 
 Ours are the prepared data with its quarantine and ledger (written out in LLaVA's form under RUN/llava_next/), the projector stage, the
 learning rates, the proof on the encoder, and the export. Theirs are prompt, labels, batches and loss; `NOTE` says where those differ, and
-stands in the provenance. The export's chat template is the prompt that they train on, so that evaluation asks as training did.
+stands in the provenance. The conversion gives the export the chat template that they train on, so that evaluation asks as training did.
 """
 
 import json
@@ -24,11 +24,6 @@ from .rows import open_conversations
 NOTE = (
     "trained by LLaVA-NeXT: padded batches of bf16 weights, its qwen_1_5 prompt, whose <|im_start|>, <|im_end|> and newlines are learned "
     "in questions too; what is too long is cut at any token; two or more pictures of one conversation are padded to squares, one is resized"
-)
-PROMPT = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SAME = {  # fields that LLaVA-NeXT cannot follow elsewhere
     "stage": "sft",
@@ -138,7 +133,6 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
     promise on the encoder was broken."""
     import torch
 
-    from llava_plugin import mllm
     from llava_plugin.tower import VisionTower, digest
 
     llm, folder, export = encoders.find_llm(recipe.llm), run / "llava_next", run / "export"
@@ -178,9 +172,6 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
         "recipe": asdict(recipe),
     }
     write_json(part / "provenance.json", provenance)
-    tokenizer = mllm.load(part, device="cpu").tokenizer
-    tokenizer.chat_template = PROMPT
-    tokenizer.save_pretrained(part)
     state = json.loads((folder / "checkpoint" / "trainer_state.json").read_text())
     write_text(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in state["log_history"]))
     part.replace(export)

@@ -165,21 +165,6 @@ def test_answers_of_the_journal_are_not_generated_again(tmp_path):
 # --- checkpoints of LLaVA-NeXT ----------------------------------------------------------------------------------------------
 
 
-def test_what_llava_next_trained_is_asked_with_its_system_message():
-    """Qwen2.5's own chat template puts another system message where none is given: other prompts than those of the training."""
-    requests = [request(0, "what?")]
-    lm, mllm = model(requests)
-    seen = []
-    answer = mllm.answer
-    mllm.answer = lambda conversations, *args, **kwargs: seen.append(conversations) or answer(conversations, *args, **kwargs)
-    lm.generate_until(requests)
-    mllm.provenance["recipe"] = {"converted_from": "LLaVA-NeXT"}
-    lm.generate_until(requests)
-    (plain,), (trained,) = seen
-    assert [message["role"] for message in plain] == ["user"] and trained[1:] == plain
-    assert trained[0] == {"role": "system", "content": [{"type": "text", "text": "You are a helpful assistant."}]}
-
-
 def test_a_checkpoint_of_llava_next_is_converted_in_passing(tmp_path, monkeypatch):
     from llava_plugin import llava_next, mllm
 

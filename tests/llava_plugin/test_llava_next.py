@@ -110,14 +110,24 @@ place = [i for t in ids for i in ([native.model.config.image_token_id] * 16 if t
 with torch.no_grad():
     a, b = (m(torch.tensor([ids]), images=pixels).logits for m in (one, two))
     c = native.model(input_ids=torch.tensor([place]), pixel_values=pixels).logits
+from llava.conversation import conv_templates
+talk = conv_templates["qwen_1_5"].copy()
+said = [("user", "<image>\\nWhat?"), ("assistant", "A cat."), ("user", "Sure?"), ("assistant", None)]
+for role, text in said:
+    talk.append_message(talk.roles[role == "assistant"], text)
+messages = [{"role": role, "content": text} for role, text in said[:-1]]
+ours = mllm.prompt_ids(native.tokenizer, messages, -200, 1)
+from llava.mm_utils import tokenizer_image_token
+print("prompt", ours == tokenizer_image_token(talk.get_prompt(), native.tokenizer))
 print("there", (a - c).abs().max().item() < 1e-5, "back", (a - b).abs().max().item() < 1e-5, "size", a.abs().max().item() > 1e-2)
 """
 
 
 @real
 @pytest.mark.slow
-def test_a_checkpoint_goes_to_the_native_folder_and_back_with_equal_logits(trained, tmp_path):
-    assert "there True back True size True" in python("-c", ROUND, trained["unfrozen"], tmp_path).stdout
+def test_a_checkpoint_goes_to_the_native_folder_and_back_with_equal_prompt_and_logits(trained, tmp_path):
+    out = python("-c", ROUND, trained["unfrozen"], tmp_path).stdout
+    assert "prompt True" in out and "there True back True size True" in out
 
 
 @real
