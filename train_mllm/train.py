@@ -120,7 +120,7 @@ def train(recipe: Recipe) -> Path:
     from .features import cached_features, channel_statistics, fold_standardisation
     from .guard import Guard
     from .packing import Collator, in_batches
-    from .trainer import StrictTrainer, newest_whole
+    from .trainer import StrictTrainer, keep_until, newest_whole
 
     # The model: what learns, what does not. On a GPU what learns is kept in fp32 and computed in bf16; DeepSpeed keeps its own fp32 copy.
     set_seed(recipe.seed)
@@ -173,6 +173,8 @@ def train(recipe: Recipe) -> Path:
     optimizers = (adamw(model, recipe), None)
     trainer = StrictTrainer(model, args, data_collator=collator, train_dataset=dataset, optimizers=optimizers, callbacks=[guard])
     trainer.metrics = run / "metrics.jsonl"
+    if first:
+        keep_until(trainer.metrics, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     reached = TrainerState.load_from_json(checkpoint / "trainer_state.json") if checkpoint and not zero else None
     if reached and reached.global_step >= reached.max_steps:  # stopped before the export: resumed, the Trainer would take one step more
         trainer._load_from_checkpoint(checkpoint)

@@ -46,8 +46,9 @@ class StrictTrainer(Trainer):
             self.counts.zero_()
             self.since = now
         super().log(logs, *args, **kwargs)
-        if self.metrics and self.args.should_save:  # whole every time: a resumed run brings its earlier records along
-            write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in self.state.log_history))
+        if self.metrics and self.args.should_save:
+            with self.metrics.open("a") as stream:
+                stream.write(json.dumps(self.state.log_history[-1]) + "\n")
 
     def _learns(self) -> dict[str, torch.Tensor]:
         kept = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -75,6 +76,15 @@ class StrictTrainer(Trainer):
             part = folder / f"{WHOLE}.part"
             part.write_text(json.dumps(sizes))
             part.replace(folder / WHOLE)
+
+
+def keep_until(metrics: Path, step: int) -> None:
+    """Drop from a run's JSON lines those after `step`, which a resumed run logs again, and the one that a kill cut short."""
+    kept = []
+    for line in metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []:
+        if line.endswith("\n") and json.loads(line)["step"] <= step:
+            kept.append(line)
+    write_text(metrics, "".join(kept))
 
 
 def newest_whole(folder: Path) -> Path | None:

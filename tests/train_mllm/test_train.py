@@ -349,7 +349,13 @@ def test_killed_for_good_a_run_goes_on_to_the_same_weights(recipe, when):
     assert process.communicate() and process.returncode == -9
     checkpoints = {p.name: (p / "whole.json").is_file() for p in (Path(other.out) / "checkpoints").iterdir()}
     assert checkpoints == ({"checkpoint-3": True, "checkpoint-6": False} if "save" in when else {"checkpoint-3": True})
+    metrics = Path(other.out) / "metrics.jsonl"
+    with metrics.open("a") as stream:
+        stream.write('{"loss": 0.1, "st')  # a line that the kill cut short
     assert provenance(train(other))["weights_digest"] == undisturbed["weights_digest"]
+    logged = [[(r["step"], r.get("loss")) for r in map(json.loads, (Path(out) / "metrics.jsonl").read_text().splitlines())] for out in
+              (recipe.out + "-a", other.out)]  # fmt: skip
+    assert logged[0] == logged[1] and [step for step, _ in logged[1]] == [1, 2, 3, 4, 5, 6, 6]
 
 
 def test_a_loss_that_is_no_number_stops_the_run(recipe):
