@@ -4,7 +4,7 @@ Steps, tokens, parameters that learn, memory a GPU, the ZeRO stage and why, disk
 Torch-free; a fifth of a second. Shapes of the paper's language models are known here, others are read from their folder.
 
 Memory a GPU is weights + gradients + AdamW's two moments (exact: a test holds it against a real run) + activations with gradient
-checkpointing (an estimate: a layer's inputs, one layer at work, logits in bf16 and twice in fp32).
+checkpointing (an estimate: a layer's inputs, one layer at work, and of the tokens that are learned, logits and their gradients in fp32).
 """
 
 import json
@@ -135,14 +135,21 @@ def state_bytes(trained: int, frozen: int, stage: int, gpus: int, half: bool) ->
     return still + copy + shared if stage == 2 else (still + copy) / gpus + shared
 
 
-def activation_bytes(shape: LlmShape, tokens: int) -> float:
-    """Bytes of a micro-step over `tokens` tokens with gradient checkpointing, in bf16."""
-    return tokens * (shape.layers * shape.hidden * 2 + 16 * shape.hidden + 8 * shape.ffn + shape.vocabulary * (2 + 4 + 4))
+def activation_bytes(shape: LlmShape, tokens: int, learned: int) -> float:
+    """Bytes of a micro-step over `tokens` tokens with gradient checkpointing, in bf16. Logits are of the `learned` ones alone: in the
+    backward pass log-probabilities, their gradient and that of the logits stand side by side in fp32."""
+    return tokens * (shape.layers * shape.hidden * 2 + 16 * shape.hidden + 8 * shape.ffn) + learned * shape.vocabulary * 12
 
 
 def step_tokens(recipe: Recipe) -> int:
     """Tokens of a micro-step: the budget, or as many average conversations as the batch has."""
     return recipe.batch_tokens if recipe.batching == "tokens" else recipe.batch * (_visual_tokens(recipe) + TEXT_TOKENS[recipe.stage])
+
+
+def learned_tokens(recipe: Recipe, tokens: int) -> int:
+    """Of `tokens` of a micro-step, those whose logits are computed: at most the text; padded rows compute all."""
+    text = TEXT_TOKENS[recipe.stage]
+    return tokens if recipe.batching == "padded" else math.ceil(tokens * text / (_visual_tokens(recipe) + text))
 
 
 def _visual_tokens(recipe: Recipe) -> int:
@@ -156,7 +163,8 @@ def memory(recipe: Recipe, stage: int, gpus: int) -> float | None:
     if counted is None:
         return None
     state = state_bytes(counted.trained, counted.total - counted.trained, stage, gpus, recipe.bf16)
-    return (state + activation_bytes(llm_shape(recipe.llm), step_tokens(recipe))) / 1e9
+    tokens = step_tokens(recipe)
+    return (state + activation_bytes(llm_shape(recipe.llm), tokens, learned_tokens(recipe, tokens))) / 1e9
 
 
 def zero_stage(recipe: Recipe, gpus: int, gpu_memory: float) -> tuple[int, str]:
@@ -300,11 +308,11 @@ def dry_run(recipe: Recipe, gpus: int, gpu_memory: float) -> None:
         stage, why = zero_stage(recipe, gpus, gpu_memory)
         shape = llm_shape(recipe.llm)
         micro_tokens = step_tokens(recipe)
-        longest = activation_bytes(shape, recipe.max_length) / 1e9
+        here = activation_bytes(shape, micro_tokens, learned_tokens(recipe, micro_tokens)) / 1e9
+        longest = activation_bytes(shape, recipe.max_length, max(0, recipe.max_length - visual)) / 1e9  # all of its text learned
         say(
             "memory a GPU",
-            f"{memory(recipe, stage, gpus):.1f} GB, of it {activation_bytes(shape, micro_tokens) / 1e9:.1f} activations "
-            f"of {micro_tokens:,} tokens",
+            f"{memory(recipe, stage, gpus):.1f} GB, of it {here:.1f} activations of {micro_tokens:,} tokens",
         )
         say("", f"a conversation of --max-length {recipe.max_length:,} tokens alone has {longest:.1f} GB of activations")
         say("ZeRO stage", f"{stage or 'none'}: {why}")

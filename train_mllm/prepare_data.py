@@ -11,7 +11,7 @@ first offenders, duplicates, sampling rules and a digest of what training sees.
 
 Every picture is scanned once (header and end marker, a full decode with --decode); a row with a fault is counted and left out, never
 replaced by a neighbour. Pieces of the source are worked on in parallel; a killed run goes on with the pieces that lack. Memory: about
-100 MB a process, whatever the source's size.
+300 MB a process, whatever the source's size.
 """
 
 import argparse

@@ -63,6 +63,16 @@ def test_zero_stages_share_what_they_say():
     assert [plan.state_bytes(1, 1, stage, 4, half=True) for stage in (0, 2, 3)] == [18, 8, 5]
 
 
+def test_logits_are_planned_for_the_tokens_that_are_learned():
+    """576 visual tokens and 200 of text a conversation: packed, at most the text has logits; padded, all have."""
+    recipe = RECIPES["sft-qwen7b-frozen"]
+    assert [plan.learned_tokens(replace(recipe, batching=how), 776) for how in ("batch", "tokens", "padded")] == [200, 200, 776]
+    shape = plan.LLMS[recipe.llm]
+    assert plan.activation_bytes(shape, 776, 776) - plan.activation_bytes(shape, 776, 200) == 576 * shape.vocabulary * 12
+    packed, padded = plan.memory(recipe, 2, 8), plan.memory(replace(recipe, batching="padded"), 2, 8)
+    assert abs((padded - packed) * 1e9 - 576 * shape.vocabulary * 12) < 1
+
+
 @pytest.mark.parametrize(
     ("preset", "gpus", "gb", "stage"),
     [
