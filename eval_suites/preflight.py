@@ -73,6 +73,11 @@ def read_export(folder: Path) -> Export:
     return Export(folder, provenance)
 
 
+def exports_in(runs: Path) -> list[Export]:
+    """Every export of the training runs in a folder, of whatever stage."""
+    return [read_export(path.parent) for path in sorted(runs.glob("*/export/provenance.json"))]
+
+
 def is_llava_next(folder: Path) -> bool:
     """Whether a folder is a checkpoint of LLaVA-NeXT, not an export of ours."""
     config = folder / "config.json"
@@ -94,8 +99,7 @@ def find_export(encoder: str, mllm: Path | None, llm: str | None, runs: Path = P
         if label not in (export.encoder, export.provenance.get("encoder_key")):
             raise ValueError(f"{mllm} holds encoder {export.encoder}, not {label}: give --encoder {export.encoder}, or another --mllm")
         return export
-    exports = [read_export(path.parent) for path in sorted(runs.glob("*/export/provenance.json"))]
-    own = [export for export in exports if label in (export.encoder, export.provenance.get("encoder_key"))]
+    own = [export for export in exports_in(runs) if label in (export.encoder, export.provenance.get("encoder_key"))]
     tuned = [export for export in own if export.provenance["stage"] == "sft" and llm in (None, export.provenance["llm"], export.llm)]
     if len(tuned) == 1:
         return tuned[0]
@@ -106,20 +110,6 @@ def find_export(encoder: str, mllm: Path | None, llm: str | None, runs: Path = P
     if llm and others:
         raise ValueError(f"no fine-tuned MLLM of {label} with {llm} under {runs}/; there are: {', '.join(sorted(others))}")
     raise NotTrained(_how_to_train(encoder, label, runs, bool(own)))
-
-
-def which_encoder(runs: Path = Path("runs")) -> str:
-    """What to say to a command that names no encoder: how to name one, which are known, and which have a fine-tuned MLLM here."""
-    from llava_plugin import encoders
-
-    exports = [read_export(path.parent) for path in sorted(runs.glob("*/export/provenance.json"))]
-    tuned = sorted({export.encoder for export in exports if export.provenance["stage"] == "sft"})
-    there = ", ".join(tuned) or "none yet; train one: ENCODER=KEY bash train_mllm/sft_qwen1.5b_frozen.sh"
-    return (
-        "which encoder? For instance: python eval_suites/run.py --encoder genlip-g16 (--help says more)\n"
-        f"with a fine-tuned MLLM under {runs}/: {there}\n"
-        f"known keys: {', '.join(encoders.KEYS)}; also a folder, a hub id, or NAME=FOLDER"
-    )
 
 
 class NotTrained(ValueError):
@@ -133,6 +123,9 @@ def _how_to_train(encoder: str, label: str, runs: Path, projector_only: bool) ->
     spec = encoders.resolve(encoder)
     first = " (its projector stage is there, which does not count)" if projector_only else ""
     text = f"no fine-tuned MLLM of {label} under {runs}/{first}. Train one: ENCODER={encoder} bash train_mllm/sft_qwen1.5b_frozen.sh"
+    there = [export for export in (*exports_in(runs), *exports_in(Path("demo/runs"))) if export.provenance["stage"] == "sft"]
+    named = ", ".join(f"{export.encoder} ({export.folder})" for export in there)
+    text += f"\nFine-tuned MLLMs that are here: {named}" if there else ""
     try:
         encoders.find_weights(spec)
     except ValueError as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 if not __package__:  # run as a script: the folder above is the package's root, and this folder's files are nobody's top level
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval_suites import preflight, report, results, suites, tables, worker
+from eval_suites import inventory, preflight, report, results, suites, tables, worker
 from eval_suites.preflight import Export, Job
 from eval_suites.suites import Suite
 
@@ -95,7 +95,7 @@ class Plan:
 def check(args: argparse.Namespace) -> Plan:
     """The pre-flight: ValueError with every problem there is, a line each or more."""
     if not args.encoder:
-        raise ValueError(preflight.which_encoder())
+        raise ValueError(inventory.first_minute(args.data_root))
     suite = suites.get(args.suite)
     wanted = suites.select(suite, args.tasks)
     problems, export, jobs = [], None, []
@@ -109,6 +109,7 @@ def check(args: argparse.Namespace) -> Plan:
             jobs.append(preflight.plan_job(suite, task, args, export, folder / task))
         except ValueError as error:
             problems.append(str(error))
+    problems += [] if jobs else inventory.other_suites(suite.name, args.data_root)
     problems += preflight.manifest_problem(jobs) + preflight.java_problem(jobs)
     names = [name.strip() for name in args.compare.split(",")] if args.compare else []
     before = results.read_rows(args.out / "results", suite) if names else []

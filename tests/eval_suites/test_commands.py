@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.eval_suites.small import make_easyvqa, write_parquet
+
 pytest.importorskip("lmms_eval")
 ROOT = Path(__file__).parents[2]
 
@@ -32,16 +34,53 @@ def test_without_weights_it_says_what_is_missing_and_how_to_bring_it(tmp_path):
     assert not list(tmp_path.iterdir())  # nothing ran, nothing is left behind
 
 
-def test_without_an_encoder_it_says_which_there_are(tmp_path):
+def write_export(folder: Path, **changes) -> None:
+    (folder / "export").mkdir(parents=True)
+    said = {"stage": "sft", "encoder": "mine", "llm": "llm-tiny", "weights_digest": "a" * 64, **changes}
+    (folder / "export" / "provenance.json").write_text(json.dumps(said))
+
+
+def test_without_an_encoder_it_says_what_is_there_and_what_to_type_next(tmp_path):
     done = run(tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "usage" not in done.stderr
     assert "error: which encoder? For instance: python eval_suites/run.py --encoder genlip-g16" in done.stderr
-    assert "genlip-so16" in done.stderr and "siglip2-g16-384" in done.stderr and "none yet; train one" in done.stderr
-    export = tmp_path / "runs" / "a" / "export"
-    export.mkdir(parents=True)
-    said = {"stage": "sft", "encoder": "mine", "llm": "llm-tiny", "weights_digest": "a" * 64}
-    (export / "provenance.json").write_text(json.dumps(said))
-    assert "with a fine-tuned MLLM under runs/: mine\n" in run(tmp_path).stderr
+    assert "genlip-so16" in done.stderr and "siglip2-g16-384" in done.stderr
+    assert "MLLMs under runs/: none yet\nbenchmark data under data/: none yet\n" in done.stderr and "demo/" not in done.stderr
+    commands = [line.split("    ")[0].strip() for line in done.stderr.split("next:\n")[1].splitlines()]
+    assert commands == ["make demo", "ENCODER=genlip-g16 bash train_mllm/sft_qwen1.5b_frozen.sh"]
+    write_export(tmp_path / "runs" / "a", stage="projector")
+    write_export(tmp_path / "runs" / "b")
+    said = run(tmp_path).stderr
+    assert "  mine, llm-tiny, runs/a/export (projector stage: does not count)\n  mine, llm-tiny, runs/b/export\n" in said
+    assert "next:\n  python eval_suites/run.py --encoder mine --dry-run" in said and "python -m eval_suites.mini --out data" in said
+
+
+def test_the_next_command_evaluates_what_is_trained_on_what_is_there(tmp_path):
+    for root, encoder in (("", "mine"), ("demo", "genlip-tiny")):
+        write_export(tmp_path / root / "runs" / "a", encoder=encoder)
+        make_easyvqa(tmp_path / root / "data")
+    rows = [{"question": "?", "answer": "a", "type": "human_test"}]
+    write_parquet(tmp_path / "data/lmms-lab/ChartQA/data/test-00000-of-00001.parquet", rows)
+    said = run(tmp_path).stderr
+    assert "benchmark data under data/: easyvqa, genlip14 (1 of 14 tasks)\n" in said
+    assert said.split("next:\n")[1].splitlines() == [
+        "  python eval_suites/run.py --encoder mine --suite easyvqa",
+        "  python eval_suites/run.py --encoder genlip-tiny --suite easyvqa --mllm demo/runs/a/export --data-root demo/data --out demo",
+    ]
+    # The second command finds what it names: these data are 40 questions a kind, which is all that it complains of.
+    command = said.split("next:\n")[1].splitlines()[1].split()[2:]
+    done = run(tmp_path, *command)
+    assert done.returncode == 2 and done.stderr.count("\n") == 3 and done.stderr.count("samples by suite easyvqa") == 3
+    write_export(tmp_path / "runs" / "b")  # two of one encoder: the command says which
+    assert "--encoder mine --suite easyvqa --mllm runs/a/export\n" in run(tmp_path).stderr
+
+
+def test_an_encoder_with_nothing_trained_hears_what_else_is_there(tmp_path):
+    write_export(tmp_path / "runs" / "a")
+    make_easyvqa(tmp_path / "data")
+    said = run(tmp_path, "--encoder", "genlip-g16").stderr
+    assert "Fine-tuned MLLMs that are here: mine (runs/a/export)\n" in said
+    assert said.endswith("under data/ are the data of easyvqa: ask for --suite easyvqa\n")
 
 
 @pytest.fixture(scope="module")
