@@ -139,6 +139,18 @@ def test_prompts_are_the_packaged_ones(place):
     }  # fmt: skip
 
 
+@pytest.mark.skipif(not shutil.which("java"), reason="caption columns need Java")
+def test_caption_prompts_are_the_packaged_ones(place):
+    """The same three words for word, as lmms-eval's task code makes them; COCO's stands in its code, the other two in their YAML."""
+    write_hub(Path("data"))
+    place.export("a", "genlip-tiny", reply=reply)
+    place.run("--encoder", "genlip-tiny", "--suite", "genlip15", "--allow-partial", "--tasks", "nocaps,coco,textcaps")
+    asked = {path.parent.name: {json.loads(line)["prompt"] for line in path.open()} for path in Path("results").rglob("samples.jsonl")}
+    prompt = "Provide a one-sentence caption for the provided image."
+    assert asked == {"nocaps_val": {prompt}, "coco2017_cap_val": {prompt}, "textcaps_val": {prompt}}
+    assert [batch[2:] for batch in place.models[Path("runs/a/export")].batches] == [(64, ("\n\n",))] * 3
+
+
 def lmms_model_default() -> int:
     """TextVQA names no limit, and takes what lmms-eval's own models take."""
     from eval_suites.lmms_model import DEFAULT_NEW_TOKENS
