@@ -162,6 +162,41 @@ def test_answers_of_the_journal_are_not_generated_again(tmp_path):
     assert [result.text for result in again.generate_until(longer)] == ["other"] * 6
 
 
+# --- exports of runs with LoRA ----------------------------------------------------------------------------------------------
+
+
+def test_a_merged_lora_export_answers_as_the_adapted_model_in_memory(tmp_path, llama_tiny):
+    """As train_mllm makes it: adapters on the language model's linear layers, merged at the end, the whole saved as any other run."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("peft")
+    from llava_plugin import mllm
+    from llava_plugin.tower import VisionTower
+    from train_mllm.learning import with_adapters
+
+    requests = [request(i, f"what is in picture {'number ' * i}{i}?", max_new_tokens=12) for i in range(5)]
+    pictures = [[Image.effect_noise((64, 64), 40 * i + 10).convert("RGB")] for i in range(4)] + [[]]
+
+    def answers(**how) -> list[str]:
+        lm = lmms_model.EvaluatedMllm(batch_size=2, **how)
+        lm.task_dict["task"] = {"test": [{"pictures": some} for some in pictures]}
+        return [result.text for result in lm.generate_until(requests)]
+
+    torch.manual_seed(0)
+    built, tokenizer = mllm.build(VisionTower.from_encoder("genlip-tiny"), str(llama_tiny))
+    model = mllm.Mllm(built.eval(), tokenizer, {})
+    plain = answers(mllm=model)
+    built.model.language_model = with_adapters(built.model.language_model, SimpleNamespace(lora_rank=4, lora_alpha=8))
+    for name, weight in built.named_parameters():
+        if "lora_B" in name:  # which begins at 0: nothing learned
+            torch.nn.init.normal_(weight, std=0.3)
+    adapted = answers(mllm=model)
+    built.model.language_model = built.model.language_model.merge_and_unload()
+    mllm.save(built, tokenizer, tmp_path / "export", provenance("genlip-tiny"))
+    assert not (tmp_path / "export" / "adapter_config.json").exists()
+    assert answers(export=str(tmp_path / "export")) == adapted != plain and len(set(adapted)) > 2 and any(adapted)
+    assert lmms_model.EvaluatedMllm(export=str(tmp_path / "export")).mllm.digest == preflight.read_export(tmp_path / "export").digest
+
+
 # --- checkpoints of LLaVA-NeXT ----------------------------------------------------------------------------------------------
 
 
