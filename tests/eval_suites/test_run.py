@@ -121,6 +121,20 @@ def test_a_failing_task_leaves_the_other_columns_and_exit_code_1(small_easyvqa, 
     assert "out of everything" in next(Path("results").rglob("failed.txt")).read_text()
 
 
+def test_a_failing_task_is_a_failure_also_where_an_older_result_of_it_stands(small_easyvqa):
+    def reply(prompt):
+        if Path("fail").exists():
+            raise RuntimeError("out of everything")
+        return "yes"
+
+    small_easyvqa.export("a", "genlip-tiny", reply=reply)
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
+    assert small_easyvqa.run(*arguments) == 0
+    make_easyvqa(Path("data"), seed=1)  # other data: what is done does not answer for them
+    Path("fail").touch()
+    assert small_easyvqa.run(*arguments) == 1
+
+
 def test_a_failure_that_is_heard_before_the_process_ends_is_said_once(tmp_path):
     from multiprocessing import Pipe
 
