@@ -18,8 +18,8 @@ def average(columns: tuple[Column, ...], cells: dict[str, Cell]) -> float | None
 
 
 def overall(suite: Suite, row: Row) -> float | None:
-    """Micro-average over all samples of the suite, in percent; None unless every column is complete."""
-    if not all(cell.complete for cell in row.cells.values()):
+    """Micro-average over all samples of the suite, in percent; None unless every column is complete and its samples are there."""
+    if not row.scores or not all(cell.complete for cell in row.cells.values()):
         return None
     return 100 * stats.pooled([row.scores[column.name] for column in suite.columns]).value
 
@@ -35,9 +35,9 @@ def weights(columns: tuple[Column, ...], cells: dict[str, Cell]) -> list[float]:
 
 
 def average_bounds(suite: Suite, columns: tuple[Column, ...], row: Row) -> tuple[float | None, float | None]:
-    """95 % interval of `average`, by picture; (None, None) where there is no average or one picture is all there is."""
+    """95 % interval of `average`, by picture; (None, None) where there is no average, no sample, or one picture is all there is."""
     value = average(columns, row.cells)
-    if value is None:
+    if value is None or not row.scores:
         return None, None
     error = stats.stderr([row.scores[column.name] for column in columns], weights(columns, row.cells), suite.shared_pictures)
     return (None, None) if error is None else (value - stats.Z * error, value + stats.Z * error)

@@ -94,7 +94,7 @@ def ranks(suite: Suite, rows: list[Row], columns: tuple[Column, ...]) -> dict[in
     """
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        if average(columns, row.cells) is not None:
+        if row.results and average(columns, row.cells) is not None:
             asked = [{part: row.results[column.task]["key"][part] for part in ("task", "data", "limit")} for column in columns]
             lacking = [row.results[column.task].get("left_out") for column in columns]
             groups.setdefault(json.dumps([protocol(row), asked, lacking], sort_keys=True), []).append(i)

@@ -57,7 +57,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One encoder's MLLM and its cells, in the suite's order; a column that was never run has a refused cell."""
+    """One encoder's MLLM and its cells, in the suite's order; a column that was never run has a refused cell.
+
+    A row of plain lmms-eval's files (`read_elsewhere`) has no scores and no results: no intervals, no rank, no comparison.
+    """
 
     encoder: str
     arch: str
@@ -277,6 +280,33 @@ def read_cells(paths: list[Path]) -> list[Cell]:
         else cell
         for key, cell in keyed
     ]
+
+
+def read_elsewhere(name: str, path: Path, suite: Suite) -> Row:
+    """The row of a model that plain lmms-eval evaluated: `path` is one of its *_results.json files, or a folder of such.
+
+    Such files name neither weights nor answers: the row has no intervals and no digest. ValueError where they hold no column of the
+    suite, or are of several models.
+    """
+    if any(column.n is None or column.full_mark is None for column in suite.columns):
+        raise ValueError(
+            f"suite {suite.name} takes its n and full marks from its data's manifest, which such files do not name: use run.py"
+        )
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: give lmms-eval's --output_path folder, or a *_results.json")
+    files = sorted(path.rglob("*results.json")) if path.is_dir() else [path]
+    models = sorted({cells_of_file(file)[0] for file in files})
+    if len(models) > 1:
+        raise ValueError(f"{path} holds results of {len(models)} models ({'; '.join(models)}): give each a NAME=FOLDER of its own")
+    cells = {column.name: replace(_bare(column), n_expected=column.n, refused="not evaluated") for column in suite.columns}
+    for cell in read_cells(files) if files else []:
+        before = cells.get(cell.benchmark)
+        # Of several files the one with a whole number counts; read_cells has refused those that disagree.
+        if before is not None and before.task == cell.task and (before.value is None or cell.complete):
+            cells[cell.benchmark] = cell
+    if not any(cell.refused != "not evaluated" for cell in cells.values()):
+        raise ValueError(f"{path} holds no results of suite {suite.name}: its tasks are {', '.join(suite.tasks)}")
+    return Row(name, "", "", None, None, None, "", False, cells, {}, {})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -113,7 +113,12 @@ def check(args: argparse.Namespace) -> Plan:
     problems += preflight.manifest_problem(jobs) + preflight.java_problem(jobs)
     names = [name.strip() for name in args.compare.split(",")] if args.compare else []
     before = results.read_rows(args.out / "results", suite) if names else []
-    others = [tables.find_row(before, name, suite) for name in names]
+    others = []
+    for name in names:
+        try:
+            others.append(tables.find_row(before, name, suite))
+        except ValueError as error:
+            problems.append(str(error))
     problems += preflight.budget_problem(export, others) if export else []
     if args.dry_run:
         _print_plan(args, suite, export, jobs, folder)

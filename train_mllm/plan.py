@@ -1,6 +1,7 @@
 """What a fine-tuning run would take, told before the first step and without any file: `python -m train_mllm.train RECIPE --dry-run`.
 
-Steps, tokens, parameters that learn, memory a GPU, the ZeRO stage and why, disk, and what is missing with the command that brings it.
+Steps, tokens, time, parameters that learn, memory a GPU, the ZeRO stage and why, disk, and what is missing with the command that
+brings it.
 Torch-free; a fifth of a second. Shapes of the paper's language models are known here, others are read from their folder.
 
 Memory a GPU is weights + gradients + AdamW's two moments (exact: a test holds it against a real run) + activations with gradient
@@ -28,6 +29,7 @@ DATA = {
     "projector": "hf download liuhaotian/LLaVA-Pretrain --repo-type dataset --local-dir data/llava-pretrain (unzip images.zip there)",
     "sft": "hf download lmms-lab/LLaVA-OneVision-Data --repo-type dataset --local-dir data/llava-onevision",
 }
+PEAK = 989e12  # FLOP/s of an H100 in bf16, dense, by its data sheet
 SPARE = 0.9  # of a GPU's memory; the rest is the framework's
 SHORT = 100  # steps of a run that logs every one of them
 LOOKED_AT = 64 << 20  # bytes of JSON that are counted; of more only the beginning is
@@ -71,7 +73,9 @@ def llm_shape(name: str) -> LlmShape | None:
         sizes = [config[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")]
     except (ValueError, OSError, KeyError):
         return None
-    return LlmShape(*sizes, stored_parameters(folder)) if any(folder.glob("*.safetensors")) else None
+    if not any(folder.glob("*.safetensors")):
+        return None
+    return LlmShape(*sizes, stored_parameters(folder), tied=config.get("tie_word_embeddings", False))
 
 
 def stored_parameters(folder: Path) -> int:
@@ -225,6 +229,23 @@ def rows(recipe: Recipe) -> tuple[int, str]:
     return PAPER_ROWS[recipe.stage], "assumed: no data at hand; 558K pairs, 3M+ conversations in the paper"
 
 
+def conversation_flops(recipe: Recipe) -> float | None:
+    """FLOP of one average conversation, two a parameter and token; None where the models are not known well enough.
+
+    The encoder goes forward, and backward where it learns; the language model hands gradients back to the projector even where it
+    is frozen. Attention's own products (a few percent at these lengths) and what checkpointing computes twice are not counted.
+    """
+    counted, shape = parts(recipe), llm_shape(recipe.llm)
+    if counted is None:
+        return None
+    visual = _visual_tokens(recipe)
+    tokens = visual + TEXT_TOKENS[recipe.stage]
+    passes = 2 if recipe.stage == "projector" or recipe.lora_rank else 3
+    looked_up = 0 if shape.tied else shape.vocabulary * shape.hidden
+    language = 2 * passes * (counted.llm - looked_up) * tokens
+    return language + 2 * (3 if recipe.train_encoder else 1) * counted.encoder * _spec(recipe).tokens + 6 * counted.projector * visual
+
+
 def disk_bytes(recipe: Recipe) -> float:
     """Two checkpoints (what learns and its moments, fp32) and the export; 0 where the models are not known."""
     counted = parts(recipe)
@@ -270,7 +291,7 @@ def missing(recipe: Recipe) -> list[str]:
     return lacks
 
 
-def dry_run(recipe: Recipe, gpus: int, gpu_memory: float) -> None:
+def dry_run(recipe: Recipe, gpus: int, gpu_memory: float, mfu: float = 0.4) -> None:
     """Print the recipe, what it would take, and what stands in its way."""
 
     def say(name: str, text) -> None:
@@ -299,6 +320,10 @@ def dry_run(recipe: Recipe, gpus: int, gpu_memory: float) -> None:
         "steps",
         f"{steps:,}" + ("" if recipe.batching == "tokens" else f" of {batch}: {recipe.batch} a GPU x {gpus} GPUs x {micro} accumulated"),
     )
+    seen = steps * batch if recipe.batching != "tokens" or recipe.global_batch else n * recipe.epochs
+    if flops := conversation_flops(recipe):
+        hours = seen * flops / (gpus * mfu * PEAK) / 3600
+        say("time", f"{hours:,.1f} hours on {gpus} GPUs at {mfu:.0%} of {PEAK / 1e12:,.0f} TFLOP/s ({seen * flops:.2g} FLOP)")
     say("kernels on a GPU", kernels(recipe)[0])
     if counted is None:
         say("parameters", "not known: the encoder or the language model is neither in the table nor here")

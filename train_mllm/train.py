@@ -337,13 +337,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what is missing, run nothing")
     parser.add_argument("--gpus", type=int, default=8, help="of --dry-run: GPUs to plan for (default 8)")
     parser.add_argument("--gpu-memory", type=float, default=80.0, help="of --dry-run: GB of each (default 80)")
+    parser.add_argument("--mfu", type=float, default=0.4, help="of --dry-run: share of an H100's FLOP/s that is reached (default 0.4)")
     add_flags(parser, chosen())
     args = parser.parse_args(argv)
     recipe = from_args(chosen(), args)
     try:
         if args.dry_run:
             check(recipe)
-            plan.dry_run(recipe, args.gpus, args.gpu_memory)
+            plan.dry_run(recipe, args.gpus, args.gpu_memory, args.mfu)
             return 0
         if not recipe.out:
             raise ValueError(f"--out is needed, for example --out runs/{recipe.preset}")

@@ -207,15 +207,24 @@ def _declared(folder: Path, subset: str | None, what: str) -> int | float | dict
         raise ValueError(f"{manifest} does not say the {what} of {subset!r} ({error!r}): build the data again") from error
 
 
+def made_here(task: str) -> bool:
+    """Whether the task's data are made by a command of ours, not fetched."""
+    return task in OURS or task in MINI
+
+
+def hub_source(task: str) -> tuple[str, str]:
+    """(data set on the hub, pattern of the files that the scored split needs)."""
+    config = definition(task)
+    subset, split = config.get("dataset_name"), config["test_split"]
+    pattern = "testdev_balanced_*/*" if task == "gqa" else f"{subset}/{split}-*" if subset else f"*{split}-*"
+    return config["dataset_path"], pattern
+
+
 def fetch_command(task: str, root: Path) -> str:
     """The command that brings a task's data to where `locate` looks."""
-    if task in OURS:
-        return f"python -m eval_suites.easyvqa --out {root}"
-    if task in MINI:
-        return f"python -m eval_suites.mini --out {root}"
-    config = definition(task)
-    path, subset, split = config["dataset_path"], config.get("dataset_name"), config["test_split"]
-    pattern = "testdev_balanced_*/*" if task == "gqa" else f"{subset}/{split}-*" if subset else f"*{split}-*"
+    if made_here(task):
+        return f"python -m eval_suites.{'easyvqa' if task in OURS else 'mini'} --out {root}"
+    path, pattern = hub_source(task)
     return f"hf download --repo-type dataset {path} --include '{pattern}' --local-dir {root / path}"
 
 

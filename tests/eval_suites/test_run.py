@@ -359,6 +359,12 @@ def test_the_literal_command_without_weights_says_what_is_missing(place, capsys,
     assert text.count("hf download --repo-type dataset") == 14
 
 
+def test_an_encoder_to_compare_with_that_has_no_results_is_said_with_all_the_rest(place, capsys):
+    text = refusal(place, capsys, "--encoder", "genlip-g16", "--compare", "siglip2-g16-384,clip-l14-336")
+    assert "no fine-tuned MLLM of genlip-g16" in text and text.count("hf download --repo-type dataset") == 14
+    assert "Evaluate it: python eval_suites/run.py --encoder siglip2-g16-384" in text and "no results of clip-l14-336" in text
+
+
 def test_a_projector_stage_does_not_count_unless_named(small_easyvqa, capsys):
     small_easyvqa.export("a", "genlip-tiny", stage="projector")
     assert "does not count" in refusal(small_easyvqa, capsys, "--encoder", "genlip-tiny", "--suite", "easyvqa")

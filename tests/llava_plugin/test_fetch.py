@@ -334,3 +334,15 @@ def test_help_without_torch():
     code = "import sys; sys.modules['torch'] = None; from llava_plugin import fetch; fetch.main(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "--weights" in done.stdout, done.stderr
+
+
+def test_a_dry_run_says_what_is_there_and_where_the_rest_comes_from(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "clip-l14-336").mkdir()
+    assert fetch.main(["clip-l14-336", "genlip-g16", "Qwen/Qwen2.5-7B-Instruct", "--weights", str(tmp_path), "--dry-run"]) == 0
+    there, encoder, llm = capsys.readouterr().out.splitlines()
+    assert there == f"there    {tmp_path}/clip-l14-336"
+    assert encoder.startswith(f"missing  {tmp_path}/genlip-g16: from the hub, YanFang/GenLIP-g16-NaViT, 1,229,083,136 parameters")
+    assert "from the hub, Qwen/Qwen2.5-7B-Instruct; HF_HUB_OFFLINE is set here" in llm
+    assert [path.name for path in tmp_path.iterdir()] == ["clip-l14-336"]
+    assert fetch.main(["genlip-g61", "--weights", str(tmp_path), "--dry-run"]) == 2 and "did you mean" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The plan: shapes counted as transformers counts them, memory as a run takes it, ZeRO chosen with a reason, what is missing said."""
 
 import json
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +113,27 @@ def test_a_plan_without_any_file(capsys, tmp_path, monkeypatch):
     assert "feature cache" not in out
     assert main(["sft-qwen7b-frozen", "--dry-run", "--gpus", "1", "--lora-rank", "64"]) == 0
     assert "one GPU has nobody to share with" in capsys.readouterr().out
+
+
+def test_flop_are_two_a_parameter_and_token_and_pass():
+    """The paper's 7B recipe, by hand: input embeddings are looked up, not multiplied; a frozen encoder goes forward once."""
+    shape, encoder = plan.LLMS["Qwen/Qwen2.5-7B-Instruct"], 1_229_083_136
+    multiplied = shape.parameters - 152_064 * 3584
+    projector = plan.parts(RECIPES["projector"]).projector
+    frozen = 6 * multiplied * 776 + 2 * encoder * 576 + 6 * projector * 576
+    assert plan.conversation_flops(RECIPES["sft-qwen7b-frozen"]) == frozen
+    assert plan.conversation_flops(RECIPES["sft-qwen7b-unfrozen"]) == frozen + 4 * encoder * 576
+    assert plan.conversation_flops(RECIPES["projector"]) == 4 * multiplied * 606 + 2 * encoder * 576 + 6 * projector * 576
+    assert plan.conversation_flops(replace(RECIPES["projector"], llm="nobody/knows")) is None
+
+
+def test_hours_follow_gpus_and_mfu(capsys):
+    def hours(*flags):
+        assert main(["sft-qwen7b-frozen", "--dry-run", *flags]) == 0
+        return float(re.search(r"time +([\d.]+) hours", capsys.readouterr().out)[1])
+
+    assert hours("--gpus", "16") == pytest.approx(hours() / 2, rel=0.02)
+    assert hours("--mfu", "0.2") == pytest.approx(2 * hours(), rel=0.02)
 
 
 def test_kernels_follow_what_can_be_imported(monkeypatch):

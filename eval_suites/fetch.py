@@ -1,0 +1,74 @@
+"""Bring a suite's benchmark data to where run.py looks for them: a login node's job, before an air-gapped one computes.
+
+    python -m eval_suites.fetch genlip14 --data-root data --dry-run     # what is there, what is missing; asks no hub
+    python -m eval_suites.fetch genlip14 --data-root data               # only the split that is scored; goes on after a stop
+
+Each set lands as its hub snapshot lies, ROOT/<org>/<set>/..., and is counted: a set of fewer rows than declared is said to be so.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from eval_suites import suites, tasks
+from eval_suites.suites import Suite
+
+
+def state(suite: Suite, task: str, root: Path) -> tuple[bool, str]:
+    """(whether the task's data are whole under `root`, a line about them)."""
+    column = next(column for column in suite.columns if column.task == task)
+    try:
+        data = tasks.locate(task, root)
+    except ValueError as error:
+        return False, f"missing  {error}"
+    expected = column.n if column.n is not None else data.declared
+    if expected is None or data.rows == expected:
+        return True, f"there    {task}: {data.rows:,} rows in {data.files[0].parent}"
+    return False, f"partial  {task}: {data.rows:,} of {expected:,} rows in {data.files[0].parent}: {tasks.fetch_command(task, root)}"
+
+
+def bring(task: str, root: Path) -> None:
+    """Download the task's split. ValueError where it is no set of the hub, or cannot be had from there."""
+    if tasks.made_here(task):
+        raise ValueError(f"{task} is not on the hub but made here: {tasks.fetch_command(task, root)}")
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        raise ValueError(f"HF_HUB_OFFLINE is set and {task} comes from the hub: run this where the hub is reached, and copy {root} here")
+    import huggingface_hub
+
+    repository, pattern = tasks.hub_source(task)
+    try:
+        huggingface_hub.snapshot_download(repository, repo_type="dataset", allow_patterns=pattern, local_dir=root / repository)
+    except OSError as error:  # the hub's own errors, a network that is not there and a full disk are all of this kind
+        raise ValueError(f"{repository} cannot be had from the hub: {error}. Check your access (hf auth login), network, disk") from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval_suites.fetch",
+        description="Download the benchmark data of a suite.",
+        epilog="example: python -m eval_suites.fetch genlip14 --data-root /data/hub --tasks chartqa,gqa",
+    )
+    parser.add_argument("suite", help=f"{', '.join(suites.SUITES)}, or a YAML file")
+    parser.add_argument("--data-root", type=Path, default=Path("data"), metavar="DIR", help="DIR/<org>/<set>/... (default: data)")
+    parser.add_argument("--tasks", metavar="A,B,...", help="only these tasks or columns of the suite")
+    parser.add_argument("--dry-run", action="store_true", help="say what is there and what is missing, download nothing")
+    args = parser.parse_args(argv)
+    try:
+        suite = suites.get(args.suite)
+        lacking = 0
+        for task in suites.select(suite, args.tasks):
+            whole, line = state(suite, task, args.data_root)
+            if not whole and not args.dry_run:
+                bring(task, args.data_root)
+                whole, line = state(suite, task, args.data_root)
+            lacking += not whole
+            print(line, flush=True)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1 if lacking and not args.dry_run else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
