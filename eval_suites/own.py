@@ -1,0 +1,107 @@
+"""Your own questions as rows of a benchmark, in the hub's columns, so that its prompt and its metric ask and score them.
+
+    python -m eval_suites.own chartqa conversations.json --images charts/images --out data
+    python -m eval_suites.own ocrbench labels.json --images ocr/words --out data
+    python -m eval_suites.own coco2017_cap_val captions.tar --out data
+
+Reads LLaVA conversations (each question and its answer is a row), MMOCR's recognition labels (the text of a word's crop), and tars of
+.jpg and .json with a `caption`. Writes ROOT/<org>/<set>/... where run.py looks, in place of the real set: take a data root of its own.
+run.py knows how many rows the real set has, so yours need --allow-partial and are shown as "3 of 2500", without averages. Seconds.
+"""
+
+import argparse
+import json
+import sys
+import tarfile
+from pathlib import Path, PurePosixPath
+
+from eval_suites import tasks
+
+WORD = "what is written in the image?"  # OCRBench's own question about a word
+
+
+def chartqa(source: Path, images: Path) -> list[dict]:
+    """A row for each question of LLaVA conversations. ValueError where a picture is not there."""
+    rows = []
+    for record in json.loads(source.read_text(encoding="utf-8")):
+        picture = _picture(images, record["image"])
+        turns = [turn["value"].replace("<image>", "").strip() for turn in record["conversations"]]
+        rows += [{"type": "human", "question": q, "answer": a, "image": picture} for q, a in zip(turns[::2], turns[1::2])]
+    return rows
+
+
+def ocrbench(source: Path, images: Path) -> list[dict]:
+    """A row for each word of MMOCR's labels."""
+    fixed = {"dataset": "own", "question": WORD, "question_type": "Regular Text Recognition"}
+    words = [(one["img_path"], one["instances"][0]["text"]) for one in json.loads(source.read_text(encoding="utf-8"))["data_list"]]
+    return [{**fixed, "answer": [text], "image": _picture(images, name)} for name, text in words]
+
+
+def coco2017_cap_val(source: Path, images: Path) -> list[dict]:
+    """A row for each captioned picture of a tar: one reference, where COCO has five."""
+    with tarfile.open(source) as tar:
+        content = {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
+    rows = []
+    for name in sorted(name for name in content if name.endswith(".json")):
+        stem = name.removesuffix(".json")
+        if f"{stem}.jpg" not in content:
+            raise ValueError(f"{source}: {name} has no {stem}.jpg beside it")
+        caption, number = json.loads(content[name])["caption"], len(rows)
+        rows.append(
+            {"question_id": str(number), "id": number, "question": "Please carefully observe the image and come up with a caption for the image",
+             "answer": [caption], "file_name": f"{stem}.jpg", "image": {"bytes": content[f"{stem}.jpg"], "path": None}}
+        )  # fmt: skip
+    return rows
+
+
+READERS = {"chartqa": chartqa, "ocrbench": ocrbench, "coco2017_cap_val": coco2017_cap_val}
+
+
+def _picture(images: Path, name: str) -> dict:
+    """The file called so under `images`: by its path there, or by its last part."""
+    found = next((path for path in (images / name, images / PurePosixPath(name).name) if path.is_file()), None)
+    if found is None:
+        raise ValueError(f"no picture {name} in {images}: give --images the folder that the names start from")
+    return {"bytes": found.read_bytes(), "path": None}
+
+
+def write(task: str, source: Path, images: Path, root: Path) -> tuple[Path, int]:
+    """(the file written, its rows). ValueError where the source is not of the form that the task's reader takes."""
+    from eval_suites.mini import columns
+
+    try:
+        rows = READERS[task](source, images)
+    except (KeyError, TypeError, IndexError, UnicodeDecodeError, json.JSONDecodeError, tarfile.TarError) as error:
+        raise ValueError(f"{source} is not what rows of {task} are made from ({error!r}): {READERS[task].__doc__}") from error
+    if not rows:
+        raise ValueError(f"{source} holds nothing to ask")
+    path = root / tasks.hub_source(task)[0] / "data" / f"{tasks.definition(task)['test_split']}-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns.write(path, task, rows)
+    return path, len(rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval_suites.own",
+        description="Write your own questions as rows of a benchmark.",
+        epilog="example: python -m eval_suites.own chartqa conversations.json --images charts/images --out own\n"
+        "         python eval_suites/run.py --encoder KEY --tasks chartqa --data-root own --allow-partial",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("task", choices=READERS, help="whose columns, prompt and metric")
+    parser.add_argument("source", type=Path, help="conversations (JSON), labels (JSON) or captions (tar)")
+    parser.add_argument("--images", type=Path, default=Path(), metavar="DIR", help="the folder that picture names start from (default: here)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a data root of its own, for run.py --data-root")
+    args = parser.parse_args(argv)
+    try:
+        path, rows = write(args.task, args.source, args.images, args.out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{path}: {rows} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
