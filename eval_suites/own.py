@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from eval_suites import tasks
 
 WORD = "what is written in the image?"  # OCRBench's own question about a word
+CAPTION = "Please carefully observe the image and come up with a caption for the image"  # COCO's of lmms-eval's set
 
 
 def chartqa(source: Path, images: Path) -> list[dict]:
@@ -48,8 +49,7 @@ def coco2017_cap_val(source: Path, images: Path) -> list[dict]:
             raise ValueError(f"{source}: {name} has no {stem}.jpg beside it")
         caption, number = json.loads(content[name])["caption"], len(rows)
         rows.append(
-            {"question_id": str(number), "id": number, "question": "Please carefully observe the image and come up with a caption for the image",
-             "answer": [caption], "file_name": f"{stem}.jpg", "image": {"bytes": content[f"{stem}.jpg"], "path": None}}
+            {"question_id": str(number), "id": number, "question": CAPTION, "answer": [caption], "file_name": f"{stem}.jpg", "image": {"bytes": content[f"{stem}.jpg"], "path": None}}
         )  # fmt: skip
     return rows
 
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("task", choices=READERS, help="whose columns, prompt and metric")
     parser.add_argument("source", type=Path, help="conversations (JSON), labels (JSON) or captions (tar)")
-    parser.add_argument("--images", type=Path, default=Path(), metavar="DIR", help="the folder that picture names start from (default: here)")
+    parser.add_argument("--images", type=Path, default=Path(), metavar="DIR", help="where picture names start (default: here)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a data root of its own, for run.py --data-root")
     args = parser.parse_args(argv)
     try:
