@@ -1,30 +1,43 @@
 # make test       set up .venv if need be, then the tests (CPU, offline)
 # make test-all   the same and the slow proofs
 # make demo       easy-VQA end to end: pretrain, fine-tune three MLLMs, evaluate, one table
+# make demo-real  the same chain with SmolLM2-135M, partial rows; long without a GPU
 # make lint       ruff
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BEGUN := $(VENV)/.begun
 TORCH := torch==2.13.0
+ROOM := 4
+PIP := --quiet --disable-pip-version-check
+MENDS := echo "set-up stopped: see pip's words above. A package index is needed, $(ROOM) GB of disk, and a compiler (apt-get install build-essential) where a package has no wheel for this Python; then the same command again" >&2; exit 1
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: test test-all demo lint setup
+.PHONY: test test-all demo demo-real lint setup
 setup: $(STAMP)
 
 # torch comes first and pinned: a resolver that meets an unpinned torch may pull gigabytes of CUDA.
 # A machine whose own Python has a CUDA torch keeps it: the environment then sees the system's packages.
+# An environment that a stop left half-made (begun by this rule, or without a pip that runs) is made anew; one that a user made is kept,
+# and so is what a symbolic link leads to.
 $(STAMP): requirements.txt requirements-nodeps.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else 0'
-	@if $(PYTHON) -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
-	  echo "keeping the CUDA torch of this machine"; $(PYTHON) -m venv --system-site-packages $(VENV); \
-	else $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH); fi
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $(STAMP)
+	@command -v $(PYTHON) > /dev/null || { echo "no $(PYTHON) here: install Python 3.11 or newer, or make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %s: make PYTHON=python3.11 ..." % sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "this Python makes no environments: apt-get install python3-venv, or make PYTHON=python3.11 ..." >&2; exit 1; }
+	@free=$$(df -Pk . | awk 'NR == 2 {print int($$4 / 1048576)}'); [ -e $(STAMP) ] || [ "$$free" -ge $(ROOM) ] || \
+	  { echo "$$free GB are free here and the environment takes $(ROOM): free some, or put the checkout on a larger disk" >&2; exit 1; }
+	@clear=; if [ -d $(VENV) ] && [ ! -L $(VENV) ] && { [ -e $(BEGUN) ] || ! $(BIN)/python -m pip --version > /dev/null 2>&1; }; then \
+	  echo "$(VENV) is half-made: made anew" >&2; clear=--clear; fi; \
+	mkdir -p $(VENV) && if $(PYTHON) -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
+	  echo "keeping the CUDA torch of this machine"; $(PYTHON) -m venv $$clear --system-site-packages $(VENV) && touch $(BEGUN); \
+	else $(PYTHON) -m venv $$clear $(VENV) && touch $(BEGUN) && $(BIN)/python -m pip install $(PIP) $(TORCH); fi || { $(MENDS); }
+	@echo "installing into $(VENV): minutes"; $(BIN)/python -m pip install $(PIP) -r requirements.txt || { $(MENDS); }
+	@$(BIN)/python -m pip install $(PIP) --no-deps -r requirements-nodeps.txt || { $(MENDS); }
+	@$(BIN)/python -m pip install $(PIP) --no-deps --no-build-isolation -e . || { $(MENDS); }
+	@touch $(STAMP) && rm -f $(BEGUN)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
@@ -40,6 +53,9 @@ test-all: $(STAMP) .peers/.installed
 
 demo: $(STAMP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
+
+demo-real: $(STAMP)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo_real.sh
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

@@ -48,9 +48,9 @@ def coco2017_cap_val(source: Path, images: Path) -> list[dict]:
         if f"{stem}.jpg" not in content:
             raise ValueError(f"{source}: {name} has no {stem}.jpg beside it")
         caption, number = json.loads(content[name])["caption"], len(rows)
-        rows.append(
-            {"question_id": str(number), "id": number, "question": CAPTION, "answer": [caption], "file_name": f"{stem}.jpg", "image": {"bytes": content[f"{stem}.jpg"], "path": None}}
-        )  # fmt: skip
+        picture = {"bytes": content[f"{stem}.jpg"], "path": None}
+        asked = {"question_id": str(number), "id": number, "question": CAPTION, "answer": [caption]}
+        rows.append({**asked, "file_name": f"{stem}.jpg", "image": picture})
     return rows
 
 
