@@ -140,6 +140,8 @@ def train(recipe: Recipe) -> Path:
     features, mean, std = None, 0.0, 1.0
     with one_at_a_time(run):
         if recipe.cache_features:
+            if on_gpu:  # the Trainer moves the rest later
+                tower.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
             features = cached_features(data, tower, ledger["digest"])
         dataset = Conversations(data, tokenizer, model.config, recipe, features, mean, std)
         lengths = measure(dataset, data, ledger["digest"])
