@@ -43,7 +43,7 @@ def look(runs: Path, data: Path) -> Place:
 def _is_there(task: str, root: Path) -> bool:
     try:
         tasks.locate(task, root)
-    except ValueError:
+    except (ValueError, OSError):  # whoever asks for it is told why: here it is only not there
         return False
     return True
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from eval_suites import results, suites
 from tests.eval_suites.small import chart_rows, make_easyvqa, write_parquet
+from tests.eval_suites.test_tasks import write_hub
 
 
 @pytest.fixture
@@ -406,6 +407,14 @@ def test_data_that_are_not_what_was_declared(small_easyvqa, capsys, monkeypatch)
     make_easyvqa(Path("data"), pictures=41)
     Path("data/genlip-eval/easy-vqa/manifest.json").unlink()
     assert "41 rows where 40 are declared" in refusal(small_easyvqa, capsys, *arguments, "--allow-partial")
+
+
+def test_four_rows_where_thousands_are_declared_are_refused(place, capsys):
+    """What a stale card of the hub once gave of GQA."""
+    place.export("a", "genlip-tiny")
+    write_hub(Path("data"))
+    text = refusal(place, capsys, "--encoder", "genlip-tiny", "--tasks", "gqa")
+    assert "gqa: 4 rows where 12578 are declared" in text and "hf download --repo-type dataset lmms-lab-encoder/GQA" in text
 
 
 def test_java_is_asked_for_before_a_caption_task(place, capsys, monkeypatch):

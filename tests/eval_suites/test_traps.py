@@ -27,7 +27,9 @@ def cells(suite: str = "genlip15") -> dict[str, dict]:
 
 
 def test_points_that_a_task_keeps_in_its_module_do_not_reach_the_next_model(place):
-    """OCRBench adds up in a dictionary of its module: two models in one process would share it."""
+    """OCRBench adds up in a dictionary of its module: two models that share a process and a task object share its points, and the second
+    gets 0.4. A process for each task, a task object for each job, and the samples' own sum each stand in the way.
+    """
     write_hub(Path("data"))
     for encoder in ("genlip-tiny", "random-tiny"):
         place.export(encoder, encoder, reply=reply)
