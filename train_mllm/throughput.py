@@ -242,13 +242,11 @@ def table(recipe: Recipe, model, seen: Seen, rates: list[float], accumulation: i
     peak = next((value for name, value in PEAK_BF16.items() if name in where), None) if on_gpu else None
 
     every = sorted(n for some in seen.lengths for n in some)
-    largest = max(map(sum, seen.lengths))
-    parts, shape = plan.parts(recipe), plan.llm_shape(recipe.llm)
+    largest, taught = max((sum(lengths), taught) for lengths, taught in zip(seen.lengths, seen.taught))
     planned = plan.memory(recipe, 0, 1)
-    held = seen_so = measured = None
-    if parts and shape:
-        held = plan.state_bytes(parts.trained, parts.total - parts.trained, 0, 1, recipe.bf16) / 1e9
-        seen_so = held + plan.activation_bytes(shape, largest) / 1e9
+    passes = update = measured = None
+    if peak_planned := plan.peak_bytes(recipe, 0, 1, largest, taught):
+        passes, update = (value / 1e9 for value in peak_planned)
     if on_gpu:
         measured = max(seen.gradients, seen.update) / 1e9
 
@@ -277,9 +275,9 @@ def table(recipe: Recipe, model, seen: Seen, rates: list[float], accumulation: i
         f"| MFU | {f'{100 * work / seconds / peak:.1f} %' if peak else '-'} | | |",
         f"| peak memory, as --dry-run plans it ({plan.step_tokens(recipe):,} tokens a micro-step) | {gb(measured)} | {gb(planned)} "
         f"| {ratio(planned)} |",
-        f"| peak memory, the plan at the largest micro-step ({largest:,} tokens) | {gb(measured)} | {gb(seen_so)} | {ratio(seen_so)} |",
-        f"| of it in forward and backward passes | {gb(seen.gradients / 1e9 if on_gpu else None)} | | |",
-        f"| of it in the optimizer's step | {gb(seen.update / 1e9 if on_gpu else None)} | {gb(held)} | |",
+        f"| in forward and backward passes, the largest of {largest:,} tokens, {taught:,} of them taught "
+        f"| {gb(seen.gradients / 1e9 if on_gpu else None)} | {gb(passes)} | |",
+        f"| in the optimizer's step | {gb(seen.update / 1e9 if on_gpu else None)} | {gb(update)} | |",
         f"| reserved by the allocator | {gb(torch.cuda.max_memory_reserved() / 1e9 if on_gpu else None)} | | |",
     ]
 
