@@ -164,6 +164,17 @@ def _trainer_arguments() -> None:
     trainer.__init__, trainer._get_train_sampler, trainer._save_checkpoint = with_processing_class, get_train_sampler, save_checkpoint
 
 
+def _seed_worker(worker_id: int) -> None:
+    import torch
+    from transformers import set_seed
+
+    set_seed(torch.initial_seed() % 2**32)
+
+
+def _data_loader() -> None:
+    importlib.import_module("llava.train.llava_trainer").seed_worker = _seed_worker
+
+
 def _synchronize() -> None:
     import torch
 
@@ -252,6 +263,8 @@ SHIMS = (
          lambda: "create_accelerator_and_postprocess" in vars(_trainer_class()), lambda: _drop("create_accelerator_and_postprocess")),
     Shim("LLaVATrainer's arguments", "transformers 5: processing_class for tokenizer, other signatures, no group_by_length", "after",
          _is_version_5, _trainer_arguments),
+    Shim("seed_worker", "handed to loading processes with a worker's number alone; transformers 5 wants two more", "after",
+         _is_version_5, _data_loader),
     Shim("torch.cuda.synchronize", "called on machines without a GPU too", "after", lambda: not _cuda(), _synchronize),
     Shim("preprocess_qwen", "Qwen2.5 has more special tokens than the two it unpacks; templates give a dict in transformers 5", "after",
          lambda: True, _preprocess_qwen),
