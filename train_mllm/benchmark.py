@@ -10,6 +10,8 @@ turns, forward, backward and AdamW's step on a randomly initialised Llama:
 
 The tokens a batch really holds, padding included, say what removing the padding allows; the last column is the share of that which
 was reached. Median over the rounds; a minute on two cores.
+
+`--llava-next CHECKOUT` adds our whole trainer beside LLaVA-NeXT's own on conversations of the same mix (see train_mllm/beside.py).
 """
 
 import argparse
@@ -117,7 +119,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train_mllm.benchmark",
         description="Tokens a second of packed, length-grouped and padded batches on a declared mix of lengths.",
-        epilog="example:\n  OMP_NUM_THREADS=2 python -m train_mllm.benchmark --rounds 5",
+        epilog="examples:\n  OMP_NUM_THREADS=2 python -m train_mllm.benchmark --rounds 5\n"
+        "  OMP_NUM_THREADS=1 python -m train_mllm.benchmark --llava-next LLaVA-NeXT",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--conversations", type=int, default=128, help="in a round (default 128)")
@@ -127,14 +130,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=4, help="its layers (default 4)")
     parser.add_argument("--rounds", type=int, default=3, help="of all three ways, taking turns (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="draws lengths, tokens and order (default 0)")
+    parser.add_argument("--llava-next", metavar="CHECKOUT", help="also train beside LLaVA-NeXT's own trainer, in this clone of it")
     args = parser.parse_args(argv)
     try:
         if args.hidden % 64 or min(args.hidden, args.conversations, args.batch, args.layers, args.rounds) < 1 or args.scale <= 0:
             raise ValueError("--hidden must be a multiple of 64, and all numbers positive")
-        found = measure(args.conversations, args.scale, args.batch, args.hidden, args.layers, args.rounds, args.seed)
-    except ValueError as e:
+        asked = (args.conversations, args.scale, args.batch, args.hidden, args.layers, args.rounds, args.seed)
+        if args.llava_next:
+            from . import beside
+
+            beside.check(args.llava_next, args.conversations, args.batch)
+        print_ways(args, measure(*asked))
+        if args.llava_next:
+            print(f"\neach with a picture, {args.batch} a step, by whole trainers; {args.rounds} rounds", flush=True)
+            print(beside.table(beside.measure(args.llava_next, *asked)))
+    except (ValueError, RuntimeError) as e:
         print(f"error: {e}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(e, ValueError) else 1
+    return 0
+
+
+def print_ways(args: argparse.Namespace, found: list[dict]) -> None:
     print(f"{args.conversations} conversations, lengths log-normal (median {MEDIAN}, p95 {P95}, cut {CUT}) / {args.scale:g}")
     print(f"{'':10}{'batches':>8}{'tokens/s':>10}{'positions a token':>19}{'allowed':>9}{'gained':>8}{'reached':>9}")
     for row in found:
@@ -142,7 +158,6 @@ def main(argv: list[str] | None = None) -> int:
             f"{row['way']:10}{row['batches']:8}{row['tokens_per_second']:10,.0f}{row['positions']:19.2f}{row['allowed']:8.2f}x"
             f"{row['gained']:7.2f}x{row['gained'] / row['allowed']:9.0%}"
         )
-    return 0
 
 
 if __name__ == "__main__":
