@@ -319,6 +319,12 @@ def tower_class() -> type:
         def load_model(self, device_map=None) -> None:
             """Nothing to do: an encoder is whole from the start."""
 
+        def to(self, *args, **kwargs):
+            # Their script makes the tower fp16 where it trains in fp32; a CPU takes a hundred times as long in it.
+            if kwargs.get("dtype") == torch.float16 and not _cuda():
+                del kwargs["dtype"]
+            return super().to(*args, **kwargs)
+
         def forward(self, images):
             if isinstance(images, list):
                 return [self.forward(image[None] if image.ndim == 3 else image) for image in images]

@@ -3,7 +3,7 @@
 Both are whole commands, started in turn, each a process of its own: `python -m train_mllm.train` and, through the adapter,
 `python -m llava_plugin.llava_next train`. Same: conversations (the declared mix of lengths, each with a picture of its own), prompt, a
 randomly initialised Qwen2, genlip-tiny frozen, conversations a step, learning rate, clipping, no gradient checkpointing, one loading
-process, fp32 on the CPU (whose bf16 is slow, so theirs is not run in it; their tower is fp16 then, as their script has it).
+process, fp32 on the CPU (whose bf16 and fp16 are slow: theirs is not run in them, nor its tower).
 
 Counted: two epochs are trained, and the time from the last logged step of the first to the last of the second, as the lines arrive. So
 start-up, the first steps and the saving at the end are not in it; loading, logging and the start of an epoch are. Tokens are those of

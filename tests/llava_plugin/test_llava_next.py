@@ -204,3 +204,12 @@ def test_an_unsupported_version_is_said_with_the_commit_that_works(content, said
     done = python("-m", "llava_plugin.llava_next", "doctor", check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert re.search(said, done.stderr) and f"git -C {tmp_path} checkout df17966" in done.stderr
+
+
+def test_the_tower_stays_fp32_on_a_cpu():
+    """Their script casts it to fp16 wherever it does not train in bf16."""
+    import torch
+
+    tower = llava_next.tower_class()("enc:genlip-tiny")
+    assert tower.to(dtype=torch.float16, device="cpu").dtype == (torch.float16 if torch.cuda.is_available() else torch.float32)
+    assert tower.to(dtype=torch.bfloat16).dtype == torch.bfloat16
