@@ -269,7 +269,12 @@ def read_cells(paths: list[Path]) -> list[Cell]:
         files += sorted([*path.rglob("result.json"), *path.rglob("*_results.json")]) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"no result.json and no *_results.json under {', '.join(map(str, paths))}")
-    keyed = [((model, cell.benchmark), cell) for file in files for model, cells in [cells_of_file(file)] for cell in cells]
+    return _agreed([cells_of_file(file) for file in files])
+
+
+def _agreed(found: list[tuple[str, list[Cell]]]) -> list[Cell]:
+    """The cells of (model, cells) pairs, those refused about whose number two of one model disagree."""
+    keyed = [((model, cell.benchmark), cell) for model, cells in found for cell in cells]
     values: dict[tuple, set[float]] = {}
     for key, cell in keyed:
         if cell.complete:
@@ -295,13 +300,14 @@ def read_elsewhere(name: str, path: Path, suite: Suite) -> Row:
     if not path.exists():
         raise ValueError(f"{path} does not exist: give lmms-eval's --output_path folder, or a *_results.json")
     files = sorted(path.rglob("*results.json")) if path.is_dir() else [path]
-    models = sorted({cells_of_file(file)[0] for file in files})
+    found = [cells_of_file(file) for file in files]
+    models = sorted({model for model, _ in found})
     if len(models) > 1:
         raise ValueError(f"{path} holds results of {len(models)} models ({'; '.join(models)}): give each a NAME=FOLDER of its own")
     cells = {column.name: replace(_bare(column), n_expected=column.n, refused="not evaluated") for column in suite.columns}
-    for cell in read_cells(files) if files else []:
+    for cell in _agreed(found):
         before = cells.get(cell.benchmark)
-        # Of several files the one with a whole number counts; read_cells has refused those that disagree.
+        # Of several files the one with a whole number counts; those that disagree are refused by now.
         if before is not None and before.task == cell.task and (before.value is None or cell.complete):
             cells[cell.benchmark] = cell
     if not any(cell.refused != "not evaluated" for cell in cells.values()):
