@@ -236,6 +236,10 @@ def kernels(recipe: Recipe) -> tuple[str, bool, bool]:
     return words + ("Liger" if liger else "transformers (liger-kernel is not installed)"), flash, liger
 
 
+def computed_with(recipe: Recipe, on_gpu: bool) -> str:
+    return kernels(recipe)[0] if on_gpu else "attention by torch (SDPA), no GPU"
+
+
 def rows(recipe: Recipe) -> tuple[int, str]:
     """(conversations, where the number is from)."""
     path = Path(recipe.data)

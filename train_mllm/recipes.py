@@ -5,6 +5,8 @@ OneVision's single-image data; frozen means the encoder is frozen in both stages
 numbers are those of LLaVA-NeXT's published scripts (finetune_ov.sh and its projector stage), one epoch over the mix.
 """
 
+import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 
@@ -98,3 +100,11 @@ PRESETS = {
     make().preset: make
     for make in (projector, sft_qwen7b_frozen, sft_qwen1_5b_frozen, sft_qwen7b_unfrozen, sft_qwen1_5b_unfrozen, tiny_sft)
 }
+
+
+def chosen_preset(argv: list[str] | None) -> Callable[[], Recipe]:
+    """The preset that a command line names, read before its parser is made, whose flags follow from it; where it names none that exists,
+    tiny-sft: the parser says that."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("preset", nargs="?", default="tiny-sft")
+    return PRESETS.get(first.parse_known_args(argv)[0].preset, PRESETS["tiny-sft"])

@@ -27,7 +27,7 @@ from llava_plugin import encoders
 
 from . import plan
 from .benchmark import mix
-from .recipes import PRESETS, Recipe
+from .recipes import PRESETS, Recipe, chosen_preset
 
 TEXT = 32  # tokens of text beside the picture in the shortest conversation
 BEFORE = 8  # of them in front of the picture
@@ -256,7 +256,7 @@ def table(recipe: Recipe, model, seen: Seen, rates: list[float], accumulation: i
     def ratio(value) -> str:
         return "-" if None in (value, measured) else f"{measured / value:.2f}"
 
-    kernels = plan.kernels(recipe)[0] if on_gpu else "attention by torch (SDPA), no GPU"
+    kernels = plan.computed_with(recipe, on_gpu)
     padding = "padded" if recipe.batching == "padded" else "packed"
     return [
         f"{recipe.preset}: {recipe.encoder} ({'trained' if recipe.train_encoder else 'frozen'}) and {recipe.llm}, random weights, "
@@ -283,9 +283,7 @@ def table(recipe: Recipe, model, seen: Seen, rates: list[float], accumulation: i
 
 
 def main(argv: list[str] | None = None) -> int:
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("preset", nargs="?", default="tiny-sft")
-    chosen = PRESETS.get(first.parse_known_args(argv)[0].preset, PRESETS["tiny-sft"])
+    chosen = chosen_preset(argv)
     parser = argparse.ArgumentParser(
         prog="python -m train_mllm.throughput",
         description="Tokens/s, MFU and peak memory of some real training steps on random weights of the true sizes, beside the plan.",

@@ -31,7 +31,7 @@ from . import llava_next, plan
 from .learning import adamw, hold_still, make_ready, parameter_groups, start_from
 from .plan import missing
 from .prepare_data import prepare, write_json
-from .recipes import PRESETS, Recipe
+from .recipes import PRESETS, Recipe, chosen_preset
 
 DEEPSPEED = Path(__file__).parent / "deepspeed"
 CHOICES = {
@@ -161,7 +161,7 @@ def train(recipe: Recipe) -> Path:
     if first:
         how = "trained" if recipe.train_encoder else "frozen"
         learns, total = (sum(g[k] for g in groups.values()) for k in ("trained", "all"))
-        print(plan.kernels(recipe)[0] if on_gpu else "attention by torch (SDPA), no GPU")
+        print(plan.computed_with(recipe, on_gpu))
         print(f"encoder {tower.spec.key}: {how}; {learns:,} of {total:,} parameters learn; {ledger['tokens']['sentence']}", flush=True)
 
     # The loop.
@@ -324,9 +324,7 @@ def in_words(error: Exception, recipe: Recipe) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("preset", nargs="?", default="tiny-sft")
-    chosen = PRESETS.get(first.parse_known_args(argv)[0].preset, PRESETS["tiny-sft"])
+    chosen = chosen_preset(argv)
     parser = argparse.ArgumentParser(
         prog="python -m train_mllm.train",
         description="Fine-tune an MLLM around a vision encoder.",
