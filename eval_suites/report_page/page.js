@@ -159,7 +159,8 @@ function show(button, row, column, pin = false) {
 function hide() { if (!pinned) $("tip").hidden = true; }
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") { pinned = null; hide(); } });
 document.addEventListener("click", (event) => { if (pinned && !event.target.closest(".cell, #tip")) { pinned = null; hide(); } });
-addEventListener("scroll", () => { if (!pinned) hide(); }, { passive: true });
+// A cell that the keyboard reaches may be scrolled into view by that: its tip stays.
+addEventListener("scroll", () => { if (!pinned && !document.activeElement.matches(".cell")) hide(); }, { passive: true });
 
 // --- differences ------------------------------------------------------------------------------------------------------------
 
