@@ -93,7 +93,7 @@ def work(job: Job) -> dict:
                 tally["pictures"] += len(row["images"])
                 kept.append(row)
             if kept:
-                writer.write_batch(to_arrow(kept, chunk.pictures))
+                writer.write_batch(to_arrow(kept, chunk.pictures, chunk.turns))
     part.replace(job.arrow)
     write_json(job.tally, subsets)  # last: a piece with a tally is done
     return subsets

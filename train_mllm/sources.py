@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .rows import Picture
+from .rows import Picture, plain_turns
 
 PARQUET_COLUMNS = ("id", "image", "images", "conversations", "messages", "data_source")
 PIECE_BYTES = 256 << 20  # of a parquet file, uncompressed
@@ -179,30 +179,31 @@ def _of_json(name: str, file: Path) -> list[Piece]:
 @dataclass(frozen=True)
 class Chunk:
     """Rows that were read together, by their numbers in the file. `pictures` is an Arrow array of the bytes in their picture column,
-    where there is one; a row's rows.Picture says its place in it."""
+    `turns` one of the turns in their column of turns, where there is one; a row's rows.Picture and rows.Turns say its places in them."""
 
     numbers: list[int]
     rows: list
     pictures: object = None
+    turns: object = None
 
 
 def read(piece: Piece) -> Iterator[Chunk]:
     """A piece's wanted rows, a bounded chunk at a time."""
     wanted = None if piece.wanted is None else set(piece.wanted)
     number, end = piece.first, piece.first + piece.rows
-    for rows, found in _parquet_chunks(piece) if piece.file.suffix == ".parquet" else _json_chunks(piece):
+    for rows, *arrays in _parquet_chunks(piece) if piece.file.suffix == ".parquet" else _json_chunks(piece):
         numbers = [n for n in range(number, min(number + len(rows), end)) if wanted is None or n in wanted]
-        yield Chunk(numbers, [rows[n - number] for n in numbers], found)
+        yield Chunk(numbers, [rows[n - number] for n in numbers], *arrays)
         number += len(rows)
 
 
-def _json_chunks(piece: Piece) -> Iterator[tuple[list, None]]:
+def _json_chunks(piece: Piece) -> Iterator[tuple[list, None, None]]:
     rows = (row for _, row in json_rows(piece.file, piece.offset))
     for start in range(0, piece.rows, CHUNK_ROWS):
-        yield list(itertools.islice(rows, min(CHUNK_ROWS, piece.rows - start))), None
+        yield list(itertools.islice(rows, min(CHUNK_ROWS, piece.rows - start))), None, None
 
 
-def _parquet_chunks(piece: Piece) -> Iterator[tuple[list[dict], object]]:
+def _parquet_chunks(piece: Piece) -> Iterator[tuple[list[dict], object, object]]:
     import pyarrow.parquet as pq
 
     parquet = pq.ParquetFile(piece.file)
@@ -211,12 +212,15 @@ def _parquet_chunks(piece: Piece) -> Iterator[tuple[list[dict], object]]:
         group = parquet.metadata.row_group(g)
         batch = max(1, min(CHUNK_ROWS, group.num_rows * CHUNK_BYTES // max(group.total_byte_size, 1)))
         for chunk in parquet.iter_batches(batch_size=batch, row_groups=[g], columns=columns):
-            values, found = {name: chunk.column(name) for name in chunk.schema.names}, None
+            values, found, said = {name: chunk.column(name) for name in chunk.schema.names}, None, None
             for name in ("image", "images"):
                 if name in values and found is None:
                     values[name], found = _pictures(values[name])
+            for name in ("conversations", "messages"):
+                if name in values and said is None:
+                    values[name], said = _turns(values[name])
             lists = [_python(column) for column in values.values()]
-            yield [dict(zip(values, row)) for row in zip(*lists)], found
+            yield [dict(zip(values, row)) for row in zip(*lists)], found, said
 
 
 def _python(column) -> list:
@@ -241,6 +245,17 @@ def _apart(flat: list, column) -> list[list]:
     """The flat values of a list column as one list for each row."""
     ends = itertools.accumulate(column.value_lengths().to_numpy().tolist(), initial=0)
     return [flat[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def _turns(column) -> tuple[list, object]:
+    """(a column of turns, as rows.Turns where they are plain and as Python's objects elsewhere; the array that the Turns' places mean)"""
+    import pyarrow as pa
+
+    turns, said = plain_turns(column)
+    odd = [i for i, some in enumerate(turns) if some is None]
+    for i, some in zip(odd, _python(column.take(pa.array(odd, pa.int64())))):
+        turns[i] = some
+    return turns, said
 
 
 def _pictures(column) -> tuple[object, object]:
