@@ -71,32 +71,39 @@ def work(job: Job) -> dict:
     """Scan a piece, write its rows and its tally {subset: {"read", "used", "pictures", "skipped", "names"}}; returns the tally."""
     import pyarrow as pa
 
-    images, subsets = Path(job.images or job.piece.file.parent), {}
+    subsets: dict[str, dict] = {}
     part = job.arrow.with_suffix(".part")
     with without_gc(), pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema()) as writer:
         for chunk in sources.read(job.piece):
-            kept = []
-            for number, raw in zip(chunk.numbers, chunk.rows):
-                own = isinstance(raw, dict) and raw.get("data_source")
-                tally = subsets.setdefault(own or job.piece.name, {"read": 0, "used": 0, "pictures": 0, "skipped": {}, "names": {}})
-                tally["read"] += 1
-                try:
-                    row = normalise(raw, images, job.decode)
-                except ValueError as e:
-                    reason = str(e)
-                    tally["skipped"][reason] = tally["skipped"].get(reason, 0) + 1
-                    named = raw.get("id") if isinstance(raw, dict) else None
-                    if len(names := tally["names"].setdefault(reason, [])) < NAMED:
-                        names.append(str(named) if named not in (None, "") else f"row {number} of {job.piece.file.name}")
-                    continue
-                tally["used"] += 1
-                tally["pictures"] += len(row["images"])
-                kept.append(row)
-            if kept:
+            if kept := _scanned(chunk, job, subsets):
                 writer.write_batch(to_arrow(kept, chunk.pictures, chunk.turns))
+            del chunk, kept  # before the next is read into the same memory
     part.replace(job.arrow)
     write_json(job.tally, subsets)  # last: a piece with a tally is done
     return subsets
+
+
+def _scanned(chunk: sources.Chunk, job: Job, subsets: dict[str, dict]) -> list[dict]:
+    """The chunk's rows that pass, in the one form; all are counted in `subsets`."""
+    images, kept = Path(job.images or job.piece.file.parent), []
+    for number, raw in zip(chunk.numbers, chunk.rows):
+        name = (isinstance(raw, dict) and raw.get("data_source")) or job.piece.name
+        if (tally := subsets.get(name)) is None:
+            tally = subsets[name] = {"read": 0, "used": 0, "pictures": 0, "skipped": {}, "names": {}}
+        tally["read"] += 1
+        try:
+            row = normalise(raw, images, job.decode)
+        except ValueError as e:
+            reason = str(e)
+            tally["skipped"][reason] = tally["skipped"].get(reason, 0) + 1
+            named = raw.get("id") if isinstance(raw, dict) else None
+            if len(names := tally["names"].setdefault(reason, [])) < NAMED:
+                names.append(str(named) if named not in (None, "") else f"row {number} of {job.piece.file.name}")
+            continue
+        tally["used"] += 1
+        tally["pictures"] += len(row["images"])
+        kept.append(row)
+    return kept
 
 
 def write_text(file: Path, text: str) -> None:

@@ -188,22 +188,25 @@ class Chunk:
 
 
 def read(piece: Piece) -> Iterator[Chunk]:
-    """A piece's wanted rows, a bounded chunk at a time."""
-    wanted = None if piece.wanted is None else set(piece.wanted)
-    number, end = piece.first, piece.first + piece.rows
-    for rows, *arrays in _parquet_chunks(piece) if piece.file.suffix == ".parquet" else _json_chunks(piece):
-        numbers = [n for n in range(number, min(number + len(rows), end)) if wanted is None or n in wanted]
-        yield Chunk(numbers, [rows[n - number] for n in numbers], *arrays)
-        number += len(rows)
+    """A piece's wanted rows, a bounded chunk at a time. No chunk that has been handed out is held here while the next is read: its memory
+    is used again, where fresh memory for each chunk costs as much time as reading it."""
+    numbers, wanted = itertools.count(piece.first), None if piece.wanted is None else set(piece.wanted)
+
+    def chunk(found: tuple[list, object, object]) -> Chunk:
+        rows, *arrays = found
+        taken = [(number, row) for row, number in zip(rows, numbers) if wanted is None or number in wanted]
+        return Chunk([number for number, _ in taken], [row for _, row in taken], *arrays)
+
+    return map(chunk, _parquet_rows(piece) if piece.file.suffix == ".parquet" else _json_rows(piece))
 
 
-def _json_chunks(piece: Piece) -> Iterator[tuple[list, None, None]]:
+def _json_rows(piece: Piece) -> Iterator[tuple[list, None, None]]:
     rows = (row for _, row in json_rows(piece.file, piece.offset))
     for start in range(0, piece.rows, CHUNK_ROWS):
         yield list(itertools.islice(rows, min(CHUNK_ROWS, piece.rows - start))), None, None
 
 
-def _parquet_chunks(piece: Piece) -> Iterator[tuple[list[dict], object, object]]:
+def _parquet_rows(piece: Piece) -> Iterator[tuple[list[dict], object, object]]:
     import pyarrow.parquet as pq
 
     parquet = pq.ParquetFile(piece.file)
@@ -211,16 +214,20 @@ def _parquet_chunks(piece: Piece) -> Iterator[tuple[list[dict], object, object]]
     for g in piece.groups:  # one by one: the reader keeps no more than a group
         group = parquet.metadata.row_group(g)
         batch = max(1, min(CHUNK_ROWS, group.num_rows * CHUNK_BYTES // max(group.total_byte_size, 1)))
-        for chunk in parquet.iter_batches(batch_size=batch, row_groups=[g], columns=columns):
-            values, found, said = {name: chunk.column(name) for name in chunk.schema.names}, None, None
-            for name in ("image", "images"):
-                if name in values and found is None:
-                    values[name], found = _pictures(values[name])
-            for name in ("conversations", "messages"):
-                if name in values and said is None:
-                    values[name], said = _turns(values[name])
-            lists = [_python(column) for column in values.values()]
-            yield [dict(zip(values, row)) for row in zip(*lists)], found, said
+        yield from map(_of_batch, parquet.iter_batches(batch_size=batch, row_groups=[g], columns=columns))
+
+
+def _of_batch(batch) -> tuple[list[dict], object, object]:
+    """(rows, their array of pictures, their array of turns) of a record batch."""
+    values, found, said = {name: batch.column(name) for name in batch.schema.names}, None, None
+    for name in ("image", "images"):
+        if name in values and found is None:
+            values[name], found = _pictures(values[name])
+    for name in ("conversations", "messages"):
+        if name in values and said is None:
+            values[name], said = _turns(values[name])
+    lists = [_python(column) for column in values.values()]
+    return [dict(zip(values, row)) for row in zip(*lists)], found, said
 
 
 def _python(column) -> list:
