@@ -2,16 +2,20 @@
 
 import io
 import json
+import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from train_mllm import pictures, prepare_data, sources
+from train_mllm import rows as rows_module
 from train_mllm.prepare_data import main, prepare
 from train_mllm.rows import Picture, normalise, open_conversations
 
@@ -284,6 +288,78 @@ def test_every_planted_fault_is_counted(images):
     names = {reason: [reason] for reason in FAULTS} | {"malformed row": [f"row {20 + len(FAULTS)} of sft.json"]}
     assert (ledger["read"], ledger["used"], ledger["names"]) == (21 + len(FAULTS), 21, names)
     assert ids(images / "out") == [str(i) for i in range(21)]
+
+
+ODD_TURNS = {  # what becomes of two plain turns, and the reason that it is counted under; None: it is as good as any
+    "wide": (lambda q, a: [q, (a[0], "\x1c\u2003\n" + a[1] + "\x85 ")], None),
+    "system": (lambda q, a: [("system", "be brief"), q, a], None),
+    "late system": (lambda q, a: [q, ("system", "be brief"), a], None),
+    "empty": (lambda q, a: [q, (a[0], "\u2003\x1f")], "empty answer"),
+    "marker": (lambda q, a: [q, (a[0], "see <image>")], "<image> marker in an answer"),
+    "first": (lambda q, a: [a, q], "turns do not alternate user, assistant"),
+    "twice": (lambda q, a: [q, q, a, a], "turns do not alternate user, assistant"),
+    "unanswered": (lambda q, a: [q, a, (q[0], "and?")], "turns do not alternate user, assistant"),
+    "role": (lambda q, a: [q, ("robot", a[1])], "malformed turn"),
+    "no role": (lambda q, a: [q, (None, a[1])], "malformed turn"),
+    "silent": (lambda q, a: [(q[0], None), a], "malformed turn"),
+    "no turn": (lambda q, a: [q, a, None], "malformed turn"),
+    "none": (lambda q, a: [], "no turns"),
+    "null": (lambda q, a: None, "no turns"),
+    "alone": (lambda q, a: [("system", "be brief")], "no turns"),
+    "markers": (lambda q, a: [(q[0], q[1] + "<image>"), a], "<image> markers and pictures do not match"),
+}
+TURN_COLUMNS = {"conversations": ("from", "value"), "messages": ("role", "content")}
+ODD_PICTURES = {
+    "gone": ({"bytes": None, "path": "gone.png"}, "missing picture"),
+    "cut": ({"bytes": encoded()[:40], "path": None}, "undecodable picture"),
+    "void": (None, "malformed picture"),
+}
+
+
+@pytest.mark.parametrize("column", ["conversations", "messages", "both"])
+def test_turns_told_by_column_and_one_by_one_make_the_same_folder(images, monkeypatch, column):
+    """400 random rows with every fault that a parquet file can hold, the first hundred without: the same files, byte for byte."""
+    draw, rows, expected = random.Random(0), [], Counter()
+    for i in range(400):
+        shown = [{"bytes": encoded(size=(8, 8 + draw.randrange(8))), "path": None} for _ in range(draw.randrange(3))]
+        question = draw.choice(["human", "user"]), "<image>\n" * len(shown) + draw.choice(["what", " où?\n", ""])
+        answer = draw.choice(["gpt", "assistant"]), draw.choice(["yes", "<im age>", " 是的 \n", "a\x1cb", f"{i}"])
+        turns, odd = [question, answer], draw.choice([None, *ODD_TURNS, *ODD_PICTURES]) if i >= 100 else None
+        if odd in ODD_TURNS:
+            make, reason = ODD_TURNS[odd]
+            turns = make(question, answer)
+        elif odd:
+            picture, reason = ODD_PICTURES[odd]
+            turns, shown = [(question[0], question[1] + "<image>"), answer], [*shown, picture]
+        expected[reason if odd else None] += 1
+        if turns and odd is None and draw.random() < 0.3:
+            turns = [*turns, ("human", "and?"), ("gpt", "no")]
+        says = "conversations" if column == "conversations" or (column == "both" and i % 3) else "messages"
+        names = ("from", "value") if says == "conversations" else ("role", "content")
+        turns = [turn and dict(zip(names, turn)) for turn in turns] if turns else turns
+        rows.append({"id": str(i), "images": shown, says: turns})
+    types = {name: pa.list_(pa.struct([(part, pa.string()) for part in parts])) for name, parts in TURN_COLUMNS.items()}
+    kept = {name: types[name] for name in types if column in (name, "both")}
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("id", pa.string()), ("images", pa.list_(picture)), *kept.items()])
+    pq.write_table(pa.Table.from_pylist(rows, schema), images / "p.parquet")
+    monkeypatch.setattr(sources, "CHUNK_ROWS", 37)
+
+    looked, real = [], rows_module._checked
+    monkeypatch.setattr(rows_module, "_checked", lambda turns, shown: looked.append(turns) or real(turns, shown))
+    by_column = prepare(str(images / "p.parquet"), "", str(images / "column"), max_bad=1, workers=1)
+    by_column_looked = len(looked)
+    monkeypatch.setattr(sources, "plain_turns", lambda column: ([None] * len(column), None))
+    one_by_one = prepare(str(images / "p.parquet"), "", str(images / "rows"), max_bad=1, workers=1)
+    assert by_column == one_by_one and one_by_one["skipped"] == {reason: n for reason, n in expected.items() if reason}
+    made = [sorted((images / name).rglob("*.arrow")) for name in ("column", "rows")]
+    assert [file.read_bytes() for file in made[0]] == [file.read_bytes() for file in made[1]] and len(made[0]) == 1
+    assert len(looked) - by_column_looked == 400 and by_column_looked < 300  # the column's test took its share, and only then
+
+
+def test_arrow_trims_what_python_strips():
+    letters = [chr(i) for i in range(0xD800)]  # no space stands behind these
+    assert pc.utf8_trim_whitespace(pa.array(letters)).to_pylist() == [letter.strip() for letter in letters]
 
 
 def test_mended_pictures_are_looked_at_again(images):
