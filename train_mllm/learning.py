@@ -5,11 +5,15 @@ from pathlib import Path
 
 from .recipes import Recipe
 
+# What an earlier stage has to share with another's for two MLLMs to differ in the encoder alone.
+OF_A_STAGE, OF_ITS_RECIPE = ("stage", "data_digest", "steps"), ("batch", "lr", "projector", "lora_rank", "turns", "max_length", "seed")
 
-def start_from(model, recipe: Recipe) -> None:
+
+def start_from(model, recipe: Recipe) -> dict:
     """Take over what an earlier stage taught: the projector, and of an SFT stage the language model too. The encoder stays the recipe's.
 
-    Raises ValueError where the export was made for another encoder or language model.
+    Returns the provenance that is handed on: "llm_digest_before", of the language model before the first of the stages, and "earlier",
+    what each of them was, oldest first. Raises ValueError where the export was made for another encoder or language model.
     """
     from llava_plugin import mllm
 
@@ -27,6 +31,9 @@ def start_from(model, recipe: Recipe) -> None:
     if provenance["stage"] == "sft":
         model.model.language_model.load_state_dict(theirs.model.language_model.state_dict())
         model.lm_head.load_state_dict(theirs.lm_head.state_dict())
+    was = {name: provenance.get(name) for name in OF_A_STAGE}
+    was |= {name: (provenance.get("recipe") or {}).get(name) for name in OF_ITS_RECIPE}
+    return {"llm_digest_before": provenance.get("llm_digest_before"), "earlier": [*provenance.get("earlier", []), was]}
 
 
 def parameter_groups(model) -> dict[str, dict[str, int]]:

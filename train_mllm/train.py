@@ -130,11 +130,10 @@ def train(recipe: Recipe) -> Path:
     dtype = torch.bfloat16 if recipe.bf16 and on_gpu else torch.float32
     tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None)
     model, tokenizer = mllm.build(tower, encoders.find_llm(recipe.llm), dtype=dtype, seed=recipe.seed, projector=recipe.projector)
-    if recipe.init:
-        start_from(model, recipe)
+    handed_on = start_from(model, recipe) if recipe.init else {}
     hold_still(model, recipe)
     guard = Guard(tower, recipe.train_encoder)
-    llm_before = digest(model.model.language_model)
+    llm_before = handed_on.get("llm_digest_before") or digest(model.model.language_model)
 
     # The data: pictures through the tower in every step, or once and kept; conversations too long for one turn are left out.
     features, mean, std = None, 0.0, 1.0
@@ -211,6 +210,7 @@ def train(recipe: Recipe) -> Path:
         "tokens": tower.spec.tokens,
         "untrained": tower.config.untrained,
         **proof,
+        "earlier": handed_on.get("earlier", []),
         "llm_digest_before": llm_before,
         "llm_digest": digest(model.model.language_model),
         "data_digest": ledger["digest"],

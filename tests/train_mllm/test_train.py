@@ -69,13 +69,18 @@ def test_projector_stage_trains_the_projector_alone_and_sft_starts_from_it(recip
     real = train_module.start_from
 
     def spy(model, recipe):
-        real(model, recipe)
+        handed_on = real(model, recipe)
         started.update({n: p.detach().clone() for n, p in model.model.multi_modal_projector.named_parameters()})
+        return handed_on
 
     monkeypatch.setattr(train_module, "start_from", spy)
-    train(replace(recipe, init=str(projector)))
+    tuned = train(replace(recipe, init=str(projector)))
     saved = dict(mllm.load(projector).model.model.multi_modal_projector.named_parameters())
     assert started and all(saved[n].equal(p) for n, p in started.items())
+    more = provenance(train(replace(recipe, init=str(tuned), out=recipe.out + "-more")))
+    assert more["llm_digest_before"] == said["llm_digest_before"] != provenance(tuned)["llm_digest"], "before the first of the stages"
+    first, second = more["earlier"]
+    assert (first["stage"], second["stage"]) == ("projector", "sft") and first["data_digest"] == said["data_digest"]
     folder = Path(recipe.out).parent / "wide"
     wide = {
         "hidden_size": 32,
