@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
-TINY_VOCAB = 512
+TINY_VOCAB = 1024
 # A turn is `<|im_start|>question\nanswer<|im_end|>`: ChatML without its role names, which so small a vocabulary would spell letter by
 # letter, in every turn. The generation marks cover what a model has to say by itself: the answer and the token that ends it.
 TURNS = (
@@ -195,7 +195,7 @@ def make_dinov2(folder: Path) -> dict:
 
 
 def make_llama_tiny(folder: Path, text: Path, seed: int, phrases: Sequence[str] = ()) -> dict:
-    """A Llama of 2 layers and width 128 with random weights, and a byte-level BPE of 512 entries trained on the lines of `text`.
+    """A Llama of 2 layers and width 128 with random weights, and a byte-level BPE of at most 1,024 entries trained on the lines of `text`.
 
     Each of `phrases` is one token: an instruction that every question repeats would else be most of what is computed.
     """
