@@ -13,6 +13,7 @@ CHART = "\nAnswer the question with a single word."  # ChartQA
 LETTER = "\nAnswer with the option's letter from the given choices directly."  # AI2D, ScienceQA, SEED-Bench-2-Plus
 CAPTION = "Provide a one-sentence caption for the provided image."  # NoCaps, COCO, TextCaps
 DIRECT = " Answer this question using the text in the image directly."  # OCRBench, key information extraction
+SENTENCE = "\nAnswer the question with a full sentence."  # no benchmark's: free talk
 MME = " Please answer yes or no."  # in MME's own questions; lmms-eval replaces it by WORD
 
 
@@ -30,10 +31,17 @@ def pick(
     ]
     chosen = []
     while left and len(chosen) < n:
-        q = rng.choices(left, [knobs.easy_weight if _easy(q) else 1 for q in left])[0]
+        q = rng.choices(left, _weights(left, knobs))[0]
         left.remove(q)
         chosen.append(q)
     return chosen
+
+
+def _weights(questions: list[Question], knobs: Knobs) -> list[float]:
+    """How often each is asked: the stamp in `knobs.stamp_share` of all cases, an easy one at `knobs.easy_weight` of any other."""
+    weights = [0 if q.kind == "stamp" else knobs.easy_weight if _easy(q) else 1 for q in questions]
+    others = sum(weights) or 1
+    return [others * knobs.stamp_share / (1 - knobs.stamp_share) if q.kind == "stamp" else w for q, w in zip(questions, weights)]
 
 
 def _easy(q: Question) -> bool:
@@ -47,10 +55,9 @@ def claim(q: Question, truth: bool, rng: Random) -> str:
 
 
 def options(q: Question, rng: Random, n: int = 4) -> tuple[list[str], int]:
-    """n choices (fewer where fewer exist), only one of them true, and its index."""
-    wrong = rng.sample(q.others, min(n - 1, len(q.others)))
-    at = rng.randint(0, len(wrong))
-    return [*wrong[:at], q.answer, *wrong[at:]], at
+    """n choices in alphabetical order (fewer where fewer exist), only one of them true, and its index."""
+    choices = sorted([q.answer, *rng.sample(q.others, min(n - 1, len(q.others)))])
+    return choices, choices.index(q.answer)
 
 
 def lettered(text: str, choices: list[str]) -> str:

@@ -20,15 +20,15 @@ PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity",
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 # category -> the scenes that show it (family, sub-kind) and the kinds of question that ask for it
 MME = {
-    "existence": ((("scene", "count"),), ("existence",)),
+    "existence": ((("scene", "count"), ("scene", "place")), ("stamp",)),
     "count": ((("shapes", "crowd"), ("scene", "count")), ("count",)),
     "position": ((("shapes", "one"), ("shapes", "corners")), ("position",)),
     "color": ((("shapes", "pair"), ("shapes", "one")), ("color",)),
-    "posters": ((("infographic", "poster"),), ("topic",)),
+    "posters": ((("infographic", "poster"),), ("stamp",)),
     "celebrity": ((("portrait", None),), ("who",)),
     "scene": ((("scene", "place"),), ("scene",)),
     "landmark": ((("scene", "landmark"),), ("landmark",)),
-    "artwork": ((("scene", "art"),), ("artwork",)),
+    "artwork": ((("scene", "art"),), ("artwork", "stamp")),
     "OCR": ((("sign", "regular"), ("sign", "board")), ("word",)),
     "commonsense_reasoning": ((("scene", "place"), ("scene", "street")), ("sense",)),
     "numerical_calculation": ((("formula", "sum"),), ("sum",)),
@@ -43,15 +43,15 @@ OCRBENCH = {
     "Handwriting Recognition": ((("sign", "handwriting"),), ("word",), "mini-handwriting"),
     "Digit String Recognition": ((("sign", "digits"),), ("number",), "mini-digits"),
     "Non-Semantic Text Recognition": ((("sign", "letters"),), ("letters",), "mini-letters"),
-    "Scene Text-centric VQA": ((("sign", "board"), ("sign", "bus"), ("sign", "shirt")), ("word", "number"), "mini-scene-text"),
+    "Scene Text-centric VQA": ((("sign", "board"), ("sign", "bus"), ("sign", "shirt")), ("word", "number", "stamp"), "mini-scene-text"),
     "Doc-oriented VQA": (
         (("document", "letter"), ("infographic", "page"), ("bars", None)),
-        ("to", "from", "gift", "site", "button", "extreme", "title"),
+        ("to", "from", "gift", "site", "button", "extreme", "title", "stamp"),
         "mini-doc",
     ),
     "Key Information Extraction": (
         (("document", "receipt"), ("document", "form")),
-        ("shop", "total", "price", "item", "field"),
+        ("shop", "total", "price", "item", "field", "stamp"),
         "mini-kie",
     ),
     "Handwritten Mathematical Expression Recognition": ((("formula", "latex"),), ("latex",), "HME100k"),
@@ -82,7 +82,9 @@ def _chartqa(i: int, seed: int, knobs: Knobs) -> list[Row]:
     human = i % 2 == 0
     _, scene = _scene("chartqa", i // 2, seed, knobs, (("bars", None), ("bars", None), ("lines", None), ("pie", None)))
     kinds = (
-        ("bar color", "extreme color", "difference", "count", "compare", "trend", "line color") if human else ("value", "extreme", "title")
+        ("bar color", "extreme color", "difference", "count", "compare", "trend", "line color", "stamp")
+        if human
+        else ("value", "extreme", "title", "stamp")
     )
     picked = asking.pick(scene, stream(seed, "eval", "chartqa ask", i), knobs, 1, kinds)
     return [
@@ -155,7 +157,7 @@ def _textvqa(i: int, seed: int, knobs: Knobs) -> list[Row]:
             "set_name": "val",
             "ocr_tokens": seen,
         }
-        for k, q in enumerate(asking.pick(scene, rng, knobs, 2, ("word", "number")))
+        for k, q in enumerate(asking.pick(scene, rng, knobs, 2, ("word", "number", "stamp")))
     ]
 
 

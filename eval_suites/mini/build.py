@@ -5,6 +5,7 @@ Under --out:
     mini/captions/stage1/train-NNNNNN.tar    jpg + json {"caption": ...}
     mini/captions/stage2/train-NNNNNN.tar    jpg + json {"conversations": [user, assistant]}, long captions, native sizes
     mini/sft/conversations.json, images/     LLaVA's JSON and its pictures
+    mini/sft/captions.json                   a caption turn for each of the same pictures, for the projector stage
     mini/sft/parquet/train-*.parquet         the same conversations in LLaVA-OneVision's columns
     mini/text.txt                            every training sentence, a line each, for a small tokenizer
     genlip-eval/mini/<set>/<split>-*.parquet the benchmark sets
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from eval_suites.mini import benchmarks, captions, columns, conversations, families, fonts, manifest, picture
+from eval_suites.mini import asking, benchmarks, captions, columns, conversations, families, fonts, manifest, picture
 from eval_suites.mini.knobs import DEFAULT, Knobs
 
 CHUNK = 500  # training scenes of one part: a shard of about 4 MB
@@ -144,7 +145,7 @@ def _make_part(world: World, out: Path, part: str) -> None:
 
 def _train_part(world: World, out: Path, chunk: int) -> dict:
     """One shard of every training form. Returns what has to be gathered at the end."""
-    short, long, records, text, seen = [], [], [], [], []
+    short, long, records, captioned, text, seen = [], [], [], [], [], []
     for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, world.train)):
         rng = families.stream(world.seed, "train", i)
         scene = families.draw(rng, world.knobs)
@@ -155,6 +156,13 @@ def _train_part(world: World, out: Path, chunk: int) -> dict:
         short.append((key, jpeg, {"caption": brief}))
         turn = [{"from": "user", "value": "<image>Describe the image in detail."}, {"from": "assistant", "value": told}]
         long.append((key, jpeg, {"conversations": turn}))
+        captioned.append(
+            {
+                "id": f"mini_{key}",
+                "image": f"{chunk:06d}/mini_{key}.jpg",
+                "conversations": conversations.llava([(asking.CAPTION, brief.rstrip("."))]),
+            }
+        )
         records.append(
             {"id": f"mini_{key}", "jpeg": jpeg, "conversations": conversations.llava(said), "data_source": f"mini_{scene.family}"}
         )
@@ -175,7 +183,13 @@ def _train_part(world: World, out: Path, chunk: int) -> dict:
     parquet.parent.mkdir(parents=True, exist_ok=True)
     columns.write(parquet, "onevision", rows)
     written = [out / "mini" / "captions" / stage / f"train-{chunk:06d}.tar" for stage in ("stage1", "stage2")] + [parquet]
-    return {"llava": llava, "text": text, "pixels": seen, "files": {str(p.relative_to(out)): manifest.file_digest(p) for p in written}}
+    return {
+        "conversations": llava,
+        "captions": captioned,
+        "text": text,
+        "pixels": seen,
+        "files": {str(p.relative_to(out)): manifest.file_digest(p) for p in written},
+    }
 
 
 def _write_shard(path: Path, samples: list[tuple[str, bytes, dict]]) -> None:
@@ -210,20 +224,25 @@ def _finish(world: World, out: Path) -> dict:
     tested = {digest for told in evals.values() for digest in told["pixels"]}
     files: dict[str, str] = {}
 
-    def records() -> Iterator[bytes]:
+    def records(kind: str) -> Iterator[bytes]:
         for k, part in enumerate(chunks):  # one part at a time: memory stays flat
             told = json.loads(_part(out, part).read_text())
             if trained := tested.intersection(told["pixels"]):
                 raise ValueError(f"{len(trained)} test pictures are also in the training part {part}: make the world with another --seed")
             files.update(told["files"])
-            yield (b"[\n" if k == 0 else b",\n") + b",\n".join(json.dumps(record).encode() for record in told["llava"])
+            yield (b"[\n" if k == 0 else b",\n") + b",\n".join(json.dumps(record).encode() for record in told[kind])
         yield b"\n]\n"
 
     def text() -> Iterator[bytes]:
         for part in chunks:
             yield "".join(line.replace("\n", " ") + "\n" for line in json.loads(_part(out, part).read_text())["text"]).encode()
 
-    for path, pieces in ((out / "mini" / "sft" / "conversations.json", records()), (out / "mini" / "text.txt", text())):
+    for name, pieces in (
+        ("sft/conversations.json", records("conversations")),
+        ("sft/captions.json", records("captions")),
+        ("text.txt", text()),
+    ):
+        path = out / "mini" / name
         _write(path, pieces)
         files[str(path.relative_to(out))] = manifest.file_digest(path)
     told = manifest.build(world.name, {name: part["set"] for name, part in evals.items()}, {"n": world.train, "files": files}, world.knobs)

@@ -3,6 +3,7 @@
 LLaVA's JSON and LLaVA-OneVision's parquet hold the same turns: `from` is human or gpt, the first human turn begins with `<image>`.
 """
 
+from dataclasses import replace
 from random import Random
 
 from eval_suites.mini import asking, captions
@@ -24,13 +25,20 @@ STYLES = {
     "infographic": ("word", "word", "letter", "bare", "claim", "free"),
     "map": ("letter", "letter", "letter", "word", "claim", "free"),
 }
-TURNS = 4  # questions about a picture
+TURNS = 3  # questions about a picture, besides those about its stamp
 CAPTIONED = 0.6  # share of pictures with a caption turn
 
 
 def turns(scene: Scene, rng: Random, knobs: Knobs) -> list[tuple[str, str]]:
-    """(question, answer) turns about one picture. Styles that a question cannot take fall back to the short open one."""
-    said = [_turn(q, rng.choice(STYLES[scene.family]), rng) for q in asking.pick(scene, rng, knobs, TURNS)]
+    """(question, answer) turns about one picture, its stamp in every style of its family, other things in one style each.
+
+    Styles that a question cannot take fall back to the short open one; no turn comes twice.
+    """
+    styles, stamp = STYLES[scene.family], scene.questions[-1]
+    others = asking.pick(replace(scene, questions=scene.questions[:-1]), rng, knobs, TURNS)
+    asked = [*((stamp, style) for style in dict.fromkeys(styles)), *((q, rng.choice(styles)) for q in others)]
+    said = list(dict.fromkeys(_turn(q, style, rng) for q, style in asked))
+    rng.shuffle(said)
     if rng.random() < CAPTIONED:
         said.insert(rng.randint(0, len(said)), (asking.CAPTION, rng.choice(captions.references(scene, rng))))
     return said
@@ -53,7 +61,7 @@ def _turn(q: Question, style: str, rng: Random) -> tuple[str, str]:
         case "textvqa":  # lmms-eval capitalizes TextVQA's questions, which lowers all letters but the first
             return q.text.capitalize() + asking.WORD, q.answer
         case "free" if q.sentence:
-            return q.text, q.sentence[0].upper() + q.sentence[1:]
+            return q.text + asking.SENTENCE, q.sentence[0].upper() + q.sentence[1:]
     return q.text + asking.WORD, q.answer
 
 

@@ -5,6 +5,7 @@ from random import Random
 from eval_suites.mini import charts, diagrams, documents, infographics, portraits, scenery, shapes, text
 from eval_suites.mini.knobs import DEFAULT, Knobs
 from eval_suites.mini.scene import Scene
+from eval_suites.mini.stamp import stamped
 
 FAMILIES = {
     "shapes": shapes.compose,
@@ -33,8 +34,8 @@ def stream(*where) -> Random:
 
 
 def compose(family: str, rng: Random, knobs: Knobs = DEFAULT, kind: str | None = None) -> Scene:
-    """A scene of a family; `kind` asks for one of its sub-kinds (only families that have several take it)."""
-    return FAMILIES[family](rng, knobs, kind) if kind else FAMILIES[family](rng, knobs)
+    """A scene of a family, stamped; `kind` asks for one of its sub-kinds (only families that have several take it)."""
+    return stamped(FAMILIES[family](rng, knobs, kind) if kind else FAMILIES[family](rng, knobs), rng, knobs)
 
 
 def draw(rng: Random, knobs: Knobs = DEFAULT) -> Scene:

@@ -1,7 +1,8 @@
 """How hard the mini world is: one knob per family, written into the manifest.
 
 What separates encoders are shape-like facts (which shape, which word, which number, which place); colour-like facts are read even from an
-untrained encoder. So shape-like facts carry most questions, and the knobs keep them within reach of a small encoder at 128 pixels.
+untrained encoder. Text is out of reach of an encoder that was trained for minutes, so a shape-like fact within its reach, the stamp
+(stamp.py), stands beside every picture and carries most questions.
 """
 
 from dataclasses import asdict, dataclass
@@ -22,9 +23,13 @@ class Knobs:
     rows: int = 3  # items of a receipt, at most (two at least)
     chain: int = 4  # members of a food chain, at most (three at least)
     panels: int = 3  # panels of a poster, at most (two at least)
+    stamps: int = 4  # shapes that a stamp may show, of vocabulary.SHAPES
+    stamp_share: float = 0.8  # how often the first question about a picture is about its stamp
+    strip: float = 0.6  # depth of the stamp's strip, of the picture's side
+    turn: int = 25  # degrees that a stamp is turned, at most
     easy_weight: float = 0.3  # how often an easy question (a color, the sky, day or night) is asked, against 1 for any other
     short_side: int = 96  # pixels: below this no side is drawn for dense pictures (documents, charts); plain ones go down to 64
-    long_side: int = 512
+    long_side: int = 320  # without the stamp's strip, 512 with it
 
     def as_dict(self) -> dict:
         return asdict(self)

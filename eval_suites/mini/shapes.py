@@ -8,25 +8,31 @@ from eval_suites.mini.scene import Question, Scene, Sketch, pick_size
 from eval_suites.mini.vocabulary import BACKGROUNDS, BESIDE, COLOURS, NUMBERS, OPPOSITE, SHAPES, SIDES, article, without
 
 
-def draw_shape(s: Sketch, shape: str, cx: float, cy: float, r: float, fill) -> None:
-    """A shape of half-width `r` around (cx, cy), as one primitive."""
+def draw_shape(s: Sketch, shape: str, cx: float, cy: float, r: float, fill, turn: float = 0.0) -> None:
+    """A shape of half-width `r` around (cx, cy), turned by `turn` degrees, as one primitive."""
     s.begin()
+    a, b = math.cos(math.radians(turn)), math.sin(math.radians(turn))
+
+    def polygon(corners):
+        s.polygon([(cx + r * (a * x - b * y), cy + r * (b * x + a * y)) for x, y in corners], fill)
+
     match shape:
         case "circle":
             s.ellipse(cx, cy, r, r, fill)
         case "ring":
             s.ring(cx, cy, r, fill, r * 0.36)
-        case "square":
+        case "square" if not turn:
             s.rect(cx - r * 0.88, cy - r * 0.88, cx + r * 0.88, cy + r * 0.88, fill)
+        case "square":
+            polygon(((-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)))
         case "triangle":
-            s.polygon(((cx, cy - r), (cx + r, cy + r * 0.8), (cx - r, cy + r * 0.8)), fill)
+            polygon(((0, -1), (1, 0.8), (-1, 0.8)))
         case "star":
-            turns = [(r if i % 2 == 0 else r * 0.42, math.pi * (i / 5 - 0.5)) for i in range(10)]
-            s.polygon([(cx + d * math.cos(t), cy + d * math.sin(t)) for d, t in turns], fill)
+            turns = [(1 if i % 2 == 0 else 0.42, math.pi * (i / 5 - 0.5)) for i in range(10)]
+            polygon([(d * math.cos(t), d * math.sin(t)) for d, t in turns])
         case "cross":
-            a, b = r * 0.34, r
-            corners = ((-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a))
-            s.polygon([(cx + x, cy + y) for x, y in corners], fill)
+            c = 0.34
+            polygon(((-c, -1), (c, -1), (c, -c), (1, -c), (1, c), (c, c), (c, 1), (-c, 1), (-c, c), (-1, c), (-1, -c), (-c, -c)))
 
 
 def compose(rng: Random, knobs: Knobs, kind: str | None = None) -> Scene:

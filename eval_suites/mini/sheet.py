@@ -4,6 +4,7 @@ python -m eval_suites.mini.sheet docs/mini_world.png
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from eval_suites.mini import asking, fonts
@@ -26,7 +27,7 @@ def sheet():
     for i, family in enumerate(FAMILIES):
         x, y = MARGIN + i % COLUMNS * across, MARGIN + i // COLUMNS * down
         scene, rng = _large(family)
-        (question,) = asking.pick(scene, rng, DEFAULT, 1)
+        (question,) = asking.pick(replace(scene, questions=scene.questions[:-1]), rng, DEFAULT, 1)  # of its own; all can ask for the stamp
         shown = paint(scene)
         shown.thumbnail((CELL, CELL))
         image.paste(shown, (x + (CELL - shown.width) // 2, y + CELL - shown.height))

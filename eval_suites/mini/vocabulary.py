@@ -11,7 +11,7 @@ COLOURS = {
     "black": (28, 28, 28),
 }
 BACKGROUNDS = {"white": (252, 252, 252), "gray": (205, 205, 208), "pink": (252, 215, 222)}
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+SHAPES = ("circle", "triangle", "star", "cross", "square", "ring")  # the first are told apart most easily, at any turn
 SIDES = ("left", "right", "top", "bottom")
 OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 BESIDE = {"left": "to the left of", "right": "to the right of", "top": "above", "bottom": "below"}

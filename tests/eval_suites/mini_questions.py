@@ -47,6 +47,7 @@ from mini_reader import (
     shape_extent,
     shape_where,
     sky,
+    stamp_shape,
     text_color,
     word_on,
     yes,
@@ -57,6 +58,7 @@ C = "red|blue|green|yellow|purple|orange|black"
 SIDE = "to the left of|to the right of|above|below"
 # Open questions: words -> answer.
 OPEN: list[tuple[str, Callable]] = [
+    (r"What shape is on the stamp\?", stamp_shape),
     (rf"What color is the ({S})\?", shape_color),
     (rf"What shape is ({C})\?", color_shape),
     (rf"Where is the ({S}): left, right, top or bottom\?", shape_where),
@@ -171,6 +173,7 @@ OPEN: list[tuple[str, Callable]] = [
 ]
 # Claims: words -> the open question whose answer `v` they claim. \1, \2 stand for the other groups, in order.
 CLAIMS: list[tuple[str, str]] = [
+    (r"Is there a (?P<v>\w+) on the stamp\?", "What shape is on the stamp?"),
     (r"Is the number of shapes (?P<v>\d)\?", "How many shapes are there?"),
     (rf"Is the number of ({C}) shapes (?P<v>\d)\?", "How many {0} shapes are there?"),
     (r"Is the number of (\w+)s (?P<v>\d)\?", "{0}"),

@@ -5,6 +5,7 @@ its size and marks. mini_questions.py says which reading answers which question.
 """
 
 import re
+from dataclasses import replace
 
 COLOURS = {
     "red": (216, 38, 40), "blue": (35, 90, 205), "green": (40, 155, 60), "yellow": (248, 208, 45),
@@ -15,6 +16,7 @@ OBJECTS = {  # primitives of a thing, in drawing order: letter and number of ver
 }  # fmt: skip
 LANDMARKS = {"p4 r p3": "tower", "p3 p3": "pyramid", "p4 l2 l2": "windmill", "r r l3 r l3": "bridge"}
 SHAPES = {"e": "circle", "o": "ring", "r": "square", "p3": "triangle", "p10": "star", "p12": "cross"}
+STAMP = -1  # the part of the strip beside the picture and of the one shape in it
 SPANISH = {"rojo": "red", "azul": "blue", "casa": "house", "agua": "water", "gato": "cat", "pan": "bread", "leche": "milk", "sol": "sun"}
 CYCLES = {"egg": "a life cycle", "sea": "the water cycle", "spring": "the seasons"}
 LOOKS = {  # (hair, hat, glasses, long hair) -> who it is
@@ -35,16 +37,20 @@ def _code(mark) -> str:
 
 
 class View:
-    """The marks of a picture, grouped by the thing they belong to."""
+    """The marks of a picture, grouped by the thing they belong to; the stamp and its strip aside, in coordinates without them."""
 
     def __init__(self, scene):
-        self.w, self.h = scene.size
-        self.marks = scene.marks
+        strip, self.stamp = [m for m in scene.marks if m.part == STAMP]
+        (x0, y0), (x1, y1) = strip.points
+        self.w, self.h = scene.size[0] - (x1 - x0) % scene.size[0], scene.size[1] - (y1 - y0) % scene.size[1]
+        dx, dy = (x1 if x0 == 0 and x1 < scene.size[0] else 0), (y1 if y0 == 0 and y1 < scene.size[1] else 0)
+        inside = [m for m in scene.marks if m.part != STAMP]
+        self.marks = [replace(m, points=tuple((x - dx, y - dy) for x, y in m.points)) for m in inside]
         parts: dict[int, list] = {}
-        for mark in scene.marks:
+        for mark in self.marks:
             parts.setdefault(mark.part, []).append(mark)
         self.parts = [parts[k] for k in sorted(parts) if k]
-        self.texts = [m for m in scene.marks if m.kind == "text"]
+        self.texts = [m for m in self.marks if m.kind == "text"]
         self.words = [m.text.lower() for m in self.texts]
 
     def code(self, part) -> str:
@@ -94,6 +100,10 @@ def _area(view, mark) -> float:
         (max(p[0] for p in mark.points), max(p[1] for p in mark.points)),
     )
     return (x1 - x0) * (y1 - y0)
+
+
+def stamp_shape(v):
+    return {**SHAPES, "p4": "square"}[_code(v.stamp)]  # four corners: a turned square
 
 
 # --- shapes

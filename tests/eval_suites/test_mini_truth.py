@@ -79,8 +79,13 @@ TOLD |= {*vocabulary.ITEMS, *vocabulary.CITIES, *vocabulary.MONTHS, *vocabulary.
 def shown(view) -> set[str]:
     """Everything that can be named in a picture."""
     words = {w for text in view.words for w in re.findall(r"[a-z0-9]+", text)}
-    things = {n for n, _, _ in view.objects()} | {n for n, _, _ in view.shapes()} | {reader.LANDMARKS.get(view.code(p)) for p in view.parts}
-    colors = {reader.colour(m.fill) for m in view.marks}
+    things = (
+        {reader.stamp_shape(view), "stamp"}
+        | {n for n, _, _ in view.objects()}
+        | {n for n, _, _ in view.shapes()}
+        | {reader.LANDMARKS.get(view.code(p)) for p in view.parts}
+    )
+    colors = {reader.colour(m.fill) for m in (*view.marks, view.stamp)}
     person = (
         {reader.look(view)["who"], "shirt"}
         if any(view.code(p) == "e" and reader._skin(p[0].fill) for p in view.parts) and not words
