@@ -1,6 +1,7 @@
 # make test       set up .venv if need be, then the tests (CPU, offline)
 # make test-all   the same and the slow proofs
-# make demo       easy-VQA end to end: pretrain, fine-tune three MLLMs, evaluate, one table
+# make demo       the mini world end to end: pretrain, fine-tune three MLLMs, evaluate on 14 benchmarks, one table
+# make demo-easyvqa  the same chain on a public data set of shapes
 # make demo-real  the same chain with SmolLM2-135M, partial rows; long without a GPU
 # make lint       ruff
 PYTHON ?= python3
@@ -16,7 +17,7 @@ MENDS := echo "set-up stopped: see pip's words above. A package index is needed,
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: test test-all demo demo-real lint setup
+.PHONY: test test-all demo demo-easyvqa demo-real lint setup
 setup: $(STAMP)
 
 # torch comes first and pinned: a resolver that meets an unpinned torch may pull gigabytes of CUDA.
@@ -53,6 +54,9 @@ test-all: $(STAMP) .peers/.installed
 
 demo: $(STAMP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
+
+demo-easyvqa: $(STAMP)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo_easyvqa.sh
 
 demo-real: $(STAMP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo_real.sh
