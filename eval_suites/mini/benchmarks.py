@@ -84,7 +84,7 @@ def _chartqa(i: int, seed: int, knobs: Knobs) -> list[Row]:
     kinds = (
         ("bar color", "extreme color", "difference", "count", "compare", "trend", "line color", "stamp")
         if human
-        else ("value", "extreme", "title", "stamp")
+        else ("value", "extreme", "title")  # the same picture's second question
     )
     picked = asking.pick(scene, stream(seed, "eval", "chartqa ask", i), knobs, 1, kinds)
     return [
