@@ -36,7 +36,7 @@ def make(tmp_path):
     (tmp_path / "log").touch()
 
     def run(*flags, **environment):
-        command = ["make", "setup", "PYTHON=./fake", *flags]
+        command = ["make", "setup", "PYTHON=./fake", "ROOM=0", *flags]  # whatever this disk has left
         done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=False)
         return done.returncode, done.stderr, (tmp_path / "log").read_text().splitlines()
 
