@@ -11,11 +11,10 @@ cd "$(dirname "$0")"
 out=${OUT:-demo} seed=${SEED:-0} scenes=${SCENES:-8000} rows=${ROWS:-130} s1=${S1:-1700} s2=${S2:-120} captions=${CAPTIONS:-1000} sft=${SFT:-2000}
 export HF_HUB_OFFLINE=1 GENLIP_WEIGHTS=$out/weights PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
 mini=$out/data/mini
-step() { printf '\n$'; printf ' %q' "$@"; printf '\n'; "$@"; }
-done_before() { [ -d "$1/export" ] && printf '\n%s/export is there\n' "$1"; }
+. ./demo_steps.sh
 
-# What stands in the folder is gone on with only where this very script, at this size, began it.
-this="$(cksum < demo.sh) seed $seed scenes $scenes rows $rows steps $s1 $s2 $captions $sft"
+# What stands in the folder is gone on with only where these very scripts, at this size, began it.
+this="$(cat demo.sh demo_steps.sh | cksum) seed $seed scenes $scenes rows $rows steps $s1 $s2 $captions $sft"
 if [ -d "$out/runs" ] && [ "$(cat "$out/begun" 2> /dev/null)" != "$this" ]; then
   printf '%s/ was begun by another version of the demo, or at another size: move it away (mv %s %s-old), then the same command again\n' \
     "$out" "$out" "$out" >&2
@@ -48,8 +47,7 @@ step python -m eval_suites.mini --out "$out/data" --train "$scenes" --eval "$row
 
 beside() { fine_tune random-tiny random-tiny 64 && evaluate random-tiny && fine_tune dinov2-s14 dinov2-s14 56 && evaluate dinov2-s14; }
 printf '\nbeside what follows, in %s/beside.log: random-tiny and dinov2-s14 are fine-tuned and evaluated\n' "$out"
-beside > "$out/beside.log" 2>&1 &
-trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
+start_beside beside "$out/beside.log"
 
 # Weights of width 128 start at 1 / sqrt(128), not at the paper's 0.02 for widths of 1,024 and more.
 done_before "$out/runs/tiny-s1" || step python -m genlip.train tiny-s1 --data "$mini/captions/stage1" --tokenizer "$out/weights/llama-tiny" \
@@ -61,8 +59,7 @@ done_before "$out/runs/tiny-s2" || {
 }
 fine_tune genlip-tiny "genlip-tiny=$out/runs/tiny-s2/export" 64
 evaluate genlip-tiny
-wait %1 || { tail -n 20 "$out/beside.log" >&2; exit 1; }
-grep '^\$' "$out/beside.log"
+finish_beside
 
 # All three are evaluated: what follows only reads their results and compares.
 evaluate genlip-tiny --compare dinov2-s14,random-tiny

@@ -6,8 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 export HF_HUB_OFFLINE=1 GENLIP_WEIGHTS=demo-easyvqa/weights PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
-step() { printf '\n$'; printf ' %q' "$@"; printf '\n'; "$@"; }
-done_before() { [ -d "$1/export" ] && printf '\n%s/export is there\n' "$1"; }
+. ./demo_steps.sh
 
 # 16 visual tokens for all three: 64 x 64 pixels at patch 16, 56 x 56 at patch 14.
 fine_tune() { # name, encoder, resolution
@@ -26,8 +25,7 @@ evaluate() { # name, options
 
 beside() { fine_tune random-tiny random-tiny 64 && evaluate random-tiny && fine_tune dinov2-s14 dinov2-s14 56 && evaluate dinov2-s14; }
 printf '\nbeside what follows, in demo-easyvqa/beside.log: random-tiny and dinov2-s14 are fine-tuned and evaluated\n'
-beside > demo-easyvqa/beside.log 2>&1 &
-trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
+start_beside beside demo-easyvqa/beside.log
 
 done_before demo-easyvqa/runs/tiny-s1 || {
   step python -m genlip.train tiny-s1 --data demo-easyvqa/data/easy-vqa/captions --tokenizer demo-easyvqa/weights/llama-tiny \
@@ -37,8 +35,7 @@ done_before demo-easyvqa/runs/tiny-s1 || {
 }
 fine_tune genlip-tiny genlip-tiny=demo-easyvqa/runs/tiny-s1/export 64
 evaluate genlip-tiny
-wait %1 || { tail -n 20 demo-easyvqa/beside.log >&2; exit 1; }
-grep '^\$' demo-easyvqa/beside.log
+finish_beside
 
 # All three are evaluated: what follows only reads their results and compares.
 evaluate genlip-tiny --compare dinov2-s14,random-tiny

@@ -8,8 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 export HF_HUB_OFFLINE=1 GENLIP_WEIGHTS=demo-real/weights PYTHONUNBUFFERED=1
 steps=${STEPS:-150} samples=${SAMPLES:-10} scenes=${SCENES:-2000} pretraining=${PRETRAINING:-2200}
-step() { printf '\n$'; printf ' %q' "$@"; printf '\n'; "$@"; }
-done_before() { [ -d "$1/export" ] && printf '\n%s/export is there\n' "$1"; }
+. ./demo_steps.sh
 
 fine_tune() { # name, encoder, resolution: the projector and LoRA adapters together; mini first, easy-VQA from there
   done_before "demo-real/runs/mini-$1" || step python -m train_mllm.train tiny-sft --encoder "$2" --resolution "$3" --llm smollm2-135m \
