@@ -3,12 +3,12 @@
 LLaVA's JSON and LLaVA-OneVision's parquet hold the same turns: `from` is human or gpt, the first human turn begins with `<image>`.
 """
 
-from dataclasses import replace
 from random import Random
 
 from eval_suites.mini import asking, captions
 from eval_suites.mini.knobs import Knobs
 from eval_suites.mini.scene import Question, Scene
+from eval_suites.mini.stamp import apart
 
 # In which ways questions of a family are asked: those in which some benchmark asks them, and a free one.
 STYLES = {
@@ -34,8 +34,8 @@ def turns(scene: Scene, rng: Random, knobs: Knobs) -> list[tuple[str, str]]:
 
     Styles that a question cannot take fall back to the short open one; no turn comes twice.
     """
-    styles, stamp = STYLES[scene.family], scene.questions[-1]
-    others = asking.pick(replace(scene, questions=scene.questions[:-1]), rng, knobs, TURNS)
+    styles, (own, stamp) = STYLES[scene.family], apart(scene)
+    others = asking.pick(own, rng, knobs, TURNS)
     asked = [*((stamp, style) for style in dict.fromkeys(styles)), *((q, rng.choice(styles)) for q in others)]
     said = list(dict.fromkeys(_turn(q, style, rng) for q, style in asked))
     rng.shuffle(said)

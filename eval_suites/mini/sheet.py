@@ -4,13 +4,13 @@ python -m eval_suites.mini.sheet docs/mini_world.png
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from eval_suites.mini import asking, fonts
 from eval_suites.mini.families import FAMILIES, compose, stream
 from eval_suites.mini.knobs import DEFAULT
 from eval_suites.mini.scene import INK, paint
+from eval_suites.mini.stamp import apart
 
 COLUMNS, CELL, WORDS_HEIGHT, MARGIN = 4, 260, 52, 16
 SEED = "sheet"
@@ -27,7 +27,7 @@ def sheet():
     for i, family in enumerate(FAMILIES):
         x, y = MARGIN + i % COLUMNS * across, MARGIN + i // COLUMNS * down
         scene, rng = _large(family)
-        (question,) = asking.pick(replace(scene, questions=scene.questions[:-1]), rng, DEFAULT, 1)  # of its own; all can ask for the stamp
+        (question,) = asking.pick(apart(scene)[0], rng, DEFAULT, 1)
         shown = paint(scene)
         shown.thumbnail((CELL, CELL))
         image.paste(shown, (x + (CELL - shown.width) // 2, y + CELL - shown.height))

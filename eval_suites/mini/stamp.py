@@ -17,6 +17,12 @@ STRIP = ((252, 252, 252), (226, 226, 230), (250, 240, 216))
 PART = -1  # the part number of the stamp's marks: no thing of the scene has it
 
 
+def apart(scene: Scene) -> tuple[Scene, Question]:
+    """(the scene with its own questions alone, the question about its stamp)."""
+    *own, stamp = scene.questions
+    return replace(scene, questions=tuple(own)), stamp
+
+
 def stamped(scene: Scene, rng: Random, knobs: Knobs) -> Scene:
     """The scene, moved aside for a strip of `knobs.strip` of its side, with a stamp in it; its questions and captions tell of the stamp."""
     shapes = SHAPES[: knobs.stamps]
@@ -29,7 +35,7 @@ def stamped(scene: Scene, rng: Random, knobs: Knobs) -> Scene:
     x0, y0 = {"left": (0, 0), "top": (0, 0), "right": (w, 0), "bottom": (0, h)}[side]
     x1, y1 = (x0 + deep, h) if upright else (w, y0 + deep)
 
-    s = Sketch(rng, knobs, (width, height), part=PART)
+    s = Sketch(rng, knobs, (width, height))
     s.rect(x0, y0, x1, y1, s.noisy(rng.choice(STRIP)))
     short = min(x1 - x0, y1 - y0)
     cx, cy = rng.uniform(x0 + short / 2, x1 - short / 2), rng.uniform(y0 + short / 2, y1 - short / 2)
