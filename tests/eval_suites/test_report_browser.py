@@ -116,23 +116,23 @@ def test_filters_and_search_change_what_is_shown(open_page):
     assert shown() == 20 and page.locator(".sample header", has_text="even").count() == 0
     page.select_option("#category", "")
     page.fill("#search", "shape, 17?")
-    assert shown() == 1 and "sample 17" in page.locator(".sample").inner_text()
+    assert shown() == 1 and "sample 17" in page.locator(".sample").text_content()
     page.fill("#search", "no such thing")
     assert page.locator("#shown").inner_text() == "No sample is like that." and page.locator(".sample").count() == 0
     page.fill("#search", "")
     page.select_option("#benchmark", "easyvqa_colour")
-    assert "which colour, 0?" in page.locator(".sample").first.inner_text()
+    assert "which colour, 0?" in page.locator(".sample").first.text_content()
 
 
 def test_a_shared_link_opens_its_sample(open_page):
     page = open_page("#sample=easyvqa_yes_no/33")
     assert page.locator("#benchmark").input_value() == "easyvqa_yes_no"
     target = page.locator(".sample.linked")
-    assert "which yes_no, 33?" in target.inner_text()
+    assert "which yes_no, 33?" in target.text_content()
     box = target.bounding_box()
     assert 0 <= box["y"] < 900
     page.locator("#sample-34").get_by_role("link").click()
-    assert page.url.endswith("#sample=easyvqa_yes_no/34") and "34?" in page.locator(".sample.linked").inner_text()
+    assert page.url.endswith("#sample=easyvqa_yes_no/34") and "34?" in page.locator(".sample.linked").text_content()
     assert "is not among those" in open_page("#sample=easyvqa_shape/999").locator("#shown").inner_text()
 
 
