@@ -18,7 +18,10 @@ _NOT_COMPARED = {*_ENCODERS_OWN, "llm_digest", "git_commit", "out", "init", "dat
 
 @dataclass(frozen=True)
 class Compared:
-    """One line of a comparison: two values and what may be said of their difference, or why nothing may."""
+    """One line of a comparison: two values and what may be said of their difference, or why nothing may.
+
+    `n` questions were asked of both; an average counts columns, so it has none.
+    """
 
     title: str
     a: float | None
@@ -26,10 +29,11 @@ class Compared:
     n: int | None
     verdict: stats.Verdict | None
     reason: str = ""
+    average: bool = False
 
 
 def compare(suite: Suite, a: Row, b: Row) -> list[Compared]:
-    """Every column, ALL AVG and the micro-average of `a` against `b`: paired by question, drawn by picture."""
+    """Every column, every average and the micro-average of `a` against `b`: paired by question, drawn by picture."""
     lines, paired = [], {}
     for column in suite.columns:
         one, two = a.cells[column.name], b.cells[column.name]
@@ -41,15 +45,17 @@ def compare(suite: Suite, a: Row, b: Row) -> list[Compared]:
                 reason = str(error)
         verdict = None if reason else stats.judge([paired[column.name]], [column.scale], False, column.higher_is_better)
         lines.append(Compared(column.title, one.value, two.value, one.n if not reason else None, verdict, reason or one.refused or ""))
-    complete = all(row.cells[column.name].complete for row in (a, b) for column in suite.columns) and len(paired) == len(suite.columns)
-    parts = list(paired.values())
-    means = [average(suite.columns, row.cells) for row in (a, b)]
-    verdict = stats.judge(parts, weights(suite.columns, a.cells), suite.shared_pictures) if complete else None
-    lines.append(Compared("ALL AVG", *means, None, verdict, "" if complete else "not every column is complete in both"))
-    if suite.overall:
+    for title, columns in suite.averaged.items():
+        means = [average(columns, row.cells) for row in (a, b)]
+        parts = [paired[column.name] for column in columns if column.name in paired and None not in means]
+        complete = len(parts) == len(columns)
+        verdict = stats.judge(parts, weights(columns, a.cells), suite.shared_pictures) if complete else None
+        reason = "" if complete else "not every column is complete in both"
+        lines.append(Compared(title, *means, None, verdict, reason, average=True))
+    if suite.overall:  # of ALL AVG's parts
         verdict = stats.judge([stats.pooled(parts)], [100.0], True) if complete else None
         n = sum(len(part.ids) for part in parts) if complete else None
-        lines.append(Compared("overall", overall(suite, a), overall(suite, b), n, verdict, lines[-1].reason))
+        lines.append(Compared("overall", overall(suite, a), overall(suite, b), n, verdict, reason, average=True))
     return lines
 
 
@@ -68,7 +74,9 @@ def protocol(row: Row) -> dict:
     """What has to be equal for two rows to differ in the encoder alone: stage, language model, data, recipe, token budget, ..."""
     said = next(iter(row.results.values()))["provenance"]
     flat = {**said, **{f"recipe.{name}": value for name, value in (said.get("recipe") or {}).items()}}
-    return {name: value for name, value in flat.items() if name != "recipe" and name.removeprefix("recipe.") not in _NOT_COMPARED}
+    flat |= {f"stage {i}.{name}": value for i, stage in enumerate(said.get("earlier") or [], 1) for name, value in stage.items()}
+    nested = ("recipe", "earlier")
+    return {name: value for name, value in flat.items() if name not in nested and name.removeprefix("recipe.") not in _NOT_COMPARED}
 
 
 def differences(a: Row, b: Row) -> list[str]:

@@ -111,7 +111,7 @@ def _columns(suite: Suite) -> list[dict]:
 
 
 def _averaged(suite: Suite) -> list[tuple[str, tuple[Column, ...]]]:
-    *groups, everything = tables.averaged(suite)
+    *groups, everything = suite.averaged.values()
     return [("all_avg", everything), *zip(suite.groups, groups)]
 
 
@@ -189,7 +189,8 @@ def _compared(suite: Suite, rows: list[Row], pairs: list[tuple[int, int]]) -> li
         {
             "a": a, "b": b, "differs": compare.differences(rows[a], rows[b]),
             "lines": [
-                {"title": line.title, "a": line.a, "b": line.b, "n": line.n, "reason": line.reason, "unit": unit[a].get(line.title, 1.0),
+                {"title": line.title, "a": line.a, "b": line.b, "n": line.n, "reason": line.reason, "average": line.average,
+                 "unit": unit[a].get(line.title, 1.0),
                  **(asdict(line.verdict) if line.verdict else {"difference": None})}
                 for line in compare.compare(suite, rows[a], rows[b])
             ],

@@ -8,7 +8,6 @@ from eval_suites.averages import average, average_bounds
 from eval_suites.figures import COLOURS, Bar, Gap, Series, bars, curves, forest
 from eval_suites.results import Row
 from eval_suites.suites import GROUPS, Suite
-from eval_suites.tables import averaged
 
 Chart = tuple[str, ET.Element]  # a name for its file, the drawing
 
@@ -24,7 +23,7 @@ def charts(suite: Suite, lines: list[dict], chains: list[list[tuple[str, report_
     blocks += [(f"printed in the paper, {llm}", [_bar(line, "all_avg", 1.0) for line in some]) for llm, some in printed.items()]
     found = [("all_avg", bars(f"ALL AVG, {suite.name}", blocks))]
     for group in suite.groups or ("",):
-        columns = [column for column in suite.columns if column.group == group]
+        columns = suite.averaged[GROUPS.get(group, "ALL AVG")]
         blocks = [
             (column.title, [_bar(line, column.name, 100 / row.cells[column.name].full_mark) for line, row in zip(measured, rows)])
             for column in columns
@@ -111,9 +110,8 @@ def _resolutions(suite: Suite, rows: list[Row]) -> list[Chart]:
 
 def _over(suite: Suite, title: str, x_title: str, points: list[tuple[float, Row]]) -> ET.Element | None:
     """A line for each group and one for ALL AVG over x; None where fewer than two x have an average."""
-    titles = [*(GROUPS[group] for group in suite.groups), "ALL AVG"]
     series = []
-    for i, (name, columns) in enumerate(zip(titles, averaged(suite))):
+    for i, (name, columns) in enumerate(suite.averaged.items()):
         whole = sorted(((x, row) for x, row in points if average(columns, row.cells) is not None), key=lambda pair: pair[0])
         line = [(x, average(columns, row.cells)) for x, row in whole]
         bounds = [average_bounds(suite, columns, row) for _, row in whole]

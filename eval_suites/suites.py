@@ -66,6 +66,12 @@ class Suite:
         return tuple(group for group in GROUPS if any(column.group == group for column in self.columns))
 
     @property
+    def averaged(self) -> dict[str, tuple[Column, ...]]:
+        """The columns that each average is over, by its title: those of each group, then all of them."""
+        of_groups = {GROUPS[group]: tuple(column for column in self.columns if column.group == group) for group in self.groups}
+        return {**of_groups, "ALL AVG": self.columns}
+
+    @property
     def n(self) -> int | None:
         """Samples of all columns together, for the micro-average; None where a manifest has to say."""
         counts = [column.n for column in self.columns]
@@ -141,7 +147,7 @@ _MINI = Suite(
 def _single_groups(suite: Suite, prefix: str) -> tuple[Suite, ...]:
     """One suite for each group of columns: its ALL AVG is the group's."""
     return tuple(
-        Suite(prefix + group, tuple(column for column in suite.columns if column.group == group), f"{GROUPS[group]} alone, of {suite.name}")
+        Suite(prefix + group, suite.averaged[GROUPS[group]], f"{GROUPS[group]} alone, of {suite.name}")
         for group in suite.groups
     )
 

@@ -21,7 +21,7 @@ from eval_suites import compare, results, suites
 from eval_suites.averages import admit, average, average_bounds, overall, overall_bounds
 from eval_suites.printed import Printed, paper_report, paper_table
 from eval_suites.results import Cell, Row
-from eval_suites.suites import GROUPS, Column, Suite
+from eval_suites.suites import Column, Suite
 from eval_suites.text import csv_text, latex, markdown_text, write_whole
 
 CELLS_HEADER = ("encoder", "benchmark", "value", "unit", "n", "n_expected", "stderr", "low", "high", "refused")
@@ -43,13 +43,9 @@ def whole(row: Row) -> int:
     return sum(cell.complete and not cell.left_out for cell in row.cells.values())
 
 
-def _group(suite: Suite, group: str) -> tuple[Column, ...]:
-    return tuple(column for column in suite.columns if column.group == group)
-
-
 def _measured_line(suite: Suite, row: Row) -> list:
     cells = [row.cells[column.name] for column in suite.columns]
-    averages = [average(_group(suite, group), row.cells) for group in suite.groups] + [average(suite.columns, row.cells)]
+    averages = [average(columns, row.cells) for columns in suite.averaged.values()]
     averages += [overall(suite, row)] if suite.overall else []
     frozen = "" if row.frozen is None else str(row.frozen).lower()
     complete = f"{whole(row)}/{len(cells)}"
@@ -60,10 +56,11 @@ def _measured_line(suite: Suite, row: Row) -> list:
 
 def printed_line(suite: Suite, llm: str, row: Printed) -> list:
     """A row of tables 3 and 4: frozen, 24 x 24 = 576 tokens at 336 (patch 14) or 384 pixels (patch 16)."""
-    groups = [sum(row.scores[c.name] * 100 / Decimal(c.full_mark) for c in _group(suite, g)) / len(_group(suite, g)) for g in suite.groups]
+    *groups, _ = suite.averaged.values()
+    means = [sum(row.scores[column.name] * 100 / Decimal(column.full_mark) for column in columns) / len(columns) for columns in groups]
     scores = [row.scores[column.name] for column in suite.columns]
     resolution = 336 if row.arch.endswith("/14") else 384
-    values = [_plain(float(value)) for value in [*scores, *groups, row.printed]]
+    values = [_plain(float(value)) for value in [*scores, *means, row.printed]]
     return [row.model, row.arch, llm, "true", resolution, 576, "printed", *values, f"{len(scores)}/{len(scores)}", ""]
 
 
@@ -91,21 +88,16 @@ def write(suite: Suite, rows: list[Row], folder: Path, pairs: list[tuple[Row, Ro
     return text
 
 
-def averaged(suite: Suite) -> list[tuple[Column, ...]]:
-    """The columns of each group, then all of them."""
-    return [*(_group(suite, group) for group in suite.groups), suite.columns]
-
-
 def markdown(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]], pairs: list[tuple[Row, Row]]) -> str:
     """The table for a reader: values with their 95 % intervals, best and second best, k/n, footnotes, comparisons."""
-    titles = [column.title for column in suite.columns] + [GROUPS[group] for group in suite.groups] + ["ALL AVG"]
+    titles = [*(column.title for column in suite.columns), *suite.averaged]
     overall_title = ["overall"] if suite.overall else []
     head = ("encoder", "arch", "LLM", "frozen", "pixels", "tokens", *titles, *overall_title, "complete", "weights")
-    rank = [compare.ranks(suite, rows, columns) for columns in [*((column,) for column in suite.columns), *averaged(suite)]]
+    rank = [compare.ranks(suite, rows, columns) for columns in [*((column,) for column in suite.columns), *suite.averaged.values()]]
     lines = []
     for i, row in enumerate(rows):
         values = [_shown(row.cells[column.name]) for column in suite.columns]
-        values += [_average_shown(suite, columns, row) for columns in averaged(suite)]
+        values += [_average_shown(suite, columns, row) for columns in suite.averaged.values()]
         values = [_marked(value, ranks.get(i), "**{}**", "<u>{}</u>") for value, ranks in zip(values, rank)]
         values += [_overall_shown(suite, row)] if suite.overall else []
         frozen = {True: "yes", False: "no", None: ""}[row.frozen]
@@ -171,12 +163,12 @@ def footnotes(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]])
 
 def tabular(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]]) -> str:
     """The table for a paper: LaTeX with booktabs, values alone, best bold and second best underlined, footnotes as comments."""
-    titles = [column.title for column in suite.columns] + [GROUPS[group] for group in suite.groups] + ["ALL AVG"]
-    rank = [compare.ranks(suite, rows, columns) for columns in [*((column,) for column in suite.columns), *averaged(suite)]]
+    titles = [*(column.title for column in suite.columns), *suite.averaged]
+    rank = [compare.ranks(suite, rows, columns) for columns in [*((column,) for column in suite.columns), *suite.averaged.values()]]
     lines = []
     for i, row in enumerate(rows):
         values = [value_text(row.cells[column.name]) for column in suite.columns]
-        values += [average_text(columns, row) for columns in averaged(suite)]
+        values += [average_text(columns, row) for columns in suite.averaged.values()]
         marked = [_marked(latex(value), ranks.get(i), r"\textbf{{{}}}", r"\underline{{{}}}") for value, ranks in zip(values, rank)]
         lines.append([latex(row.label), latex(row.arch), latex(row.llm), str(row.tokens or ""), *marked])
     for llm, row in printed:

@@ -180,7 +180,7 @@ function drawPair() {
   const reach = Math.max(0.5, ...told.flatMap((line) => [line.low, line.high, line.difference].map((x) => Math.abs(x * line.unit)))) * 1.03;
   const body = pair.lines.map((line) => {
     const digits = line.unit < 0.5 ? 0 : 1;
-    const kind = line.title === "ALL AVG" || line.title === "overall" ? "whole" : null;
+    const kind = line.average ? "whole" : null;
     if (line.difference === null) {
       return h("tr", { class: `${kind || ""} unsure` }, h("th", { scope: "row" }, line.title), h("td", { "data-name": a }, fixed(line.a, digits)),
         h("td", { "data-name": b }, fixed(line.b, digits)), h("td", { class: "reason", colspan: 4 }, line.reason || "not compared"));

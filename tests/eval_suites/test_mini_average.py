@@ -24,7 +24,7 @@ def row(share: float = 1.0, encoder: str = "a", maxima=MAXIMA) -> results.Row:
 
 def test_full_marks_everywhere_average_a_hundred_and_half_of_them_fifty():
     assert averages.average(MINI.columns, row().cells) == pytest.approx(100)
-    for columns in tables.averaged(MINI):
+    for columns in MINI.averaged.values():
         assert averages.average(columns, row(0.5).cells) == pytest.approx(50)
     assert sum(averages.weights(MINI.columns, row().cells)[i] * m for i, m in [(0, 1.0), (1, 0.2), (11, 4.9)]) == pytest.approx(300 / 14)
 

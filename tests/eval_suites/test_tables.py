@@ -138,6 +138,8 @@ def test_better_worse_and_not_told_apart():
     assert said["ChartQA"].word == "better" and said["ChartQA"].difference == pytest.approx(50)
     assert said["DocVQA"].word == "not told apart" and said["DocVQA"].difference == 0
     assert said["ALL AVG"].word == "better" and said["ALL AVG"].difference == pytest.approx(50 / 14)
+    assert said["Doc & OCR"].word == "better" and said["Doc & OCR"].difference == pytest.approx(50 / 7)
+    assert said["Caption"].word == "not told apart" and said["Caption"].difference == 0
     assert {line.title: line.verdict for line in compare.compare(SUITE, b, a)}["ChartQA"].word == "worse"
 
 
@@ -147,7 +149,9 @@ def test_other_data_or_other_prompts_are_not_compared():
         keys = {**b.results, "chartqa": {**b.results["chartqa"], "key": {**b.results["chartqa"]["key"], name: "x"}}}
         lines = compare.compare(SUITE, a, replace(b, results=keys))
         assert lines[0].verdict is None and reason in lines[0].reason
-        assert lines[1].verdict is not None and lines[-1].verdict is None  # the other columns stand, ALL AVG does not
+        said = {line.title: line.verdict for line in lines}
+        assert said["DocVQA"] and said["Caption"]  # the other columns stand, and averages without it
+        assert said["ChartQA"] is said["Doc & OCR"] is said["ALL AVG"] is None
 
 
 def test_a_comparison_names_what_differs_besides_the_encoder():
@@ -165,6 +169,16 @@ def test_a_comparison_names_what_differs_besides_the_encoder():
     text = tables.markdown(SUITE, [a, b], [], [(a, b)])
     assert "Besides the encoder, these differ:\n- tokens: 16 against 576" in text
     assert "these differ" not in tables.markdown(SUITE, [a], [], [(a, measured("third"))])
+
+
+def test_it_names_the_earlier_stage_that_differs():
+    a, b = measured(), measured("other")
+    for row, lr, stages in ((a, 0.001, 1), (b, 0.002, 2)):
+        for result in row.results.values():
+            result["provenance"]["earlier"] = [{"stage": "projector", "lr": lr}] * stages
+    assert compare.differences(a, b) == [
+        "stage 1.lr: 0.001 against 0.002", "stage 2.stage: null against projector", "stage 2.lr: null against 0.002"
+    ]  # fmt: skip
 
 
 def test_rows_are_found_by_name_digest_or_export(tmp_path):
