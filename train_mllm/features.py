@@ -4,10 +4,12 @@ Used by `python -m train_mllm.train ... --cache-features`; size: pictures x toke
 """
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from rich.progress import track
 
@@ -19,15 +21,18 @@ from .rows import open_conversations
 FEATURE_BATCH = 64
 
 
-def cached_features(data: Path, tower, data_digest: str):
+def cached_features(data: Path, tower, data_digest: str, earlier: Path | None = None):
     """(pictures, N, D) fp32 features of all pictures in the data's order, computed once, mapped into memory afterwards.
 
-    The file is named by the tower's digest, its preprocessing and the data, so that none of them can change unnoticed.
+    The file is named by the tower's digest, its preprocessing and the pictures, so that none of them can change unnoticed. `earlier` is
+    the data folder of the stage before: where it talks about the same pictures, one after another, its file serves this one too.
     """
-    key = hashlib.sha256(f"{digest(tower)} {tower.spec} {data_digest}".encode()).hexdigest()[:16]
+    table = open_conversations(data)
+    key = hashlib.sha256(f"{digest(tower)} {tower.spec} {_pictures(table, data_digest)}".encode()).hexdigest()[:16]
     file = data / f"features-{key}.npy"
+    if not file.is_file() and earlier and (earlier / file.name).is_file():
+        file = earlier / file.name
     if not file.is_file():
-        table = open_conversations(data)
         pictures = [(i, j) for i, n in enumerate(table["images"].combine_chunks().value_lengths().to_pylist()) for j in range(n)]
         part = file.with_suffix(".part")
         out = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(len(pictures), tower.spec.tokens, tower.spec.width))
@@ -40,6 +45,15 @@ def cached_features(data: Path, tower, data_digest: str):
         out.flush()
         part.replace(file)
     return np.load(file, mmap_mode="r")
+
+
+def _pictures(table, data_digest: str) -> str:
+    """What tells these pictures from others: path, size and time of each file; the data's digest where pictures lie in the table."""
+    paths = pc.struct_field(table["images"].combine_chunks().flatten(), "path")
+    if paths.null_count:
+        return data_digest
+    files = ((path, os.stat(path)) for path in paths.to_pylist())
+    return hashlib.sha256(repr([(path, file.st_size, file.st_mtime_ns) for path, file in files]).encode()).hexdigest()
 
 
 def channel_statistics(features):

@@ -106,4 +106,4 @@ def adamw(model, recipe: Recipe):
     groups = [{"params": [p for p in learning if id(p) not in of_tower], "lr": recipe.lr}]
     if recipe.train_encoder:
         groups.append({"params": [p for p in learning if id(p) in of_tower], "lr": recipe.encoder_lr})
-    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)

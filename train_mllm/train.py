@@ -141,7 +141,8 @@ def train(recipe: Recipe) -> Path:
         if recipe.cache_features:
             if on_gpu:  # the Trainer moves the rest later
                 tower.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
-            features = cached_features(data, tower, ledger["digest"])
+            earlier = Path(recipe.init).parent / "data" if recipe.init else None
+            features = cached_features(data, tower, ledger["digest"], earlier)
         dataset = Conversations(data, tokenizer, model.config, recipe, features, mean, std)
         lengths = measure(dataset, data, ledger["digest"])
         checkpoint = newest_whole(run / "checkpoints")

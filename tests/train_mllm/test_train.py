@@ -103,6 +103,20 @@ def test_cached_features_give_the_same_weights(recipe):
         train(replace(recipe, cache_features=True, train_encoder=True))
 
 
+def test_a_stage_about_the_same_pictures_takes_the_features_of_the_one_before(recipe):
+    recipe = replace(recipe, cache_features=True)
+    before = train(replace(recipe, out=recipe.out + "-a"))
+    rows = json.loads(Path(recipe.data).read_text())
+    for name, said, own in (("words", [row | {"conversations": row["conversations"][:2]} for row in rows], 0), ("order", rows[::-1], 1)):
+        data = Path(recipe.data).parent / f"{name}.json"
+        data.write_text(json.dumps(said))
+        train(replace(recipe, init=str(before), data=str(data), out=f"{recipe.out}-{name}"))
+        assert len(list(Path(f"{recipe.out}-{name}", "data").glob("features-*.npy"))) == own
+    Image.new("RGB", (40, 40), "red").save(Path(recipe.data).parent / "3.png")
+    train(replace(recipe, init=str(before), out=f"{recipe.out}-drawn"))
+    assert list(Path(f"{recipe.out}-drawn", "data").glob("features-*.npy")), "another picture of the same name"
+
+
 class Killed(Exception):
     pass
 
