@@ -3,12 +3,13 @@
 # small MLLM is made around each of three frozen encoders (pretrained GenLIP, the same untrained, DINOv2-S/14): a stage on captions, then
 # SFT; each answers the fourteen benchmarks of the mini world through lmms-eval's own task code; one table, one report.
 # Two things run at a time, a core each, since matrices this small do not fill two: the encoders that need no pretraining are fine-tuned
-# and evaluated beside it, into demo/beside.log. Stopped anywhere, it goes on when run again. Usually called by `make demo`.
+# beside it, into demo/beside.log; no core is left for processes that read ahead (--workers 0). Stopped anywhere, it goes on when run
+# again. Usually called by `make demo`.
 # SEED draws another world and other weights; OUT is another folder; SCENES, ROWS (test questions a benchmark), S1, S2, CAPTIONS and SFT
 # (steps) set the size.
 set -euo pipefail
 cd "$(dirname "$0")"
-out=${OUT:-demo} seed=${SEED:-0} scenes=${SCENES:-6800} rows=${ROWS:-130} s1=${S1:-1600} s2=${S2:-60} captions=${CAPTIONS:-1000} sft=${SFT:-1700}
+out=${OUT:-demo} seed=${SEED:-0} scenes=${SCENES:-6400} rows=${ROWS:-130} s1=${S1:-1600} s2=${S2:-60} captions=${CAPTIONS:-1000} sft=${SFT:-1600}
 export HF_HUB_OFFLINE=1 GENLIP_WEIGHTS=$out/weights PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
 mini=$out/data/mini
 . ./demo_steps.sh
@@ -26,9 +27,9 @@ printf '%s\n' "$this" > "$out/begun"
 # 16 visual tokens for all three: 64 x 64 pixels at patch 16, 56 x 56 at patch 14. The language model starts from random weights, so it
 # learns in the captions' stage too.
 fine_tune() { # name, encoder, resolution
-  done_before "$out/captions/$1" || step python -m train_mllm.train tiny-sft --encoder "$2" --resolution "$3" --batch 8 --lr 2e-3 \
-    --max-steps "$captions" --seed "$seed" --data "$mini/sft/captions.json" --images "$mini/sft/images" --out "$out/captions/$1"
-  done_before "$out/runs/sft-$1" || step python -m train_mllm.train tiny-sft --encoder "$2" --resolution "$3" --max-steps "$sft" \
+  done_before "$out/captions/$1" || step python -m train_mllm.train tiny-sft --encoder "$2" --resolution "$3" --workers 0 --batch 8 \
+    --lr 2e-3 --max-steps "$captions" --seed "$seed" --data "$mini/sft/captions.json" --images "$mini/sft/images" --out "$out/captions/$1"
+  done_before "$out/runs/sft-$1" || step python -m train_mllm.train tiny-sft --encoder "$2" --resolution "$3" --workers 0 --max-steps "$sft" \
     --init "$out/captions/$1/export" --seed "$seed" --data "$mini/sft/conversations.json" --images "$mini/sft/images" \
     --out "$out/runs/sft-$1"
 }
@@ -45,22 +46,24 @@ step python -m eval_suites.mini --out "$out/data" --train "$scenes" --eval "$row
     --phrase "Answer this question using the text in the image directly." --phrase "What shape is on the stamp?" \
     --phrase "Provide a one-sentence caption for the provided image."
 
-beside() { fine_tune random-tiny random-tiny 64 && evaluate random-tiny && fine_tune dinov2-s14 dinov2-s14 56 && evaluate dinov2-s14; }
-printf '\nbeside what follows, in %s/beside.log: random-tiny and dinov2-s14 are fine-tuned and evaluated\n' "$out"
+beside() { fine_tune random-tiny random-tiny 64 && fine_tune dinov2-s14 dinov2-s14 56 && evaluate dinov2-s14; }
+printf '\nbeside what follows, in %s/beside.log: random-tiny and dinov2-s14 are fine-tuned\n' "$out"
 start_beside beside "$out/beside.log"
 
 # Weights of width 128 start at 1 / sqrt(128), not at the paper's 0.02 for widths of 1,024 and more. 25 tokens are a picture's 16, the
 # question's one and the first eight of a caption: more pictures a step teach more than whole captions do (a linear probe on held-out
 # pictures reads 74 % of the stamps' shapes after the same time, not 63 %). Stage 2 has whole ones.
 done_before "$out/runs/tiny-s1" || step python -m genlip.train tiny-s1 --data "$mini/captions/stage1" --tokenizer "$out/weights/llama-tiny" \
-  --model initializer_range=0.088 --row-tokens 768 --max-tokens 25 --lr 2e-3 --steps "$s1" --seed "$seed" --out "$out/runs/tiny-s1"
+  --model initializer_range=0.088 --workers 0 --row-tokens 768 --max-tokens 25 --lr 2e-3 --steps "$s1" --seed "$seed" \
+  --out "$out/runs/tiny-s1"
 done_before "$out/runs/tiny-s2" || {
   step python -m genlip.train tiny-s2 --init "$out/runs/tiny-s1/export" --data "$mini/captions/stage2" \
-    --tokenizer "$out/weights/llama-tiny" --row-tokens 1024 --lr 5e-4 --steps "$s2" --seed "$seed" --out "$out/runs/tiny-s2"
+    --tokenizer "$out/weights/llama-tiny" --workers 0 --row-tokens 1024 --lr 5e-4 --steps "$s2" --seed "$seed" --out "$out/runs/tiny-s2"
   step python -m genlip.speak "$out/runs/tiny-s1/export" "$mini"/sft/images/000000/mini_000000{0..5}.jpg --max-new-tokens 8
 }
 fine_tune genlip-tiny "genlip-tiny=$out/runs/tiny-s2/export" 64
 evaluate genlip-tiny
+evaluate random-tiny
 finish_beside
 
 # All three are evaluated: what follows only reads their results and compares.
