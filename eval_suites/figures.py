@@ -16,7 +16,7 @@ from pathlib import Path
 from eval_suites.text import write_whole
 
 WIDTH = 360
-_LABEL, _VALUE = 112, 58  # left of and right of the plot
+_LETTER, _LABELS, _VALUE = 6, (12, 24), 58  # width of a letter, fewest and most of a label left of the plot; width right of it
 _LINE, _HEAD = 17, 24
 # Told apart in greyscale order and by the common kinds of colour blindness (Okabe and Ito), on white and on near-black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5679a", "#8c6d00", "#3a3f9e", "#5b6770", "#a3352c")
@@ -73,7 +73,9 @@ def bars(title: str, blocks: list[tuple[str, list[Bar]]]) -> ET.Element:
     step = max(ends) / 4 if step == math.inf else step
     top = step * math.ceil(max(ends, default=100) / step) or step
     height = _HEAD + sum(_LINE * len(block) + (20 if name else 4) for name, block in blocks) + 22
-    svg, left, width = _svg(title, height), _LABEL, WIDTH - _LABEL - _VALUE
+    letters = sorted((*_LABELS, max((len(bar.label) for _, block in blocks for bar in block), default=0)))[1]
+    svg, left = _svg(title, height), 10 + _LETTER * letters
+    width = WIDTH - left - _VALUE
     for i in range(round(top / step) + 1):
         tick, x = i * step, left + width * i * step / top
         _add(svg, "line", "grid", x1=x, x2=x, y1=_HEAD, y2=height - 20)
@@ -86,7 +88,7 @@ def bars(title: str, blocks: list[tuple[str, list[Bar]]]) -> ET.Element:
         for bar in block:
             group = _add(svg, "g")
             ET.SubElement(group, "title").text = f"{name + ': ' if name else ''}{bar.label} {bar.text} {bar.note}".strip()
-            _text(group, left - 6, y + 12, _short(bar.label, 17), "", "end")
+            _text(group, left - 6, y + 12, _short(bar.label, letters), "", "end")
             if bar.value is None:
                 _text(group, left + 3, y + 12, _short(bar.note or "missing", 34), "muted")
             else:
