@@ -146,10 +146,7 @@ _MINI = Suite(
 
 def _single_groups(suite: Suite, prefix: str) -> tuple[Suite, ...]:
     """One suite for each group of columns: its ALL AVG is the group's."""
-    return tuple(
-        Suite(prefix + group, suite.averaged[GROUPS[group]], f"{GROUPS[group]} alone, of {suite.name}")
-        for group in suite.groups
-    )
+    return tuple(Suite(prefix + group, suite.averaged[GROUPS[group]], f"{GROUPS[group]} alone, of {suite.name}") for group in suite.groups)
 
 
 SUITES = {suite.name: suite for suite in (*_ALL, *_single_groups(_ALL[0], ""), _MINI, *_single_groups(_MINI, "mini14_"))}
