@@ -20,9 +20,9 @@ PHASES = (
     "runs/tiny-s2/metrics.jsonl",
     "runs/sft-random-tiny/metrics.jsonl",
     "captions/genlip-tiny/metrics.jsonl",
+    "results/mini14/random-tiny",
     "runs/sft-genlip-tiny/metrics.jsonl",
     "results/mini14/genlip-tiny",
-    "results/mini14/random-tiny",
 )
 
 
