@@ -3,8 +3,8 @@
 # small MLLM is made around each of three frozen encoders (pretrained GenLIP, the same untrained, DINOv2-S/14): a stage on captions, then
 # SFT; each answers the fourteen benchmarks of the mini world through lmms-eval's own task code; one table, one report.
 # Two things run at a time, a core each, since matrices this small do not fill two: the encoders that need no pretraining are fine-tuned
-# and evaluated beside it, into demo/beside.log; no core is left for processes that read ahead (--workers 0). Stopped anywhere, it goes on when run
-# again. Usually called by `make demo`.
+# and evaluated beside it, into demo/beside.log; no core is left for processes that read ahead (--workers 0). Stopped anywhere, it goes
+# on when run again. Usually called by `make demo`.
 # SEED draws another world and other weights; OUT is another folder; SCENES, ROWS (test questions a benchmark), S1, S2, CAPTIONS and SFT
 # (steps) set the size.
 set -euo pipefail
