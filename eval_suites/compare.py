@@ -43,20 +43,31 @@ def compare(suite: Suite, a: Row, b: Row) -> list[Compared]:
                 paired[column.name] = stats.difference(a.scores[column.name], b.scores[column.name])
             except ValueError as error:
                 reason = str(error)
-        verdict = None if reason else stats.judge([paired[column.name]], [column.scale], False, column.higher_is_better)
+        verdict = None
+        if not reason:
+            verdict, reason = _judged([paired[column.name]], [column.scale], False, column.higher_is_better)
         lines.append(Compared(column.title, one.value, two.value, one.n if not reason else None, verdict, reason or one.refused or ""))
     for title, columns in suite.averaged.items():
         means = [average(columns, row.cells) for row in (a, b)]
         parts = [paired[column.name] for column in columns if column.name in paired and None not in means]
         complete = len(parts) == len(columns)
-        verdict = stats.judge(parts, weights(columns, a.cells), suite.shared_pictures) if complete else None
-        reason = "" if complete else "not every column is complete in both"
+        verdict, reason = None, "not every column is complete in both"
+        if complete:
+            verdict, reason = _judged(parts, weights(columns, a.cells), suite.shared_pictures)
         lines.append(Compared(title, *means, None, verdict, reason, average=True))
     if suite.overall:  # of ALL AVG's parts
         verdict = stats.judge([stats.pooled(parts)], [100.0], True) if complete else None
         n = sum(len(part.ids) for part in parts) if complete else None
         lines.append(Compared("overall", overall(suite, a), overall(suite, b), n, verdict, reason, average=True))
     return lines
+
+
+def _judged(*said) -> tuple[stats.Verdict | None, str]:
+    """(the verdict, "") of what `stats.judge` takes, or (None, why there is none)."""
+    try:
+        return stats.judge(*said), ""
+    except ValueError as error:
+        return None, str(error)
 
 
 def _incomparable(column: Column, a: Row, b: Row) -> str:

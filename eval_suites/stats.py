@@ -145,11 +145,18 @@ class Verdict:
 
 
 def judge(parts: list[Scores], weights: list[float], shared_pictures: bool, higher_is_better: bool = True) -> Verdict:
-    """What the paired differences `parts` (from `difference`) say of sum(weight x value): a word only where 0 is outside the interval."""
+    """What the paired differences `parts` (from `difference`) say of sum(weight x value): a word only where 0 is outside the interval.
+
+    ValueError where hardly a draw takes a picture of every stratum: there is no interval then.
+    """
     value = sum(weight * part.value for weight, part in zip(weights, parts))
     pictures = min(len(np.unique(part.pictures)) for part in parts)
     tail = _tail(pictures)
-    low, high = np.nanpercentile(bootstrap(parts, weights, shared_pictures), [100 * tail, 100 * (1 - tail)])
+    drawn = bootstrap(parts, weights, shared_pictures)
+    drawn = drawn[np.isfinite(drawn)]
+    if len(drawn) < DRAWS // 40:
+        raise ValueError("too few pictures a category to draw from")
+    low, high = np.percentile(drawn, [100 * tail, 100 * (1 - tail)])
     sign = (1 if low > 0 else -1 if high < 0 else 0) * (1 if higher_is_better else -1)
     word = {1: "better", -1: "worse", 0: "not told apart"}[sign if pictures >= FEWEST_PICTURES else 0]
     return Verdict(float(value), float(low), float(high), pictures, word)

@@ -171,6 +171,18 @@ def test_a_comparison_names_what_differs_besides_the_encoder():
     assert "these differ" not in tables.markdown(SUITE, [a], [], [(a, measured("third"))])
 
 
+def test_no_interval_where_every_category_has_one_picture():
+    strata = np.arange(40)
+    alone = stats.Scores(strata.astype(str), strata.astype(str), np.ones(40), strata)
+    with pytest.raises(ValueError, match="too few pictures a category"):
+        stats.judge([alone], [1.0], False)
+    a, b = (replace(row, scores={**row.scores, "mme_p": alone}) for row in (measured(), measured("other")))
+    said = {line.title: line for line in compare.compare(SUITE, a, b)}
+    for title in ("MME-P", "General VQA", "ALL AVG"):
+        assert said[title].verdict is None and "too few pictures" in said[title].reason
+    assert said["Doc & OCR"].verdict
+
+
 def test_it_names_the_earlier_stage_that_differs():
     a, b = measured(), measured("other")
     for row, lr, stages in ((a, 0.001, 1), (b, 0.002, 2)):
