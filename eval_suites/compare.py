@@ -56,8 +56,9 @@ def compare(suite: Suite, a: Row, b: Row) -> list[Compared]:
             verdict, reason = _judged(parts, weights(columns, a.cells), suite.shared_pictures)
         lines.append(Compared(title, *means, None, verdict, reason, average=True))
     if suite.overall:  # of ALL AVG's parts
-        verdict = stats.judge([stats.pooled(parts)], [100.0], True) if complete else None
-        n = sum(len(part.ids) for part in parts) if complete else None
+        n = None
+        if complete:
+            (verdict, reason), n = _judged([stats.pooled(parts)], [100.0], True), sum(len(part.ids) for part in parts)
         lines.append(Compared("overall", overall(suite, a), overall(suite, b), n, verdict, reason, average=True))
     return lines
 

@@ -49,7 +49,7 @@ def cached_features(data: Path, tower, data_digest: str, earlier: Path | None = 
 
 def _pictures(table, data_digest: str) -> str:
     """What tells these pictures from others: path, size and time of each file; the data's digest where pictures lie in the table."""
-    paths = pc.struct_field(table["images"].combine_chunks().flatten(), "path")
+    paths = pc.struct_field(pc.list_flatten(table["images"]), "path")
     if paths.null_count:
         return data_digest
     files = ((path, os.stat(path)) for path in paths.to_pylist())
