@@ -11,7 +11,8 @@ STAMP := $(VENV)/.installed
 BEGUN := $(VENV)/.begun
 TORCH := torch==2.13.0
 ROOM := 4
-PIP := --quiet --disable-pip-version-check
+# Modules are compiled when they are first imported: all of them at once is half of the set-up, and most are never asked for.
+PIP := --quiet --disable-pip-version-check --no-compile
 MENDS := echo "set-up stopped: see pip's words above. A package index is needed, $(ROOM) GB of disk, and a compiler (apt-get install build-essential) where a package has no wheel for this Python; then the same command again" >&2; exit 1
 
 export HF_HUB_OFFLINE ?= 1
@@ -49,7 +50,7 @@ test-all: $(STAMP) .peers/.installed
 	PYTHONPATH=.peers $(BIN)/python -m pytest tests/llava_plugin/test_peers.py
 
 .peers/.installed: requirements-peers.txt $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .peers -r requirements-peers.txt
+	$(BIN)/python -m pip install $(PIP) --no-deps --upgrade --target .peers -r requirements-peers.txt
 	@touch $@
 
 demo: $(STAMP)

@@ -69,18 +69,23 @@ def end_of_turn(tokenizer) -> int:
     return behind
 
 
-# The same question is put to many pictures of a benchmark-like set: tokenising it anew took a third of a small model's step.
+# The same question is put to many pictures of a benchmark-like set, and gets few answers: tokenising both anew took a third of a small
+# model's step. What is kept is shared, not to be changed.
 @functools.lru_cache(maxsize=4096)
-def question_and_answer(tokenizer, said: tuple, answer: str, end: int, image_token_id: int, image_tokens: int) -> tuple[list, list]:
-    """Token ids of the prompt made of `said` ((role, content), ...), and of the answer with its end. Shared: not to be changed."""
-    prompt = prompt_ids(tokenizer, [{"role": role, "content": content} for role, content in said], image_token_id, image_tokens)
-    return prompt, [*tokenizer(answer, add_special_tokens=False).input_ids, end]
+def _prompt(tokenizer, said: tuple, image_token_id: int, image_tokens: int) -> list[int]:
+    """Token ids of what was `said` ((role, content), ...), up to where the answer begins."""
+    return prompt_ids(tokenizer, [{"role": role, "content": content} for role, content in said], image_token_id, image_tokens)
+
+
+@functools.lru_cache(maxsize=4096)
+def _answer(tokenizer, text: str) -> list[int]:
+    """Token ids of an answer and its end."""
+    return [*tokenizer(text, add_special_tokens=False).input_ids, end_of_turn(tokenizer)]
 
 
 def encode(messages: list[dict], tokenizer, image_token_id: int, image_tokens: int, turns: str, max_length: int) -> Row:
     """Tokens of a conversation, cut at a turn's border at `max_length`. Raises ValueError where not even one turn fits, or where
     the chat template rewrites earlier turns, so that a dialogue is not one sequence."""
-    end = end_of_turn(tokenizer)
     system = [m for m in messages if m["role"] == "system"]
     spoken = [m for m in messages if m["role"] != "system"]
     parts = []
@@ -90,7 +95,7 @@ def encode(messages: list[dict], tokenizer, image_token_id: int, image_tokens: i
             pictures = sum(m["content"].count(IMAGE) for m in history[:-1])
             history = [{"role": "user", "content": f"{IMAGE}\n" * pictures + history[-1]["content"]}]
         said = tuple((m["role"], m["content"]) for m in system + history)
-        parts.append(question_and_answer(tokenizer, said, spoken[k]["content"], end, image_token_id, image_tokens))
+        parts.append((_prompt(tokenizer, said, image_token_id, image_tokens), _answer(tokenizer, spoken[k]["content"])))
     return (_independent if turns == "independent" else _dialogue)(parts, image_token_id, max_length)
 
 
