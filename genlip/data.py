@@ -33,6 +33,7 @@ END_OF_CAPTION = "<|im_end|>\n"  # the two end tokens of the paper's sequence
 MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded
 NAMED = 10  # offenders named in the ledger, a reason
 HOPELESS = 1000  # unusable samples one after another
+BESIDE_PIXELS = 4096  # bytes of a sample that is kept: its words, its name
 
 
 @dataclass
@@ -223,6 +224,9 @@ class PackedRows(IterableDataset):
         worker = get_worker_info()
         mine = self.streams if worker is None else self.streams[worker.id :: worker.num_workers]
         self.size = size_rule(self.recipe)
+        largest = 3 * (self.recipe.max_pixels if self.recipe.native else self.recipe.resolution**2) + BESIDE_PIXELS
+        kept = self.recipe.kept_mib * 2**20 // (worker.num_workers if worker else 1) // largest
+        self.load = functools.lru_cache(maxsize=kept)(self._load)
         self.asked = functools.lru_cache(maxsize=1024)(self._words)  # captions share one question, and conversations many
         # A shard in work for every stream and source; a resume opens a few more for what waits.
         self.opened = functools.lru_cache(maxsize=len(mine) * len(self.sources) + 4)(self._open)
@@ -279,8 +283,8 @@ class PackedRows(IterableDataset):
             yield sample
         raise ValueError(f"{HOPELESS} unusable samples in turn in {self.recipe.data}: {dict(ledger.skipped)}; first: {ledger.names}")
 
-    def load(self, source: int, shard: int, number: int) -> Sample:
-        """One sample, decoded and tokenised. Raises Unusable with the reason."""
+    def _load(self, source: int, shard: int, number: int) -> Sample:
+        """One sample, decoded and tokenised; shared where it is kept, not to be changed. Raises Unusable with the reason."""
         reader = self.opened(source, shard)
         try:
             image, text = reader.read(number)

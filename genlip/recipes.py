@@ -83,6 +83,7 @@ class Recipe:
     compile: bool = False  # torch.compile, layer by layer
     attention: str = "sdpa"  # or "flex_attention", "eager"
     workers: int = 1  # processes a rank that decode and tokenise
+    kept_mib: int = 128  # of decoded samples that a rank keeps, for small data, which is read epoch after epoch
     max_bad: float = 0.01  # share of unusable samples above which the run stops
     save_every: int = 500  # steps
     keep: int = 2  # newest checkpoints kept

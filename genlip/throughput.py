@@ -157,7 +157,7 @@ def data_path(args) -> list[str]:
         raise ValueError(f"no preset {args.preset!r}: there are {', '.join(PRESETS)}")
     if importlib.util.find_spec("webdataset") is None:
         raise ValueError("webdataset is not installed: pip install webdataset")
-    recipe = replace(PRESETS[args.preset](), data=args.shards, rows=1, workers=0)
+    recipe = replace(PRESETS[args.preset](), data=args.shards, rows=1, workers=0, kept_mib=0)
     tokenizer = load_tokenizer(args.tokenizer)
     sources = list_sources(args.shards)
     files = [shard.path for source in sources for shard in source.shards]

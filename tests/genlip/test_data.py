@@ -109,6 +109,16 @@ def test_names_met_are_every_sample(recipe, tmp_path, tar, draw):
     assert min(counts.values()) >= min(epochs) - 1  # one may wait to be packed
 
 
+def test_small_data_is_decoded_once_and_what_is_kept_changes_no_row(recipe, monkeypatch):
+    decoded, pixels_of = [], data_module.pixels_of
+    monkeypatch.setattr(data_module, "pixels_of", lambda *picture: decoded.append(1) or pixels_of(*picture))
+    rows = rows_of(recipe, 40)
+    distinct = len({name for row in rows for name in row.names})
+    assert rows[-1].position["places"][0]["epoch"] >= 2 and len(decoded) == distinct
+    assert all(map(equal, rows, rows_of(replace(recipe, kept_mib=0), 40)))
+    assert len(decoded) > 3 * distinct  # nothing is kept where nothing may be
+
+
 def fake(tokens, i):
     return Sample(str(i), (0, 0, i), np.zeros((16, 16, 3), np.uint8), [1] * (tokens - 1), 1, [], tokens)
 
@@ -284,7 +294,7 @@ def test_memory_stays_flat(recipe, tmp_path, tar, draw):
         for i in range(1000):
             members |= {f"{i}.png": red, f"{i}.txt": b"" if i % 200 == 7 else b"a red picture %d" % i}
         tar(tmp_path / f"many-{s:02d}.tar", members)
-    recipe = replace(recipe, data=str(tmp_path / "many-*.tar"), row_tokens=2048, look_ahead=200)
+    recipe = replace(recipe, data=str(tmp_path / "many-*.tar"), row_tokens=2048, look_ahead=200, kept_mib=4)
     sizes, samples = [], 0
     for row in packed_rows(recipe, load_tokenizer(recipe.tokenizer), list_sources(recipe.data)):
         samples += len(row.names)
