@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -26,11 +27,11 @@ PHASES = (
 )
 
 
-def start(out: Path, **size: str) -> subprocess.Popen:
+def start(out: Path) -> subprocess.Popen:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as the Makefile's
+    env = os.environ | SIZE | {"OUT": str(out), "PATH": path}
     with (out.parent / f"{out.name}.log").open("a") as log:
-        return subprocess.Popen(
-            ["bash", ROOT / "demo.sh"], env=os.environ | SIZE | {"OUT": str(out)} | size, stdout=log, stderr=log, start_new_session=True
-        )
+        return subprocess.Popen(["bash", ROOT / "demo.sh"], env=env, stdout=log, stderr=log, start_new_session=True)
 
 
 def test_a_folder_of_another_size_or_version_is_left_as_it_is(tmp_path):
