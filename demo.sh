@@ -9,7 +9,7 @@
 # (steps) set the size.
 set -euo pipefail
 cd "$(dirname "$0")"
-out=${OUT:-demo} seed=${SEED:-0} scenes=${SCENES:-6400} rows=${ROWS:-130} s1=${S1:-2200} s2=${S2:-60} captions=${CAPTIONS:-1000} sft=${SFT:-1600}
+out=${OUT:-demo} seed=${SEED:-0} scenes=${SCENES:-6400} rows=${ROWS:-130} s1=${S1:-2000} s2=${S2:-60} captions=${CAPTIONS:-1000} sft=${SFT:-1600}
 export HF_HUB_OFFLINE=1 GENLIP_WEIGHTS=$out/weights PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
 mini=$out/data/mini
 . ./demo_steps.sh
@@ -62,5 +62,8 @@ done_before "$out/runs/tiny-s2" || {
   step python -m genlip.speak "$out/runs/tiny-s1/export" "$mini"/sft/images/000000/mini_000000{0..5}.jpg --max-new-tokens 8
 }
 fine_tune genlip-tiny "genlip-tiny=$out/runs/tiny-s2/export" 64
+evaluate genlip-tiny
 finish_beside
+
+# All three are evaluated: what follows only reads their results and compares.
 evaluate genlip-tiny --compare dinov2-s14,random-tiny
