@@ -9,7 +9,7 @@
 # (steps) set the size.
 set -euo pipefail
 cd "$(dirname "$0")"
-out=${OUT:-demo} seed=${SEED:-0} scenes=${SCENES:-6400} rows=${ROWS:-130} s1=${S1:-2000} s2=${S2:-60} captions=${CAPTIONS:-1000} sft=${SFT:-1600}
+out=${OUT:-demo} seed=${SEED:-0} scenes=${SCENES:-6400} rows=${ROWS:-130} s1=${S1:-2600} s2=${S2:-60} captions=${CAPTIONS:-1000} sft=${SFT:-1600}
 export HF_HUB_OFFLINE=1 GENLIP_WEIGHTS=$out/weights PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
 mini=$out/data/mini
 . ./demo_steps.sh
