@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
@@ -207,11 +208,32 @@ class Bucket:
 
 
 @dataclass(frozen=True)
+class Spans:
+    """A packed row of B samples for FlashAttention, without padding and without a mask: the prefixes see themselves, the texts their
+    samples up to themselves.
+
+    ends (B+1,): where each sample ends in the row, `longest` the longest. With text: order (T,), all prefixes and then all texts,
+    back (T,), which undoes it, P prefix tokens, and the ends and longest of prefixes and of texts among themselves.
+    """
+
+    ends: torch.Tensor
+    longest: int
+    order: torch.Tensor | None = None
+    back: torch.Tensor | None = None
+    prefix_tokens: int = 0
+    prefix_ends: torch.Tensor | None = None
+    longest_prefix: int = 0
+    text_ends: torch.Tensor | None = None
+    longest_text: int = 0
+
+
+@dataclass(frozen=True)
 class Plan:
     """How the tokens of a forward attend, made once, used by every layer.
 
     Rows (B, T, D): `mask` alone. A packed row (1, T, D): `sample` (T,) of each token and their number, and `buckets` with `back`
-    (T,), which undoes their order; or, for flash attention, `cu_seqlens` (B+1,) and the longest sample; or one `mask` over the row.
+    (T,), which undoes their order; or `spans`; or, for transformers' flash attention, `cu_seqlens` (B+1,) and the longest sample; or
+    one `mask` over the row.
     """
 
     mask: object | None = None
@@ -219,6 +241,7 @@ class Plan:
     samples: int = 0
     buckets: tuple[Bucket, ...] = ()
     back: torch.Tensor | None = None
+    spans: Spans | None = None
     cu_seqlens: torch.Tensor | None = None
     longest: int = 0
 
@@ -272,15 +295,48 @@ def plan_buckets(layout: Layout, with_text: bool) -> Plan:
     return Plan(sample=layout.sample, samples=len(lens), buckets=tuple(buckets), back=order.argsort())
 
 
-def plan_attention(layout: Layout, implementation: str, with_text: bool) -> Plan:
-    """The plan of a packed row for one of transformers' attention implementations."""
+def plan_spans(layout: Layout, with_text: bool) -> Plan:
+    """The plan of a packed row for torch's FlashAttention over sequences of any length."""
+    common = {"sample": layout.sample, "samples": len(layout.lens)}
+    if not with_text:
+        return Plan(**common, spans=Spans(_ends(layout.lens), int(layout.lens.max())))
+    prefixes = torch.zeros_like(layout.lens).index_add_(0, layout.sample, layout.prefix.long())
+    texts = layout.lens - prefixes
+    longest, longest_prefix, longest_text, n = torch.stack([layout.lens.max(), prefixes.max(), texts.max(), prefixes.sum()]).tolist()
+    order = (~layout.prefix).to(torch.uint8).argsort(stable=True)
+    of_prefix = {"prefix_tokens": n, "prefix_ends": _ends(prefixes), "longest_prefix": longest_prefix}
+    of_text = {"text_ends": _ends(texts), "longest_text": longest_text}
+    return Plan(**common, spans=Spans(_ends(layout.lens), longest, order, order.argsort(), **of_prefix, **of_text))
+
+
+def _ends(lens: torch.Tensor) -> torch.Tensor:
+    return F.pad(lens.cumsum(0), (1, 0)).int()
+
+
+class Reordered(torch.autograd.Function):
+    """x[order]; the gradient is read the other way round by `back`, where indexing's own would sort the places and add."""
+
+    @staticmethod
+    def forward(ctx, x, order, back):
+        ctx.save_for_backward(back)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+def plan_attention(layout: Layout, implementation: str, with_text: bool, half: bool = False) -> Plan:
+    """The plan of a packed row for one of transformers' attention implementations; `half`: whether it computes in half precision."""
     common = {"sample": layout.sample, "samples": len(layout.lens)}
     if "flash" in implementation:
-        return Plan(**common, cu_seqlens=F.pad(layout.lens.cumsum(0), (1, 0)).int(), longest=int(layout.lens.max()))
+        return Plan(**common, cu_seqlens=_ends(layout.lens), longest=int(layout.lens.max()))
     if implementation == "flex_attention":
         return Plan(**common, mask=block_mask(layout))
     if torch.compiler.is_compiling():  # shapes that follow from values would break the graph
         return Plan(**common, mask=row_mask(layout))
+    if implementation == "sdpa" and half and layout.sample.is_cuda:  # torch's own kernel, which SDPA calls for rows of one length alone
+        return plan_spans(layout, with_text)
     return plan_buckets(layout, with_text)
 
 
@@ -344,6 +400,8 @@ class GenLIPAttention(nn.Module):
         value = self.v_proj(x).view(shape)
         if plan.buckets:
             out, weights = self.attend_buckets(query[0], key[0], value[0], plan)
+        elif plan.spans:
+            out, weights = self.attend_spans(query[0], key[0], value[0], plan.spans), None
         else:
             query, key, value = (t.transpose(1, 2) for t in (query, key, value))
             if past_key_values is not None:
@@ -371,6 +429,19 @@ class GenLIPAttention(nn.Module):
                 n = scores.shape[-1] if bucket.valid is None else int(bucket.valid[i].sum())
                 weights[sample] = scores[i, :, :n, :n]
         return torch.cat(outs)[plan.back], tuple(weights)
+
+    def attend_spans(self, query, key, value, spans):
+        """q, k, v (T, H, head_dim) -> (T, H, head_dim). Rotated, queries and keys are fp32 under autocast, which this kernel refuses."""
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        if spans.order is None:
+            return varlen_attn(query, key, value, spans.ends, spans.ends, spans.longest, spans.longest, scale=self.scaling)
+        q, k, v = (Reordered.apply(t, spans.order, spans.back) for t in (query, key, value))
+        n, ends, longest = spans.prefix_tokens, spans.prefix_ends, spans.longest_prefix
+        prefixes = varlen_attn(q[:n], k[:n], v[:n], ends, ends, longest, longest, scale=self.scaling)
+        # The causal border ends where both end: a text's last word sees all of its sample, the one before it all but that.
+        widths = (spans.longest_text, spans.longest)
+        texts = varlen_attn(q[n:], key, value, spans.text_ends, spans.ends, *widths, scale=self.scaling, window_size=(-1, 0))
+        return Reordered.apply(torch.cat([prefixes, texts]), spans.back, spans.order)
 
 
 class GenLIPMLP(nn.Module):
@@ -624,7 +695,8 @@ class GenLIPVisionModel(GenLIPPreTrainedModel):
             if self.registers is not None:
                 parts.insert(0, self.registers)
             x = (torch.cat(parts)[layout.source] if len(parts) > 1 else patches).unsqueeze(0)
-            plan = plan_attention(layout, implementation, words is not None)
+            half = x.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(x.device.type)
+            plan = plan_attention(layout, implementation, words is not None, half and not (self.training and self.config.attention_dropout))
         x = self.visual(x, layout.positions.unsqueeze(1), plan, cache, hidden_states, attentions)
         return self.ln_post(x)
 

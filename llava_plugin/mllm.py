@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -36,6 +37,8 @@ from .tower import VisionTower, digest, tensor_digests
 
 PROJECTORS = ("mlp2x_gelu", "linear", "pixel_shuffle")
 IMAGE = "<image>"  # the marker in messages and in LLaVA's data
+# All but cuDNN's attention, which plans anew for every shape, 80 ms each on an H100: while an answer grows, that is every word.
+QUICK = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 FEATURES_KEPT = 512  # pictures whose features `answer` keeps: benchmarks ask several questions about one picture in a row
 
 
@@ -283,6 +286,7 @@ class Mllm:
         return out
 
     @torch.inference_mode()
+    @sdpa_kernel(QUICK)
     def answer(
         self,
         conversations: list[list[dict]],

@@ -1,31 +1,35 @@
 """Conversations -> batches: packed rows without padding, or padded ones; and who sees whom.
 
 A packed batch is one row: the language model's layers run over its tokens alone, its logits are those of tokens that are learned, and
-only inside attention does each sequence (a dialogue, or a front and one independent turn) become a row of its own, beside those of like
-length, where plain causal attention is the right mask: by FlashAttention where that is installed and there is a GPU, else by torch's own.
-Packed, padded and one by one give equal loss and gradients. `python -m train_mllm.benchmark` measures what it gains.
+only inside attention is each sequence (a dialogue, or a front and one independent turn) by itself, where plain causal attention is the
+right mask. On a GPU in half precision torch's FlashAttention takes sequences of any length one behind another; else each becomes a
+row beside those of like length. Packed, padded and one by one give equal loss and gradients. `python -m train_mllm.benchmark` measures
+what it gains.
 
 Which conversations share a batch (`bins`):
     batch    as many as --batch says, in random order, packed
     tokens   as many as fill --batch-tokens, packed: every step of every rank costs about the same
     padded   as many as --batch says, of like length, padded to the longest
 
-Shapes: T tokens of a packed batch, R sequences of like length, L the longest of them, K tokens that are learned, N visual tokens a
-picture, D tower width.
+Shapes: T tokens of a packed batch, S tokens of its sequences (those of a front count in each), R sequences of like length, L the longest
+of them, K tokens that are learned, N visual tokens a picture, D tower width.
 """
 
 import bisect
+import inspect
 import itertools
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from . import plan
 from .data import IGNORED, Row
 
+GQA_IS_ASKED_FOR = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 groups heads unasked
 WINDOW = 1000  # conversations among which those that fill a bin, or are of like length, are looked for: the order stays random
 
 
@@ -109,15 +113,17 @@ def like_lengths(lists: list[list[int]]) -> list[list[list[int]]]:
 class Collator:
     """Conversations (or lists of them) -> one batch for LlavaForConditionalGeneration.
 
-    Packed: input_ids, labels, position_ids (1, T); sequence_index: for each group of like length (R, L), the row's token at each place
-    of each sequence (padding repeats token 0, behind all real ones); token_source (T,): where in the groups, flattened one behind
-    another, a token's attention is read from; logits_to_keep (K,) and shift_labels (1, K): which tokens' logits are computed, and the
-    label of each. Padded: input_ids, labels, attention_mask (R, L), padding on the right.
+    Packed: input_ids, labels, position_ids (1, T); logits_to_keep (K,) and shift_labels (1, K): which tokens' logits are computed, and
+    the label of each; and what attention reads. For rows: sequence_index, for each group of like length (R, L) the row's token at each
+    place of each sequence (padding repeats token 0, behind all real ones), token_source (T,): where in the groups, flattened one behind
+    another, a token's attention is read from. With `flash`: sequence_ends (n+1,), `longest`, and, where fronts are shared,
+    sequence_index (S,) and token_source (T,).
+    Padded: input_ids, labels, attention_mask (R, L), padding on the right.
     `pixel_values` are pictures (n, 3, R, R), or cached features (n, N, D). Raises ValueError where nothing in a batch is to be learned.
     """
 
-    def __init__(self, preprocess, config, pad: int = 0, padded: bool = False):
-        self.preprocess, self.config, self.pad, self.padded = preprocess, config, pad, padded
+    def __init__(self, preprocess, config, pad: int = 0, padded: bool = False, flash: bool = False):
+        self.preprocess, self.config, self.pad, self.padded, self.flash = preprocess, config, pad, padded, flash
 
     def __call__(self, samples: list) -> dict[str, torch.Tensor]:
         samples = [s for some in samples for s in (some if isinstance(some, list) else [some])]
@@ -138,7 +144,7 @@ class Collator:
             n = self.config.image_seq_length
             rows.append(Row([self.config.image_token_id] * n, [IGNORED] * n, list(range(n)), [0] * n, False))
             pixels = blank
-        return {**(padded(rows, self.pad) if self.padded else packed(rows)), "pixel_values": pixels}
+        return {**(padded(rows, self.pad) if self.padded else packed(rows, self.flash)), "pixel_values": pixels}
 
 
 def padded(rows: list[Row], pad: int) -> dict[str, torch.Tensor]:
@@ -152,27 +158,43 @@ def padded(rows: list[Row], pad: int) -> dict[str, torch.Tensor]:
     }
 
 
-def packed(rows: list[Row]) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+def packed(rows: list[Row], flash: bool = False) -> dict[str, torch.Tensor | list[torch.Tensor] | int]:
     """The packed batch of some rows: see Collator."""
-    groups = like_lengths(sequences([r.block for r in rows]))
-    source, index, start = torch.empty(sum(len(r.ids) for r in rows), dtype=torch.long), [], 0
-    for group in groups:
-        longest = len(group[0])
-        for indices in group:  # a front is in several sequences and the same in all: the last one serves
-            source[indices] = torch.arange(start, start + len(indices))
-            start += longest
-        index.append(torch.tensor([indices + [0] * (longest - len(indices)) for indices in group]))
     labels = torch.tensor([label for r in rows for label in r.labels])
     learned = (labels[1:] != IGNORED).nonzero()[:, 0]  # a token's logits are for the one behind it
+    blocks = [r.block for r in rows]
     return {
         "input_ids": torch.tensor([[i for r in rows for i in r.ids]]),
         "labels": labels[None],
         "position_ids": torch.tensor([[i for r in rows for i in r.positions]]),
-        "sequence_index": index,
-        "token_source": source,
+        **(_one_behind_another(blocks) if flash else _side_by_side(blocks)),
         "logits_to_keep": learned,
         "shift_labels": labels[None, learned + 1],
     }
+
+
+def _side_by_side(blocks: list[list[int]]) -> dict:
+    groups = like_lengths(sequences(blocks))
+    index = [torch.tensor([indices + [0] * (len(group[0]) - len(indices)) for indices in group]) for group in groups]
+    starts = itertools.accumulate((len(group[0]) for group in groups for _ in group), initial=0)
+    return {"sequence_index": index, "token_source": _source(list(itertools.chain(*groups)), starts, blocks)}
+
+
+def _one_behind_another(blocks: list[list[int]]) -> dict:
+    order = sequences(blocks)
+    ends = list(itertools.accumulate(map(len, order), initial=0))
+    where = {"sequence_ends": torch.tensor(ends, dtype=torch.int32), "longest": max(map(len, order))}
+    if any(map(any, blocks)):
+        where |= {"sequence_index": torch.tensor(list(itertools.chain(*order))), "token_source": _source(order, ends, blocks)}
+    return where
+
+
+def _source(order: list[list[int]], starts, blocks: list[list[int]]) -> torch.Tensor:
+    """(T,) Where a token stands among the sequences that begin at `starts`: a front is in several and the same in all, the last serves."""
+    source = torch.empty(sum(map(len, blocks)), dtype=torch.long)
+    for indices, start in zip(order, starts):
+        source[indices] = torch.arange(start, start + len(indices))
+    return source
 
 
 def packed_attention(module, query, key, value, attention_mask, sequence_index, token_source, scaling=None, dropout=0.0, **kwargs):
@@ -186,19 +208,21 @@ def packed_attention(module, query, key, value, attention_mask, sequence_index, 
     return torch.cat(parts)[token_source].unsqueeze(0), None
 
 
-def flash_packed_attention(module, query, key, value, attention_mask, sequence_index, token_source, scaling=None, dropout=0.0, **kwargs):
-    """The same by one call of flash_attn, which takes sequences of any length one behind another."""
-    from flash_attn import flash_attn_varlen_func
-
-    index = torch.cat([group.flatten() for group in sequence_index])
-    sizes = [group.shape[1] for group in sequence_index for _ in group]
-    ends = torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int32, device=query.device)
+def flash_packed_attention(
+    module, query, key, value, attention_mask, sequence_ends, longest, sequence_index=None, token_source=None, scaling=None, **kwargs
+):
+    """The same by one call of torch's FlashAttention. Raises ValueError for dropout, which it does not know."""
+    if kwargs.get("dropout"):
+        raise ValueError("FlashAttention of packed rows has no dropout: set attention_dropout 0 in the language model's config.json")
     # It takes half precision alone, and no autocast sees to that: rotated beside fp32 weights, queries and keys are fp32.
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
-    q, k, v = (t[0].transpose(0, 1)[index].to(dtype) for t in (query, key, value))  # (all places, H or G, head_dim)
-    out = flash_attn_varlen_func(q, k, v, ends, ends, max(sizes), max(sizes), dropout_p=dropout, softmax_scale=scaling, causal=True)
-    return out[token_source].unsqueeze(0), None
+    q, k, v = (t[0].transpose(0, 1).to(dtype) for t in (query, key, value))
+    if sequence_index is not None:
+        q, k, v = (t.index_select(0, sequence_index) for t in (q, k, v))
+    ends, grouped = (sequence_ends, sequence_ends), {"enable_gqa": True} if GQA_IS_ASKED_FOR else {}
+    out = varlen_attn(q, k, v, *ends, longest, longest, scale=scaling, window_size=(-1, 0), **grouped)
+    return (out if token_source is None else out[token_source]).unsqueeze(0), None
 
 
 def use_packed_attention(model, flash: bool = False, part: str = "text_config") -> None:

@@ -213,7 +213,7 @@ def measure(recipe: Recipe, steps: int, scale: float) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(recipe, Path(folder), accumulation, 0, 1)
         args.set_save("no")
-        collator = Collator(tower.preprocess, model.config, padded=recipe.batching == "padded")
+        collator = Collator(tower.preprocess, model.config, padded=recipe.batching == "padded", flash=on_gpu and plan.kernels(recipe)[1])
         optimizers = (adamw(model, recipe), None)
         callbacks = [guard, Memory()]
         trainer = StrictTrainer(model, args, data_collator=collator, train_dataset=dataset, optimizers=optimizers, callbacks=callbacks)

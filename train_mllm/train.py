@@ -155,7 +155,8 @@ def train(recipe: Recipe) -> Path:
             fold_standardisation(model.model.multi_modal_projector.linear_1, -mean / std, 1 / std)
     kept = (lengths[:, 2] >= 0).nonzero()[0]
     dataset, accumulation = in_batches(dataset, lengths, kept, recipe, processes)
-    collator = Collator(tower.preprocess, model.config, tokenizer.pad_token_id, recipe.batching == "padded")
+    flash = on_gpu and plan.kernels(recipe)[1]
+    collator = Collator(tower.preprocess, model.config, tokenizer.pad_token_id, recipe.batching == "padded", flash)
     make_ready(model, recipe, dtype, bool(zero), on_gpu)
     groups = parameter_groups(model)
     if first:

@@ -10,8 +10,9 @@ from transformers import AutoModel, DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import genlip
+from genlip import modeling_genlip
 from genlip.configuration_genlip import PRESETS, GenLIPConfig, mrope_channels
-from genlip.modeling_genlip import GenLIPForPretraining, GenLIPVisionModel, Plan, bucket_lens, lay_out, row_mask
+from genlip.modeling_genlip import GenLIPForPretraining, GenLIPVisionModel, Plan, bucket_lens, lay_out, plan_spans, row_mask
 from genlip.recipes import TINY
 
 genlip.register()
@@ -325,6 +326,41 @@ def test_flash_attention_is_called_with_the_samples_and_refuses_captions():
     assert calls == [([0, 6, 10], torch.int32, 6, False)] * 2
     with pytest.raises(ValueError, match="no prefix mask"):
         model(torch.zeros(1, 2, dtype=torch.long), patches, grid_hw=grids, text_lens=torch.tensor([1, 1]))
+
+
+def spans_one_by_one(q, k, v, ends_q, ends_k, longest_q, longest_k, scale, window_size=(-1, -1)):
+    """What varlen_attn is documented to do: query tokens ends_q[i] to ends_q[i + 1] see keys of the same i; with (-1, 0) none behind
+    its own place, counted from the end."""
+    assert ends_q.dtype == ends_k.dtype == torch.int32
+    assert (longest_q, longest_k) == (ends_q.diff().max(), ends_k.diff().max())
+    outs = []
+    for (a, b), (c, d) in zip(itertools.pairwise(ends_q.tolist()), itertools.pairwise(ends_k.tolist())):
+        mask = None if window_size == (-1, -1) else torch.ones(b - a, d - c).tril(d - c - (b - a)).bool()
+        some = (t.transpose(0, 1) for t in (q[a:b], k[c:d], v[c:d]))
+        outs.append(torch.nn.functional.scaled_dot_product_attention(*some, mask, scale=scale).transpose(0, 1))
+    return torch.cat(outs)
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+def test_spans_give_what_masks_give(registers, monkeypatch):
+    """The kernel is the GPU's: a plain function in its place reads the same arguments. Texts of no word and of several, drop path."""
+    model = tiny(num_register_tokens=registers, drop_path_rate=0.5).train()
+    grids, lens = torch.tensor([[2, 3], [1, 4], [3, 3], [2, 3]]), torch.tensor([2, 0, 5, 1])
+    patches, ids = torch.randn(25, 3, 16, 16), torch.randint(0, 64, (1, 8))
+
+    def learnt():
+        torch.manual_seed(0)
+        model.zero_grad()
+        encoded = encode(model, patches, grid_hw=grids).last_hidden_state
+        loss = model(ids, patches, grid_hw=grids, text_lens=lens, labels=ids).loss
+        loss.backward()
+        return [encoded.detach(), loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    expected = learnt()
+    monkeypatch.setattr(modeling_genlip, "varlen_attn", spans_one_by_one)
+    monkeypatch.setattr(modeling_genlip, "plan_attention", lambda layout, name, with_text, half: plan_spans(layout, with_text))
+    for found, wanted in zip(learnt(), expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("registers", [0, 1])

@@ -62,7 +62,7 @@ def test_arguments_are_the_recipes():
     given = llava_next.arguments(replace(RECIPE, train_encoder=True), "qwen", Path("next"), 8, True, 2)
     flags = dict(zip(given[::2], given[1::2]))
     assert flags["--mm_tunable_parts"] == "mm_mlp_adapter,mm_language_model,mm_vision_tower" and flags["--mm_vision_tower_lr"] == "2e-06"
-    assert (flags["--learning_rate"], flags["--gradient_accumulation_steps"]) == ("1e-05", "32")
+    assert (flags["--learning_rate"], flags["--gradient_accumulation_steps"]) == ("1e-05", "8")
     assert flags["--deepspeed"].endswith("zero2.json")
     assert flags["--vision_tower"] == "enc:genlip-g16" and "--pretrain_mm_mlp_adapter" not in flags
 

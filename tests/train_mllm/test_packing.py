@@ -1,8 +1,5 @@
 """Batches: packed, padded and one by one are equal in loss and gradients; bins lose nobody; a batch that teaches nothing is refused."""
 
-import sys
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -10,6 +7,7 @@ from PIL import Image
 
 from llava_plugin import mllm
 from llava_plugin.tower import VisionTower
+from train_mllm import packing
 from train_mllm.data import IGNORED, Row, encode
 from train_mllm.packing import Bins, Collator, bins, like_lengths, sequences, use_packed_attention
 
@@ -47,13 +45,13 @@ def test_sequences_of_like_length_share_a_call():
     assert [[len(indices) for indices in group] for group in like_lengths(lists)] == [[400, 390], [300], [30, 30], [12]]
 
 
-def one_by_one(q, k, v, ends, ends_k, longest, longest_k, dropout_p, softmax_scale, causal):
-    """What flash_attn_varlen_func is documented to do: (all places, H, head_dim), sequences from ends[i] to ends[i + 1]."""
-    assert ends is ends_k and longest == longest_k and causal and ends.dtype == torch.int32
+def one_by_one(q, k, v, ends, ends_k, longest, longest_k, scale, window_size, enable_gqa=False):
+    """What varlen_attn is documented to do: (all places, H, head_dim), sequences from ends[i] to ends[i + 1]."""
+    assert ends is ends_k and longest == longest_k == ends.diff().max() and window_size == (-1, 0) and ends.dtype == torch.int32
     parts = []
     for start, end in zip(ends.tolist(), ends.tolist()[1:]):
         some = (t[start:end].transpose(0, 1)[None] for t in (q, k, v))
-        out = torch.nn.functional.scaled_dot_product_attention(*some, is_causal=True, scale=softmax_scale, enable_gqa=True)
+        out = torch.nn.functional.scaled_dot_product_attention(*some, is_causal=True, scale=scale, enable_gqa=True)
         parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)
 
@@ -62,11 +60,12 @@ def one_by_one(q, k, v, ends, ends_k, longest, longest_k, dropout_p, softmax_sca
 def test_flash_attention_is_called_as_it_is_documented(parts, turns, monkeypatch):
     tower, model, tokenizer = parts
     together = samples([TWO_TURNS, TEXT_ONLY, TWO_TURNS[:2]], model, tokenizer, turns)
-    batch = Collator(tower.preprocess, model.config)(together)
     use_packed_attention(model)
-    loss, gradients = step(model, batch, 20)
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=one_by_one))
+    loss, gradients = step(model, Collator(tower.preprocess, model.config)(together), 20)
+    monkeypatch.setattr(packing, "varlen_attn", one_by_one)
     use_packed_attention(model, flash=True)
+    batch = Collator(tower.preprocess, model.config, flash=True)(together)
+    assert ("sequence_index" in batch) == (turns == "independent")  # a dialogue is read where it stands
     by_flash, found = step(model, batch, 20)
     torch.testing.assert_close(by_flash, loss, atol=1e-6, rtol=0)
     for name, gradient in gradients.items():
@@ -82,10 +81,10 @@ def test_flash_attention_is_given_half_precision(parts, monkeypatch):
         seen.update(t.dtype for t in (q, k, v))
         return one_by_one(q, k, v, *args, **kwargs)
 
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=flash))
+    monkeypatch.setattr(packing, "varlen_attn", flash)
     use_packed_attention(model, flash=True)
     with torch.autocast("cpu", torch.bfloat16):
-        step(model, Collator(tower.preprocess, model.config)(samples([TWO_TURNS], model, tokenizer, "dialogue")), 20)
+        step(model, Collator(tower.preprocess, model.config, flash=True)(samples([TWO_TURNS], model, tokenizer, "dialogue")), 20)
     assert seen == {torch.bfloat16}
 
 
