@@ -67,7 +67,7 @@ def test_flash_attention_is_called_as_it_is_documented(parts, turns, monkeypatch
     batch = Collator(tower.preprocess, model.config, flash=True)(together)
     assert ("sequence_index" in batch) == (turns == "independent")  # a dialogue is read where it stands
     by_flash, found = step(model, batch, 20)
-    torch.testing.assert_close(by_flash, loss, atol=1e-6, rtol=0)
+    torch.testing.assert_close(by_flash, loss, atol=1e-5, rtol=0)
     for name, gradient in gradients.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
