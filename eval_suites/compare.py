@@ -9,11 +9,12 @@ from eval_suites.results import Row
 from eval_suites.suites import Column, Suite
 from eval_suites.text import markdown_text
 
-# What may differ between two MLLMs without a word in a comparison: what an encoder is, what follows from it, names of files. Digests
-# say whether data and language model were the same, so their paths need not.
+# What may differ between two MLLMs without a word in a comparison: what an encoder is, what follows from it, names of files, and how a
+# run was watched. Digests say whether data and language model were the same, so their paths need not.
 _ENCODERS_OWN = {"encoder", "encoder_key", "arch", "untrained", "resolution", "interpolation", "parameters"}
 _ENCODERS_OWN |= {"weights_digest", "encoder_digest", "encoder_digest_before"}
 _NOT_COMPARED = {*_ENCODERS_OWN, "llm_digest", "git_commit", "out", "init", "data", "images", "workers", "cache_features"}
+_NOT_COMPARED |= {"report", "save_every"}
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,13 @@ def _incomparable(column: Column, a: Row, b: Row) -> str:
 def protocol(row: Row) -> dict:
     """What has to be equal for two rows to differ in the encoder alone: stage, language model, data, recipe, token budget, ..."""
     said = next(iter(row.results.values()))["provenance"]
-    flat = {**said, **{f"recipe.{name}": value for name, value in (said.get("recipe") or {}).items()}}
-    flat |= {f"stage {i}.{name}": value for i, stage in enumerate(said.get("earlier") or [], 1) for name, value in stage.items()}
+    stages = enumerate(said.get("earlier") or [], 1)
+    return _compared(said) | {f"stage {i}.{name}": value for i, stage in stages for name, value in _compared(stage).items()}
+
+
+def _compared(stage: dict) -> dict:
+    """What counts of a stage's provenance, its recipe's fields beside the rest."""
+    flat = {**stage, **{f"recipe.{name}": value for name, value in (stage.get("recipe") or {}).items()}}
     nested = ("recipe", "earlier")
     return {name: value for name, value in flat.items() if name not in nested and name.removeprefix("recipe.") not in _NOT_COMPARED}
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from .recipes import Recipe
 
-# What an earlier stage has to share with another's for two MLLMs to differ in the encoder alone.
-OF_A_STAGE, OF_ITS_RECIPE = ("stage", "data_digest", "steps"), ("batch", "lr", "projector", "lora_rank", "turns", "max_length", "seed")
+# Of an earlier stage: by these eval_suites.compare tells whether two MLLMs differ in the encoder alone.
+HANDED_ON = ("stage", "data_digest", "steps", "recipe")
 
 
 def start_from(model, recipe: Recipe) -> dict:
@@ -31,8 +31,7 @@ def start_from(model, recipe: Recipe) -> dict:
     if provenance["stage"] == "sft":
         model.model.language_model.load_state_dict(theirs.model.language_model.state_dict())
         model.lm_head.load_state_dict(theirs.lm_head.state_dict())
-    was = {name: provenance.get(name) for name in OF_A_STAGE}
-    was |= {name: (provenance.get("recipe") or {}).get(name) for name in OF_ITS_RECIPE}
+    was = {name: provenance.get(name) for name in HANDED_ON}
     return {"llm_digest_before": provenance.get("llm_digest_before"), "earlier": [*provenance.get("earlier", []), was]}
 
 

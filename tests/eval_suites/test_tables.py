@@ -187,9 +187,10 @@ def test_it_names_the_earlier_stage_that_differs():
     a, b = measured(), measured("other")
     for row, lr, stages in ((a, 0.001, 1), (b, 0.002, 2)):
         for result in row.results.values():
-            result["provenance"]["earlier"] = [{"stage": "projector", "lr": lr}] * stages
+            stage = {"stage": "projector", "recipe": {"lr": lr, "encoder": row.encoder, "out": f"runs/{row.encoder}"}}
+            result["provenance"]["earlier"] = [stage] * stages
     assert compare.differences(a, b) == [
-        "stage 1.lr: 0.001 against 0.002", "stage 2.stage: null against projector", "stage 2.lr: null against 0.002"
+        "stage 1.recipe.lr: 0.001 against 0.002", "stage 2.stage: null against projector", "stage 2.recipe.lr: null against 0.002"
     ]  # fmt: skip
 
 

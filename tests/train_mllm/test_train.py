@@ -81,6 +81,7 @@ def test_projector_stage_trains_the_projector_alone_and_sft_starts_from_it(recip
     assert more["llm_digest_before"] == said["llm_digest_before"] != provenance(tuned)["llm_digest"], "before the first of the stages"
     first, second = more["earlier"]
     assert (first["stage"], second["stage"]) == ("projector", "sft") and first["data_digest"] == said["data_digest"]
+    assert first["recipe"] == said["recipe"] and second["recipe"]["init"] == str(projector)
     folder = Path(recipe.out).parent / "wide"
     wide = {
         "hidden_size": 32,
