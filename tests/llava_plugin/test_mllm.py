@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava_plugin import mllm
@@ -52,6 +53,14 @@ def test_every_projector_is_saved_and_loaded_bit_equal_and_answers_in_batches(of
     conversations, pictures = MIXED[:8], PICTURES[:8]
     together = loaded.answer(conversations, pictures, max_new_tokens=8)
     assert together == [loaded.answer([c], [p], max_new_tokens=8)[0] for c, p in zip(conversations, pictures)]
+
+
+def test_answers_never_wait_for_cudnn_to_plan(loaded, monkeypatch):
+    real, seen = loaded.model.generate, []
+    monkeypatch.setattr(loaded.model, "generate", lambda **kwargs: seen.append(torch.backends.cuda.cudnn_sdp_enabled()) or real(**kwargs))
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]):
+        loaded.answer([user("what is")], [[]], max_new_tokens=2)
+        assert seen == [False] and torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_pixel_shuffle_joins_neighbours_row_by_row():
