@@ -84,7 +84,7 @@ def carry_code(folder: Path) -> None:
         if not file.is_file():
             raise ValueError(f"--code needs a {name}: say --size 224 or --size native, as the model was trained")
         file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": classes}, indent=1) + "\n")
-    for module in ("configuration_genlip", "modeling_genlip", "image_processing_genlip"):
+    for module in ("configuration_genlip", "packed_row", "modeling_genlip", "image_processing_genlip"):
         shutil.copyfile(Path(__file__).with_name(f"{module}.py"), folder / f"{module}.py")
 
 

@@ -12,7 +12,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import genlip
 from genlip import modeling_genlip
 from genlip.configuration_genlip import PRESETS, GenLIPConfig, mrope_channels
-from genlip.modeling_genlip import GenLIPForPretraining, GenLIPVisionModel, Plan, bucket_lens, lay_out, plan_spans, row_mask
+from genlip.modeling_genlip import GenLIPForPretraining, GenLIPVisionModel
+from genlip.packed_row import Plan, bucket_lens, lay_out, plan_spans, row_mask
 from genlip.recipes import TINY
 
 genlip.register()
