@@ -220,8 +220,8 @@ def flash_packed_attention(
     q, k, v = (t[0].transpose(0, 1).to(dtype) for t in (query, key, value))
     if sequence_index is not None:
         q, k, v = (t.index_select(0, sequence_index) for t in (q, k, v))
-    ends, grouped = (sequence_ends, sequence_ends), {"enable_gqa": True} if GQA_IS_ASKED_FOR else {}
-    out = varlen_attn(q, k, v, *ends, longest, longest, scale=scaling, window_size=(-1, 0), **grouped)
+    grouped = {"enable_gqa": True} if GQA_IS_ASKED_FOR else {}
+    out = varlen_attn(q, k, v, sequence_ends, sequence_ends, longest, longest, scale=scaling, window_size=(-1, 0), **grouped)
     return (out if token_source is None else out[token_source]).unsqueeze(0), None
 
 

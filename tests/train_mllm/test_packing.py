@@ -88,6 +88,16 @@ def test_flash_attention_is_given_half_precision(parts, monkeypatch):
     assert seen == {torch.bfloat16}
 
 
+def test_flash_attention_drops_nothing_silently(parts):
+    tower, model, tokenizer = parts
+    model.config.text_config.attention_dropout = 0.1
+    for layer in model.model.language_model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    use_packed_attention(model.train(), flash=True)
+    with pytest.raises(ValueError, match="set attention_dropout 0"):
+        model(**Collator(tower.preprocess, model.config, flash=True)(samples([TWO_TURNS], model, tokenizer, "dialogue")))
+
+
 def test_logits_are_those_of_learned_tokens(parts):
     tower, model, tokenizer = parts
     batch = Collator(tower.preprocess, model.config)(samples([TWO_TURNS, TEXT_ONLY], model, tokenizer, "dialogue"))
