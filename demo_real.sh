@@ -3,11 +3,12 @@
 # captions; around it and around DINOv2-S/14 the language model is fine-tuned by LoRA on the mini world's and easy-VQA's conversations,
 # 16 visual tokens a picture; both answer the first samples of every column of mini14 and of easy-VQA. Rows are of so few samples that
 # they are marked partial and have no average: run.py ends with exit code 3, which is taken for what it is.
-# STEPS and SAMPLES set the size. Stopped anywhere, it goes on when run again. Usually called by `make demo-real`.
+# STEPS and SAMPLES (an even number: MME asks in pairs) set the size. Stopped anywhere, it goes on when run again. Usually called by
+# `make demo-real`.
 set -euo pipefail
 cd "$(dirname "$0")"
 export HF_HUB_OFFLINE=1 GENLIP_WEIGHTS=demo-real/weights PYTHONUNBUFFERED=1
-steps=${STEPS:-150} samples=${SAMPLES:-10} scenes=${SCENES:-2000} pretraining=${PRETRAINING:-2200}
+steps=${STEPS:-100} samples=${SAMPLES:-10} scenes=${SCENES:-2000} pretraining=${PRETRAINING:-2200}
 . ./demo_steps.sh
 
 fine_tune() { # name, encoder, resolution: the projector and LoRA adapters together; mini first, easy-VQA from there
