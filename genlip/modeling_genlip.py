@@ -29,7 +29,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_genlip import GenLIPConfig
-from .packed_row import Plan, for_function, lay_out, plan_attention, row_mask
+from .packed_row import Plan, ends_of, for_function, lay_out, plan_attention, row_mask
 
 
 @dataclass
@@ -443,7 +443,7 @@ class GenLIPVisionModel(GenLIPPreTrainedModel):
             last_hidden_state=features(x),
             hidden_states=None if hidden_states is None else tuple(map(features, hidden_states)),
             attentions=None if attentions is None else tuple(attentions),
-            cu_seqlens=None if rows else F.pad(grid.prod(dim=1).cumsum(0), (1, 0)).int(),
+            cu_seqlens=None if rows else ends_of(grid.prod(dim=1)),
         )
 
     def _patches(self, pixel_values, grid_hw):

@@ -169,17 +169,18 @@ def plan_spans(layout: Layout, with_text: bool) -> Plan:
     """The plan of a packed row for torch's FlashAttention over sequences of any length."""
     common = {"sample": layout.sample, "samples": len(layout.lens)}
     if not with_text:
-        return Plan(**common, spans=Spans(_ends(layout.lens), int(layout.lens.max())))
+        return Plan(**common, spans=Spans(ends_of(layout.lens), int(layout.lens.max())))
     prefixes = torch.zeros_like(layout.lens).index_add_(0, layout.sample, layout.prefix.long())
     texts = layout.lens - prefixes
     longest, longest_prefix, longest_text, n = torch.stack([layout.lens.max(), prefixes.max(), texts.max(), prefixes.sum()]).tolist()
     order = (~layout.prefix).to(torch.uint8).argsort(stable=True)
-    of_prefix = {"prefix_tokens": n, "prefix_ends": _ends(prefixes), "longest_prefix": longest_prefix}
-    of_text = {"text_ends": _ends(texts), "longest_text": longest_text}
-    return Plan(**common, spans=Spans(_ends(layout.lens), longest, order, order.argsort(), **of_prefix, **of_text))
+    of_prefix = {"prefix_tokens": n, "prefix_ends": ends_of(prefixes), "longest_prefix": longest_prefix}
+    of_text = {"text_ends": ends_of(texts), "longest_text": longest_text}
+    return Plan(**common, spans=Spans(ends_of(layout.lens), longest, order, order.argsort(), **of_prefix, **of_text))
 
 
-def _ends(lens: torch.Tensor) -> torch.Tensor:
+def ends_of(lens: torch.Tensor) -> torch.Tensor:
+    """lens (B,) of samples one behind another -> (B+1,) int32: where each begins, and the end of the last."""
     return F.pad(lens.cumsum(0), (1, 0)).int()
 
 
@@ -187,7 +188,7 @@ def plan_attention(layout: Layout, implementation: str, with_text: bool, half: b
     """The plan of a packed row for one of transformers' attention implementations; `half`: whether it computes in half precision."""
     common = {"sample": layout.sample, "samples": len(layout.lens)}
     if "flash" in implementation:
-        return Plan(**common, cu_seqlens=_ends(layout.lens), longest=int(layout.lens.max()))
+        return Plan(**common, cu_seqlens=ends_of(layout.lens), longest=int(layout.lens.max()))
     if implementation == "flex_attention":
         return Plan(**common, mask=block_mask(layout))
     if torch.compiler.is_compiling():  # shapes that follow from values would break the graph

@@ -181,10 +181,11 @@ def _side_by_side(blocks: list[list[int]]) -> dict:
 
 
 def _one_behind_another(blocks: list[list[int]]) -> dict:
-    order = sequences(blocks)
+    shared = any(map(any, blocks))
+    order = sequences(blocks) if shared else blocks  # a dialogue is one sequence, where it stands
     ends = list(itertools.accumulate(map(len, order), initial=0))
     where = {"sequence_ends": torch.tensor(ends, dtype=torch.int32), "longest": max(map(len, order))}
-    if any(map(any, blocks)):
+    if shared:
         where |= {"sequence_index": torch.tensor(list(itertools.chain(*order))), "token_source": _source(order, ends, blocks)}
     return where
 

@@ -154,7 +154,7 @@ def half_stream(recipe: Recipe, stage: int) -> bool:
 
 
 def peak_bytes(recipe: Recipe, stage: int, gpus: int, tokens: int, learned: int) -> tuple[float, float] | None:
-    """(in the passes, in the optimizer's step) bytes a GPU; None where the models are not known well enough.
+    """(in the passes, in the optimizer's step) bytes a GPU, the first the larger; None where the models are not known well enough.
 
     Without ZeRO autocast keeps a bf16 copy of what learns through the passes; torch's fused AdamW needs nothing beside its state.
     On one H100 `python -m train_mllm.throughput sft-qwen1.5b-frozen` measured 40.5 and 27.5 GB where this says 41.8 and 27.2.
@@ -188,7 +188,7 @@ def memory(recipe: Recipe, stage: int, gpus: int) -> float | None:
     """GB a GPU; None where the models are not known well enough."""
     tokens = step_tokens(recipe)
     peak = peak_bytes(recipe, stage, gpus, tokens, learned_tokens(recipe, tokens))
-    return peak and max(peak) / 1e9
+    return peak and peak[0] / 1e9
 
 
 def zero_stage(recipe: Recipe, gpus: int, gpu_memory: float) -> tuple[int, str]:
