@@ -54,13 +54,13 @@ test-all: $(STAMP) .peers/.installed
 	@touch $@
 
 demo: $(STAMP)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
 
 demo-easyvqa: $(STAMP)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo_easyvqa.sh
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo_easyvqa.sh
 
 demo-real: $(STAMP)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo_real.sh
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo_real.sh
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

@@ -7,12 +7,12 @@ Each set lands as its hub snapshot lies, ROOT/<org>/<set>/..., and is counted: a
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from eval_suites import suites, tasks
 from eval_suites.suites import Suite
+from genlip.common.hub import offline
 
 
 def state(suite: Suite, task: str, root: Path) -> tuple[bool, str]:
@@ -32,7 +32,7 @@ def bring(task: str, root: Path) -> None:
     """Download the task's split. ValueError where it is no set of the hub, or cannot be had from there."""
     if tasks.made_here(task):
         raise ValueError(f"{task} is not on the hub but made here: {tasks.fetch_command(task, root)}")
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+    if offline():
         raise ValueError(f"HF_HUB_OFFLINE is set and {task} comes from the hub: run this where the hub is reached, and copy {root} here")
     import huggingface_hub
 

@@ -67,7 +67,7 @@ def _picture(images: Path, name: str) -> dict:
 
 def write(task: str, source: Path, images: Path, root: Path) -> tuple[Path, int]:
     """(the file written, its rows). ValueError where the source is not of the form that the task's reader takes."""
-    from eval_suites.mini import columns
+    from eval_suites.tasks import hub_columns
 
     try:
         rows = READERS[task](source, images)
@@ -77,7 +77,7 @@ def write(task: str, source: Path, images: Path, root: Path) -> tuple[Path, int]
         raise ValueError(f"{source} holds nothing to ask")
     path = root / tasks.hub_source(task)[0] / "data" / f"{tasks.definition(task)['test_split']}-00000-of-00001.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns.write(path, task, rows)
+    hub_columns.write(path, task, rows)
     return path, len(rows)
 
 

@@ -4,7 +4,7 @@
 
 Finds the fine-tuned MLLM of that encoder under runs/, checks everything that can be checked before a model is loaded (preflight.py),
 runs each task through lmms-eval's own engine (prompts, filters, metrics) in a process of its own (worker.py), every answer in a journal
-as it comes (journal.py), each task's result when it is done, and tables/<suite>.{md,csv,tex,html} at the end (tables.py, report.py). A
+as it comes (journal.py), each task's result when it is done, and tables/<suite>.{md,csv,tex,html} at the end (report/). A
 task that is done for these weights, this definition and these data is not run again; stopped anywhere, even by kill -9, the same command
 goes on.
 
@@ -19,9 +19,14 @@ from pathlib import Path
 if not __package__:  # run as a script: the folder above is the package's root, and this folder's files are nobody's top level
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval_suites import inventory, preflight, report, results, suites, tables, worker
-from eval_suites.preflight import Export, Job
+from eval_suites import suites
+from eval_suites.report import tables
+from eval_suites.report.page import write as write_page
+from eval_suites.runner import discover, preflight, worker
+from eval_suites.runner.preflight import Export, Job
+from eval_suites.score import results
 from eval_suites.suites import Suite
+from genlip.common.locks import locked
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -66,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         plan = check(args)
         if args.dry_run:
             return 0
-        with preflight.locked(plan.folder):
+        with locked(plan.folder):
             todo = [job for job in plan.jobs if not job.done]
             worker.verify(plan.export, plan.folder)
             devices = worker.prepare(args.gpus) if todo else []
@@ -95,7 +100,7 @@ class Plan:
 def check(args: argparse.Namespace) -> Plan:
     """The pre-flight: ValueError with every problem there is, a line each or more."""
     if not args.encoder:
-        raise ValueError(inventory.first_minute(args.data_root))
+        raise ValueError(discover.first_minute(args.data_root))
     suite = suites.get(args.suite)
     wanted = suites.select(suite, args.tasks)
     problems, export, jobs = [], None, []
@@ -109,14 +114,14 @@ def check(args: argparse.Namespace) -> Plan:
             jobs.append(preflight.plan_job(suite, task, args, export, folder / task))
         except ValueError as error:
             problems.append(str(error))
-    problems += [] if jobs else inventory.other_suites(suite.name, args.data_root)
+    problems += [] if jobs else discover.other_suites(suite.name, args.data_root)
     problems += preflight.manifest_problem(jobs) + preflight.java_problem(jobs)
     names = [name.strip() for name in args.compare.split(",")] if args.compare else []
     before = results.read_rows(args.out / "results", suite) if names else []
     others = []
     for name in names:
         try:
-            others.append(tables.find_row(before, name, suite))
+            others.append(results.find_row(before, name, suite))
         except ValueError as error:
             problems.append(str(error))
     problems += preflight.budget_problem(export, others) if export else []
@@ -158,7 +163,7 @@ def _report(args: argparse.Namespace, plan: Plan, rows: list[results.Row], pairs
     indices = [tuple(place[row.encoder, row.llm, row.digest] for row in pair) for pair in pairs]
     page, runs = args.out / "tables" / f"{plan.suite.name}.html", plan.export.folder.parent.parent
     try:
-        report.write(plan.suite, rows, folders, page, args.data_root, runs, pairs=indices or None, allow_partial=args.allow_partial)
+        write_page(plan.suite, rows, folders, page, args.data_root, runs, pairs=indices or None, allow_partial=args.allow_partial)
     except (ValueError, OSError) as error:
         print(f"note: no report: {error}", file=sys.stderr)
     else:

@@ -9,9 +9,10 @@ Standard library only. Keys and sample counts: lmms-eval 0.7.3 and the data sets
 2605.00809) says 14 benchmarks in its body and 15 in an appendix; its printed averages recompute with 14.
 """
 
-import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from genlip.common.suggest import choose
 
 GROUPS = {"doc_ocr": "Doc & OCR", "general_vqa": "General VQA", "caption": "Caption"}
 
@@ -185,15 +186,6 @@ def _from_yaml(path: Path) -> Suite:
     if len({column.name for column in columns}) < len(columns):
         raise ValueError(f"{path} names a column twice")
     return Suite(path.stem, columns, str(content.get("note") or f"columns of {path.name}: {', '.join(names)}"))
-
-
-def choose(name: str, known, what: str) -> str:
-    """`name` if it is one of `known`; ValueError that says "did you mean" and lists what exists otherwise."""
-    if name in known:
-        return name
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {what} {name!r}.{hint} There are: {', '.join(known)}")
 
 
 def select(suite: Suite, names: str | None) -> tuple[str, ...]:

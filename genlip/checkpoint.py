@@ -10,17 +10,17 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 
+from .common.files import sha256, write_json, written_aside
+from .common.versions import git_commit, package_versions
 from .recipes import Recipe
 
 
@@ -112,41 +112,30 @@ def _write(file: Path, text: str) -> None:
 
 def write_export(model, tokenizer, recipe: Recipe, data_digest: str, export: Path, rank: int = 0) -> None:
     """A plain from_pretrained folder: weights, config, image processor, tokenizer, provenance; written aside and renamed."""
-    import transformers
-
     from .image_processing_genlip import GenLIPImageProcessor
 
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if rank != 0:
         return
-    part = export.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part, state_dict=state)
-    size = (
-        {"size": "native", "min_pixels": recipe.min_pixels, "max_pixels": recipe.max_pixels}
-        if recipe.native
-        else {"size": recipe.resolution}
-    )
-    GenLIPImageProcessor(**size, patch_size=model.config.patch_size).save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    digest = hashlib.sha256()
-    for file in sorted(part.glob("*.safetensors")):
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    commit = None
-    if shutil.which("git"):  # many a container has none
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-        commit = found.stdout.strip() or None
-    earlier = Path(recipe.init) / "provenance.json" if recipe.init else None
-    provenance = {
-        "stage": "pretrain",
-        "recipe": asdict(recipe),
-        "weights_digest": digest.hexdigest(),
-        "data_digest": data_digest,
-        "init": json.loads(earlier.read_text()) if earlier and earlier.is_file() else None,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "git_commit": commit,
-    }
-    (part / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
-    part.replace(export)
+    with written_aside(export) as part:
+        model.save_pretrained(part, state_dict=state)
+        size = (
+            {"size": "native", "min_pixels": recipe.min_pixels, "max_pixels": recipe.max_pixels}
+            if recipe.native
+            else {"size": recipe.resolution}
+        )
+        GenLIPImageProcessor(**size, patch_size=model.config.patch_size).save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        weights = b"".join(bytes.fromhex(sha256(file)) for file in sorted(part.glob("*.safetensors")))
+        earlier = Path(recipe.init) / "provenance.json" if recipe.init else None
+        provenance = {
+            "stage": "pretrain",
+            "recipe": asdict(recipe),
+            "weights_digest": hashlib.sha256(weights).hexdigest(),
+            "data_digest": data_digest,
+            "init": json.loads(earlier.read_text()) if earlier and earlier.is_file() else None,
+            "versions": package_versions(("torch", "transformers")),
+            "git_commit": git_commit(),
+        }
+        write_json(part / "provenance.json", provenance)
     print(f"wrote {export}")

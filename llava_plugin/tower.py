@@ -288,42 +288,6 @@ def _encode(encoder: PreTrainedModel, spec: EncoderSpec, pixels: torch.Tensor, i
     return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
 
 
-def measure(source: str, resolution: int) -> tuple[int, int, int, int]:
-    """(grid side, prefix tokens, width, parameters) of an encoder of any family, by one forward of its class without weights.
-
-    Raises ValueError where the output is no square grid of features, with nothing but prefix tokens before it.
-    """
-    register()
-    config = AutoConfig.from_pretrained(source)
-    config = getattr(config, "vision_config", config)
-    with torch.device("meta"):
-        encoder = _from_config(config)
-        out = encoder.eval()(torch.zeros(1, 3, resolution, resolution)).last_hidden_state
-    if out.ndim == 4:
-        if out.shape[2] != out.shape[3]:
-            raise ValueError(f"{source} gives features of shape {tuple(out.shape)}: channels behind the grid are not understood here")
-        return out.shape[2], 0, out.shape[1], encoder.num_parameters()
-    patch = getattr(config, "patch_size", None)
-    if config.model_type == "timm_wrapper":
-        prefix = getattr(encoder.timm_model, "num_prefix_tokens", 0)
-    elif isinstance(patch, int):
-        prefix = out.shape[1] - (resolution // patch) ** 2
-    else:
-        prefix = out.shape[1] - math.isqrt(out.shape[1]) ** 2
-    grid = math.isqrt(out.shape[1] - prefix) if 0 <= prefix < out.shape[1] else 0
-    if grid == 0 or grid**2 + prefix != out.shape[1]:
-        raise ValueError(f"{source} gives {out.shape[1]} tokens at {resolution} pixels, which is no square grid behind prefix tokens")
-    return grid, prefix, out.shape[2], encoder.num_parameters()
-
-
-def _from_config(config: PreTrainedConfig) -> PreTrainedModel:
-    """The family's class without weights; ValueError where what it needs cannot be imported."""
-    try:
-        return AutoModel.from_config(config)
-    except (ImportError, RuntimeError) as e:  # a torchvision that does not fit the torch raises RuntimeError at import
-        raise ValueError(f"{config.model_type} cannot be built here: {e}; timm needs a torchvision that fits this torch") from e
-
-
 def _load(spec: EncoderSpec, source: str, dtype: torch.dtype) -> PreTrainedModel:
     """The encoder's weights in the family's own class. ValueError where they are missing, of another family, or do not fill it."""
     config = AutoConfig.from_pretrained(source)

@@ -31,12 +31,12 @@ def start(out: Path) -> subprocess.Popen:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as the Makefile's
     env = os.environ | SIZE | {"OUT": str(out), "PATH": path}
     with (out.parent / f"{out.name}.log").open("a") as log:
-        return subprocess.Popen(["bash", ROOT / "demo.sh"], env=env, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(["bash", ROOT / "examples" / "demo.sh"], env=env, stdout=log, stderr=log, start_new_session=True)
 
 
 def test_a_folder_of_another_size_or_version_is_left_as_it_is(tmp_path):
     (tmp_path / "demo/runs/sft-genlip-tiny/export").mkdir(parents=True)
-    command = ["bash", ROOT / "demo.sh"]
+    command = ["bash", ROOT / "examples" / "demo.sh"]
     done = subprocess.run(command, env=os.environ | {"OUT": str(tmp_path / "demo")}, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and f"move it away (mv {tmp_path}/demo {tmp_path}/demo-old)" in done.stderr
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["runs"]

@@ -106,7 +106,7 @@ def own_encoder(tmp_path_factory) -> Path:
 
 
 def test_my_own_encoder_gets_a_row(tmp_path, llama_tiny, own_encoder):
-    from eval_suites.mini import build
+    from small_data.mini import build
 
     build.make(build.World(0, 8, 4), tmp_path / "data", workers=1)
     title = "I have my own encoder on disk and want a row"

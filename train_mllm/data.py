@@ -31,9 +31,10 @@ import pyarrow.compute as pc
 import torch
 from PIL import Image
 
+from genlip.common.files import file_aside
 from llava_plugin.mllm import IMAGE, prompt_ids
 
-from .rows import open_conversations
+from .conversations import open_conversations
 
 IGNORED = -100
 ROWS_A_MEASURE = 256
@@ -232,8 +233,6 @@ def measure(conversations: Conversations, folder: Path, data_digest: str) -> np.
             _Measures(conversations), batch_size=ROWS_A_MEASURE, num_workers=workers, collate_fn=lambda rows: np.array(rows, dtype=np.int32)
         )
         found = np.concatenate(list(track(loader, "lengths in tokens", disable=not sys.stderr.isatty())))
-        part = file.with_suffix(".part")
-        with part.open("wb") as stream:
+        with file_aside(file) as aside, aside.open("wb") as stream:
             np.save(stream, found)
-        part.replace(file)
     return np.load(file)

@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 import torch
 from rich.progress import track
 
+from genlip.common.files import file_aside
 from llava_plugin.tower import digest
 
+from .conversations import open_conversations
 from .data import open_picture
-from .rows import open_conversations
 
 FEATURE_BATCH = 64
 
@@ -34,16 +35,16 @@ def cached_features(data: Path, tower, data_digest: str, earlier: Path | None = 
         file = earlier / file.name
     if not file.is_file():
         pictures = [(i, j) for i, n in enumerate(table["images"].combine_chunks().value_lengths().to_pylist()) for j in range(n)]
-        part = file.with_suffix(".part")
-        out = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(len(pictures), tower.spec.tokens, tower.spec.width))
-        with torch.inference_mode():
-            for start in track(range(0, len(pictures), FEATURE_BATCH), "features of the frozen encoder", disable=not sys.stderr.isatty()):
-                batch = pictures[start : start + FEATURE_BATCH]
-                images = [open_picture(table.slice(i, 1).to_pylist()[0]["images"][j]) for i, j in batch]
-                pixels = tower.preprocess(images).to(tower.device)
-                out[start : start + len(batch)] = tower(pixels).last_hidden_state.float().cpu().numpy()
-        out.flush()
-        part.replace(file)
+        with file_aside(file) as aside:
+            out = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=(len(pictures), tower.spec.tokens, tower.spec.width))
+            with torch.inference_mode():
+                batches = range(0, len(pictures), FEATURE_BATCH)
+                for start in track(batches, "features of the frozen encoder", disable=not sys.stderr.isatty()):
+                    batch = pictures[start : start + FEATURE_BATCH]
+                    images = [open_picture(table.slice(i, 1).to_pylist()[0]["images"][j]) for i, j in batch]
+                    pixels = tower.preprocess(images).to(tower.device)
+                    out[start : start + len(batch)] = tower(pixels).last_hidden_state.float().cpu().numpy()
+            out.flush()
     return np.load(file, mmap_mode="r")
 
 

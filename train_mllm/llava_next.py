@@ -14,12 +14,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from genlip.common.files import file_aside, write_file, write_json, written_aside
 from llava_plugin import encoders
 
-from . import plan
-from .prepare_data import write_json, write_text
+from . import estimate
+from .conversations import open_conversations
 from .recipes import Recipe
-from .rows import open_conversations
 
 NOTE = (
     "trained by LLaVA-NeXT: padded batches of bf16 weights, its qwen_1_5 prompt, whose <|im_start|>, <|im_end|> and newlines are learned "
@@ -49,8 +49,8 @@ def write_data(data: Path, folder: Path) -> None:
     """The prepared conversations as FOLDER/conversations.json and FOLDER/images/, in LLaVA's form. Raises ValueError for system turns,
     at which LLaVA-NeXT would train on a neighbour instead."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    part, table = folder / "conversations.json.part", open_conversations(data)
-    with part.open("w") as stream:
+    table = open_conversations(data)
+    with file_aside(folder / "conversations.json") as aside, aside.open("w") as stream:
         for number in range(len(table)):
             row = table.slice(number, 1).to_pylist()[0]
             if any(message["role"] == "system" for message in row["messages"]):
@@ -61,7 +61,6 @@ def write_data(data: Path, folder: Path) -> None:
                 record["image"] = names[0] if len(names) == 1 else names
             stream.write(("[\n" if number == 0 else ",\n") + json.dumps(record))
         stream.write("\n]\n")
-    part.replace(folder / "conversations.json")
 
 
 def _picture(picture: dict, file: Path) -> str:
@@ -94,7 +93,7 @@ def arguments(recipe: Recipe, llm: str, folder: Path, processes: int, on_gpu: bo
         "num_train_epochs": recipe.epochs,
         "max_steps": recipe.max_steps or -1,
         "per_device_train_batch_size": recipe.batch,
-        "gradient_accumulation_steps": plan.accumulation(recipe, processes),
+        "gradient_accumulation_steps": estimate.accumulation(recipe, processes),
         "model_max_length": recipe.max_length,
         "learning_rate": recipe.lr,
         "weight_decay": recipe.weight_decay,
@@ -106,7 +105,7 @@ def arguments(recipe: Recipe, llm: str, folder: Path, processes: int, on_gpu: bo
         "use_cpu": not on_gpu,
         "gradient_checkpointing": recipe.gradient_checkpointing,
         "dataloader_num_workers": recipe.workers,
-        "logging_steps": plan.log_every(recipe),
+        "logging_steps": estimate.log_every(recipe),
         "save_steps": recipe.save_every,
         "save_total_limit": 2,
         "report_to": recipe.report,
@@ -140,7 +139,8 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
         raise ValueError(f"LLaVA-NeXT takes a language model for Qwen where its path says so; {llm} does not: name the folder qwen-...")
     processes, first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
     on_gpu = torch.cuda.is_available()
-    zero = plan.zero_stage(recipe, processes, torch.cuda.get_device_properties(0).total_memory / 1e9)[0] if on_gpu else max(recipe.zero, 0)
+    gpu_gb = torch.cuda.get_device_properties(0).total_memory / 1e9 if on_gpu else None
+    zero = estimate.zero_stage(recipe, processes, gpu_gb)[0] if on_gpu else max(recipe.zero, 0)
     before = digest(VisionTower.from_encoder(recipe.encoder).to(torch.bfloat16).float())  # in which it trains
 
     command = [sys.executable, "-m", "llava_plugin.llava_next"]
@@ -150,31 +150,30 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
         raise RuntimeError(f"LLaVA-NeXT ended with exit code {trained.returncode}; what it said stands above. Its folder is {folder}")
     if not first:
         return export
-    part = run / "export.part"
-    converted = subprocess.run([*command, "convert", str(folder / "checkpoint"), str(part)], env=environment, check=False)
-    if converted.returncode:
-        raise RuntimeError(f"the checkpoint in {folder} could not be brought into the native form; what was said stands above")
+    with written_aside(export) as part:
+        converted = subprocess.run([*command, "convert", str(folder / "checkpoint"), str(part)], env=environment, check=False)
+        if converted.returncode:
+            raise RuntimeError(f"the checkpoint in {folder} could not be brought into the native form; what was said stands above")
 
-    provenance = json.loads((part / "provenance.json").read_text())
-    after = provenance["encoder_digest"]
-    if (after == before) == recipe.train_encoder:
-        said = "be trained, yet its weights are what they were" if recipe.train_encoder else "stay frozen, yet its weights changed"
-        raise RuntimeError(f"the encoder was to {said} ({before[:8]} -> {after[:8]}): nothing is exported")
-    provenance |= {
-        "stage": recipe.stage,
-        "llm": Path(recipe.llm).name,
-        "frozen": not recipe.train_encoder,
-        "note": NOTE + (f"; {plan.NO_ANYRES}" if recipe.train_encoder else ""),
-        "encoder_digest_before": before,
-        "data_digest": ledger["digest"],
-        "processes": processes,
-        "zero": zero,
-        "recipe": asdict(recipe),
-    }
-    write_json(part / "provenance.json", provenance)
-    state = json.loads((folder / "checkpoint" / "trainer_state.json").read_text())
-    write_text(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in state["log_history"]))
-    part.replace(export)
+        provenance = json.loads((part / "provenance.json").read_text())
+        after = provenance["encoder_digest"]
+        if (after == before) == recipe.train_encoder:
+            said = "be trained, yet its weights are what they were" if recipe.train_encoder else "stay frozen, yet its weights changed"
+            raise RuntimeError(f"the encoder was to {said} ({before[:8]} -> {after[:8]}): nothing is exported")
+        provenance |= {
+            "stage": recipe.stage,
+            "llm": Path(recipe.llm).name,
+            "frozen": not recipe.train_encoder,
+            "note": NOTE + (f"; {estimate.NO_ANYRES}" if recipe.train_encoder else ""),
+            "encoder_digest_before": before,
+            "data_digest": ledger["digest"],
+            "processes": processes,
+            "zero": zero,
+            "recipe": asdict(recipe),
+        }
+        write_json(part / "provenance.json", provenance)
+        state = json.loads((folder / "checkpoint" / "trainer_state.json").read_text())
+        write_file(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in state["log_history"]))
     print(f"wrote {export}")
     return export
 

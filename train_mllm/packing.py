@@ -3,7 +3,7 @@
 A packed batch is one row: the language model's layers run over its tokens alone, its logits are those of tokens that are learned, and
 only inside attention is each sequence (a dialogue, or a front and one independent turn) by itself, where plain causal attention is the
 right mask. On a GPU in half precision torch's FlashAttention takes sequences of any length one behind another; else each becomes a
-row beside those of like length. Packed, padded and one by one give equal loss and gradients. `python -m train_mllm.benchmark` measures
+row beside those of like length. Packed, padded and one by one give equal loss and gradients. `python -m benchmarks.packing` measures
 what it gains.
 
 Which conversations share a batch (`bins`):
@@ -26,7 +26,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from . import plan
+from . import estimate
 from .data import IGNORED, Row
 
 GQA_IS_ASKED_FOR = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 groups heads unasked
@@ -75,7 +75,7 @@ class Bins(torch.utils.data.Dataset):
 
 def in_batches(dataset, lengths: np.ndarray, kept: np.ndarray, recipe, processes: int) -> tuple[torch.utils.data.Dataset, int]:
     """(what the Trainer draws from, micro-steps a step): the conversations `kept`, whose `lengths` (n, 1 or more) begin with tokens."""
-    accumulation = plan.accumulation(recipe, processes)
+    accumulation = estimate.accumulation(recipe, processes)
     if recipe.batching == "batch":
         return dataset if len(kept) == len(lengths) else torch.utils.data.Subset(dataset, kept.tolist()), accumulation
     chosen = [kept[b] for b in bins(lengths[kept, 0], recipe.batching, recipe.batch, recipe.batch_tokens, recipe.seed)]

@@ -29,8 +29,10 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from . import pictures, sources
-from .rows import normalise, open_conversations, schema, to_arrow
+from genlip.common.files import file_aside, write_json
+
+from . import image_check, sources
+from .conversations import normalise, open_conversations, schema, to_arrow
 
 NAMED = 10
 
@@ -72,13 +74,11 @@ def work(job: Job) -> dict:
     import pyarrow as pa
 
     subsets: dict[str, dict] = {}
-    part = job.arrow.with_suffix(".part")
-    with without_gc(), pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema()) as writer:
+    with without_gc(), file_aside(job.arrow) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, schema()) as writer:
         for chunk in sources.read(job.piece):
             if kept := _scanned(chunk, job, subsets):
                 writer.write_batch(to_arrow(kept, chunk.pictures, chunk.turns))
             del chunk, kept  # before the next is read into the same memory
-    part.replace(job.arrow)
     write_json(job.tally, subsets)  # last: a piece with a tally is done
     return subsets
 
@@ -104,17 +104,6 @@ def _scanned(chunk: sources.Chunk, job: Job, subsets: dict[str, dict]) -> list[d
         tally["pictures"] += len(row["images"])
         kept.append(row)
     return kept
-
-
-def write_text(file: Path, text: str) -> None:
-    """Written aside and renamed: a kill leaves the old file or the new one."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(text)
-    part.replace(file)
-
-
-def write_json(file: Path, content) -> None:
-    write_text(file, json.dumps(content, indent=1) + "\n")
 
 
 # --- all pieces -------------------------------------------------------------------------------------------------------------
@@ -279,7 +268,7 @@ def show(folder: Path, samples: int, tokenizer: str) -> None:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     step = max(1, len(table) // max(samples, 1))
     for row in table.take(list(range(0, len(table), step))[:samples]).to_pylist():
-        seen = [pictures.check(p["bytes"] if p["bytes"] is not None else Path(p["path"]).read_bytes()) for p in row["images"]]
+        seen = [image_check.check(p["bytes"] if p["bytes"] is not None else Path(p["path"]).read_bytes()) for p in row["images"]]
         print(f"\n{row['id'] or '(no id)'}: {', '.join(f'{w} x {h}' for w, h in seen) or 'no picture'}")
         if tokenizer:
             print(as_text(row["messages"], tokenizer))

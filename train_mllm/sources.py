@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .rows import Picture, plain_turns
+from .conversations import Picture, plain_turns
 
 PARQUET_COLUMNS = ("id", "image", "images", "conversations", "messages", "data_source")
 PIECE_BYTES = 256 << 20  # of a parquet file, uncompressed

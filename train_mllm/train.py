@@ -14,23 +14,23 @@ Loss = sum over supervised tokens / their number in the whole step, over all pro
 """
 
 import argparse
-import fcntl
 import json
 import os
-import shutil
-import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from genlip.recipes import add_flags, claim_run_folder, from_args
+from genlip.common.files import write_json, written_aside
+from genlip.common.flags import add_flags, from_args
+from genlip.common.locks import one_at_a_time
+from genlip.common.run_folder import claim_run_folder
+from genlip.common.versions import git_commit, package_versions
 from llava_plugin import encoders
 
-from . import llava_next, plan
-from .learning import adamw, hold_still, make_ready, parameter_groups, start_from
-from .plan import missing
-from .prepare_data import prepare, write_json
+from . import estimate, llava_next
+from .estimate import missing
+from .model import adamw, hold_still, make_ready, parameter_groups, start_from
+from .prepare_data import prepare
 from .recipes import PRESETS, Recipe, chosen_preset
 
 DEEPSPEED = Path(__file__).parent / "deepspeed"
@@ -73,15 +73,6 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"{module} is not installed: pip install {module}, or leave its flag out")
 
 
-@contextmanager
-def one_at_a_time(folder: Path):
-    """Ranks that come to the same folder do what lies inside one after another: the first does the work, the others find it done."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
 def train(recipe: Recipe) -> Path:
     """Run the recipe to its end, from wherever it stands. Returns the export folder.
 
@@ -118,7 +109,7 @@ def train(recipe: Recipe) -> Path:
 
     from .data import Conversations, measure
     from .features import cached_features, channel_statistics, fold_standardisation
-    from .guard import Guard
+    from .freeze_check import Guard
     from .packing import Collator, in_batches
     from .trainer import StrictTrainer, keep_until, newest_whole
 
@@ -126,7 +117,8 @@ def train(recipe: Recipe) -> Path:
     set_seed(recipe.seed)
     logging.disable_progress_bar()  # one for every folder that is read
     on_gpu = torch.cuda.is_available()
-    zero = plan.zero_stage(recipe, processes, torch.cuda.get_device_properties(0).total_memory / 1e9)[0] if on_gpu else max(recipe.zero, 0)
+    gpu_gb = torch.cuda.get_device_properties(0).total_memory / 1e9 if on_gpu else None
+    zero = estimate.zero_stage(recipe, processes, gpu_gb)[0] if on_gpu else max(recipe.zero, 0)
     dtype = torch.bfloat16 if recipe.bf16 and on_gpu else torch.float32
     tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None)
     model, tokenizer = mllm.build(tower, encoders.find_llm(recipe.llm), dtype=dtype, seed=recipe.seed, projector=recipe.projector)
@@ -155,14 +147,14 @@ def train(recipe: Recipe) -> Path:
             fold_standardisation(model.model.multi_modal_projector.linear_1, -mean / std, 1 / std)
     kept = (lengths[:, 2] >= 0).nonzero()[0]
     dataset, accumulation = in_batches(dataset, lengths, kept, recipe, processes)
-    flash = on_gpu and plan.kernels(recipe)[1]
+    flash = on_gpu and estimate.kernels(recipe)[1]
     collator = Collator(tower.preprocess, model.config, tokenizer.pad_token_id, recipe.batching == "padded", flash)
     make_ready(model, recipe, dtype, bool(zero), on_gpu)
     groups = parameter_groups(model)
     if first:
         how = "trained" if recipe.train_encoder else "frozen"
         learns, total = (sum(g[k] for g in groups.values()) for k in ("trained", "all"))
-        print(plan.computed_with(recipe, on_gpu))
+        print(estimate.computed_with(recipe, on_gpu))
         print(f"encoder {tower.spec.key}: {how}; {learns:,} of {total:,} parameters learn; {ledger['tokens']['sentence']}", flush=True)
 
     # The loop.
@@ -207,7 +199,7 @@ def train(recipe: Recipe) -> Path:
         "arch": tower.spec.family,
         "llm": Path(recipe.llm).name,
         "frozen": not recipe.train_encoder,
-        "note": plan.NO_ANYRES if recipe.train_encoder else None,
+        "note": estimate.NO_ANYRES if recipe.train_encoder else None,
         "resolution": tower.spec.resolution,
         "tokens": tower.spec.tokens,
         "untrained": tower.config.untrained,
@@ -222,13 +214,12 @@ def train(recipe: Recipe) -> Path:
         "accumulation": accumulation,
         "zero": zero,
         "recipe": asdict(recipe),
-        "versions": _versions(),
-        "git_commit": _git_commit(),
+        "versions": package_versions(("torch", "transformers", "accelerate", "genlip-eval")),
+        "git_commit": git_commit() or "unknown",
     }
-    part = run / "export.part"
-    mllm.save(model, tokenizer, part, provenance)
-    guard.check_export(part)
-    part.replace(export)
+    with written_aside(export) as part:
+        mllm.save(model, tokenizer, part, provenance)
+        guard.check_export(part)
     losses = [f"{record['loss']:.3f} at step {record['step']}" for record in trainer.state.log_history if "loss" in record]
     print(f"wrote {export}: loss {losses[0]}, {losses[-1]}")
     trainer.accelerator.wait_for_everyone()
@@ -253,7 +244,7 @@ def arguments(recipe: Recipe, run: Path, accumulation: int, zero: int, processes
         lr_scheduler_type="cosine",
         warmup_steps=recipe.warmup,  # a share below 1 is read as a ratio
         bf16=recipe.bf16 and on_gpu,
-        logging_steps=plan.log_every(recipe),
+        logging_steps=estimate.log_every(recipe),
         logging_first_step=True,
         logging_nan_inf_filter=False,
         save_steps=recipe.save_every,
@@ -294,24 +285,6 @@ def token_ledger(lengths, dataset, recipe: Recipe) -> dict:
     }
 
 
-def _versions() -> dict:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {name: version(name) for name in ("torch", "transformers", "accelerate")}
-    try:
-        return found | {"genlip-eval": version("genlip-eval")}
-    except PackageNotFoundError:  # run from a clone that is on the path alone
-        return found | {"genlip-eval": "not installed"}
-
-
-def _git_commit() -> str:
-    if shutil.which("git") is None:  # many a container has none
-        return "unknown"
-    where = Path(__file__).parent
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=where, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
-
-
 def in_words(error: Exception, recipe: Recipe) -> str:
     """The error as a sentence: what a worker process raised without its traceback, a full GPU with the settings that help."""
     if type(error).__name__ == "OutOfMemoryError":
@@ -346,7 +319,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.dry_run:
             check(recipe)
-            plan.dry_run(recipe, args.gpus, args.gpu_memory, args.mfu)
+            estimate.dry_run(recipe, args.gpus, args.gpu_memory, args.mfu)
             return 0
         if not recipe.out:
             raise ValueError(f"--out is needed, for example --out runs/{recipe.preset}")

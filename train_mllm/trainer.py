@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
+from genlip.common.files import write_file
+
 from .data import IGNORED
-from .prepare_data import write_text
 
 WHOLE = "whole.json"  # written last into a checkpoint: its files and their sizes
 
@@ -73,9 +74,7 @@ class StrictTrainer(Trainer):
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             sizes = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
-            part = folder / f"{WHOLE}.part"
-            part.write_text(json.dumps(sizes))
-            part.replace(folder / WHOLE)
+            write_file(folder / WHOLE, json.dumps(sizes))
 
 
 def keep_until(metrics: Path, step: int) -> None:
@@ -84,7 +83,7 @@ def keep_until(metrics: Path, step: int) -> None:
     for line in metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []:
         if line.endswith("\n") and json.loads(line)["step"] <= step:
             kept.append(line)
-    write_text(metrics, "".join(kept))
+    write_file(metrics, "".join(kept))
 
 
 def newest_whole(folder: Path) -> Path | None:

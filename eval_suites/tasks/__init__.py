@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from genlip.common.files import write_file
+
 HERE = Path(__file__).parent
 # Task -> its definition inside lmms_eval/tasks, or inside this folder for ours.
 DEFINITIONS = {
@@ -261,9 +263,6 @@ def write(folder: Path, data: Data) -> Path:
         pass
 
     Dumper.add_representer(_Function, lambda dumper, name: dumper.represent_scalar("!function", str(name)))
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{local_name(data.task)}.yaml"
-    aside = path.with_suffix(".partial")
-    aside.write_text(yaml.dump(resolved(data), Dumper=Dumper, sort_keys=False, width=200), encoding="utf-8")
-    aside.replace(path)
+    write_file(path, yaml.dump(resolved(data), Dumper=Dumper, sort_keys=False, width=200))
     return path

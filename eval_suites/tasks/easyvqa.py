@@ -1,4 +1,4 @@
-"""What easyvqa.yaml names: picture, prompt and score of one question. Rows: eval_suites/easyvqa.py."""
+"""What easyvqa.yaml names: picture, prompt and score of one question. Rows: small_data/easyvqa.py."""
 
 
 def doc_to_visual(doc: dict) -> list:

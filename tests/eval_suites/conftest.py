@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.eval_suites.small import Place
+from tests.eval_suites.helpers.small_data import Place
 
 
 @pytest.fixture

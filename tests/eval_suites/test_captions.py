@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eval_suites.tasks import captions
-from tests.eval_suites.small import SHARED
+from tests.eval_suites.helpers.small_data import SHARED
 
 needs_java = pytest.mark.skipif(not shutil.which("java"), reason="CIDEr's tokenizer is a Java program")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.eval_suites.small import make_easyvqa, write_parquet
+from tests.eval_suites.helpers.small_data import make_easyvqa, write_parquet
 
 pytest.importorskip("lmms_eval")
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def test_without_an_encoder_it_says_what_is_there_and_what_to_type_next(tmp_path
     write_export(tmp_path / "runs" / "b")
     said = run(tmp_path).stderr
     assert "  mine, llm-tiny, runs/a/export (projector stage: does not count)\n  mine, llm-tiny, runs/b/export\n" in said
-    assert "next:\n  python eval_suites/run.py --encoder mine --dry-run" in said and "python -m eval_suites.mini --out data" in said
+    assert "next:\n  python eval_suites/run.py --encoder mine --dry-run" in said and "python -m small_data.mini --out data" in said
 
 
 def test_the_next_command_evaluates_what_is_trained_on_what_is_there(tmp_path):
@@ -86,9 +86,9 @@ def test_an_encoder_with_nothing_trained_hears_what_else_is_there(tmp_path):
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory, llama_tiny):
     """A real MLLM, tiny and untrained, whose provenance says genlip-g16; and a mini world of four rows a set."""
-    from eval_suites.mini import build
     from llava_plugin import mllm
     from llava_plugin.tower import VisionTower
+    from small_data.mini import build
 
     folder = tmp_path_factory.mktemp("stand-in")
     build.make(build.World(0, 1, 4), folder / "data", workers=1)

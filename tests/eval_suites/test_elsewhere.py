@@ -5,7 +5,10 @@ import json
 
 import pytest
 
-from eval_suites import results, suites, tables
+from eval_suites import suites
+from eval_suites.report import tables
+from eval_suites.score import results
+from eval_suites.tables import main as tables_main
 from tests.eval_suites.test_tables import line_of, measured
 
 SUITE = suites.get("genlip14")
@@ -26,7 +29,7 @@ def lmms_logs(folder, model="llava_hf", without=(), **changes):
 
 def test_fourteen_files_make_a_row_with_the_papers_average(tmp_path, capsys):
     logs = lmms_logs(tmp_path / "logs" / "llava_hf")
-    assert tables.main(["genlip14", "--lmms-eval", f"mine={logs.parent}", "--out", str(tmp_path)]) == 0
+    assert tables_main(["genlip14", "--lmms-eval", f"mine={logs.parent}", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     line = line_of(out, "mine")
     assert line["ALL AVG"] == "50.0" and line["complete"] == "14/14" and line["MME-P"] == "1000" and "**" not in "".join(line.values())
@@ -64,7 +67,7 @@ def test_what_is_no_row_is_refused_with_what_mends_it(tmp_path, capsys):
         results.read_elsewhere("mine", tmp_path / "empty", SUITE)
     with pytest.raises(ValueError, match="manifest, which such files do not name"):
         results.read_elsewhere("mine", tmp_path / "two", suites.get("mini14"))
-    assert tables.main(["genlip14", "--lmms-eval", "logs"]) == 2
-    assert tables.main(["genlip14", "--lmms-eval", f"mine={tmp_path}/none"]) == 2
+    assert tables_main(["genlip14", "--lmms-eval", "logs"]) == 2
+    assert tables_main(["genlip14", "--lmms-eval", f"mine={tmp_path}/none"]) == 2
     err = capsys.readouterr().err
     assert "give NAME=PATH" in err and "does not exist: give lmms-eval's --output_path folder" in err

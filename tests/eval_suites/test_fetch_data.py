@@ -4,13 +4,13 @@ import pytest
 
 pytest.importorskip("lmms_eval")
 from eval_suites import fetch, suites, tasks
-from eval_suites.mini import columns
+from eval_suites.tasks import hub_columns
 
 
 def chartqa(folder, rows):
     folder.mkdir(parents=True)
     blank = {"type": "human", "question": "q", "answer": "a", "image": {"bytes": b"x", "path": None}}
-    columns.write(folder / "test-00000-of-00001.parquet", "chartqa", [blank] * rows)
+    hub_columns.write(folder / "test-00000-of-00001.parquet", "chartqa", [blank] * rows)
 
 
 def test_a_dry_run_says_what_is_there_and_what_is_missing(tmp_path, capsys):
@@ -29,7 +29,7 @@ def test_only_what_lacks_is_brought_and_then_counted(tmp_path, capsys, monkeypat
 
     def snapshot_download(repository, repo_type, allow_patterns, local_dir):
         asked.append((repository, repo_type, allow_patterns))
-        columns.write(local_dir / "test-00000-of-00001.parquet", "mme", [{"question_id": "a"}] * 4)
+        hub_columns.write(local_dir / "test-00000-of-00001.parquet", "mme", [{"question_id": "a"}] * 4)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
@@ -44,7 +44,7 @@ def test_what_cannot_be_brought_is_a_sentence(tmp_path, capsys, monkeypatch):
     assert "HF_HUB_OFFLINE is set and gqa comes from the hub" in capsys.readouterr().err
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     assert fetch.main(["mini14", "--data-root", str(tmp_path), "--tasks", "gqa"]) == 2
-    assert f"made here: python -m eval_suites.mini --out {tmp_path}" in capsys.readouterr().err
+    assert f"made here: python -m small_data.mini --out {tmp_path}" in capsys.readouterr().err
 
 
 def test_the_command_shown_and_the_download_ask_for_the_same(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from eval_suites.journal import Answer, Journal
+from eval_suites.runner.journal import Answer, Journal
 
 KEY = {"weights": "a" * 64, "task": "t", "data": "d", "lmms_eval": "0.7.3"}
 SETTINGS = (16, ("\n\n",))

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from tests.eval_suites.small import SHARED, FakeMllm, provenance
+from tests.eval_suites.helpers.small_data import SHARED, FakeMllm, provenance
 
 pytest.importorskip("lmms_eval")
-from eval_suites import lmms_model, preflight
-from eval_suites.journal import Journal
+from eval_suites.runner import lmms_model, preflight
+from eval_suites.runner.journal import Journal
 
 ROOT = Path(__file__).parents[2]
 
@@ -171,7 +171,7 @@ def test_a_merged_lora_export_answers_as_the_adapted_model_in_memory(tmp_path, l
     pytest.importorskip("peft")
     from llava_plugin import mllm
     from llava_plugin.tower import VisionTower
-    from train_mllm.learning import with_adapters
+    from train_mllm.model import with_adapters
 
     requests = [request(i, f"what is in picture {'number ' * i}{i}?", max_new_tokens=12) for i in range(5)]
     pictures = [[Image.effect_noise((64, 64), 40 * i + 10).convert("RGB")] for i in range(4)] + [[]]
@@ -276,7 +276,7 @@ BY_US = """
 import sys, json
 from types import SimpleNamespace
 from PIL import Image
-from eval_suites.lmms_model import EvaluatedMllm
+from eval_suites.runner.lmms_model import EvaluatedMllm
 lm = EvaluatedMllm(export=sys.argv[1], batch_size=2)
 lm.task_dict["task"] = {"test": [{"picture": Image.open(sys.argv[2])}] * len(sys.argv[3:])}
 def messages(question):

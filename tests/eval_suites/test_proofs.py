@@ -15,21 +15,21 @@ from pathlib import Path
 import pytest
 
 from eval_suites import suites, tasks
-from tests.eval_suites.small import chart_rows, provenance, write_parquet
+from tests.eval_suites.helpers.small_data import chart_rows, provenance, write_parquet
 
 pytest.importorskip("lmms_eval")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not shutil.which("java"), reason="CIDEr's tokenizer is a Java program"),
 ]
-FIXED = Path(__file__).with_name("fixed.py")
+FIXED = Path(__file__).with_name("helpers") / "fixed_answerer.py"
 MINI = suites.get("mini14")
 ROWS = 40
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    from eval_suites.mini import build
+    from small_data.mini import build
 
     root = tmp_path_factory.mktemp("mini")
     build.make(build.World(0, 400, ROWS), root, workers=1)

@@ -16,9 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from eval_suites import compare, figures, report, report_runs, report_samples, results, tables
-from tests.eval_suites.made import SUITE, make, right_share, write_results
-from tests.eval_suites.small import make_easyvqa, png, write_parquet
+from eval_suites.report import runs, samples, svg, tables
+from eval_suites.report.__main__ import main as report_main
+from eval_suites.report.page import write
+from eval_suites.score import comparison, results
+from tests.eval_suites.helpers.handmade_results import SUITE, make, right_share, write_results
+from tests.eval_suites.helpers.small_data import make_easyvqa, png, write_parquet
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,12 +55,12 @@ class Page(HTMLParser):
 
 
 def made(*arguments: str) -> Page:
-    assert report.main([*arguments, "--out", "report.html"]) == 0
+    assert report_main([*arguments, "--out", "report.html"]) == 0
     return Page(Path("report.html"))
 
 
 def said(capsys, *arguments: str) -> str:
-    assert report.main([*map(str, arguments)]) == 2
+    assert report_main([*map(str, arguments)]) == 2
     text = capsys.readouterr().err
     assert text.startswith("error: ") and text.count("\n") == 1
     return text
@@ -80,7 +83,7 @@ def test_every_number_is_the_tables_own(world, tmp_path):
     own = rows[0].cells["shape"]
     assert (cell["low"], cell["high"], cell["stderr"], cell["n"], cell["n_expected"]) == (own.low, own.high, own.stderr, 40, 40)
     (pair,) = page["compared"]
-    for shown, line in zip(pair["lines"], compare.compare(SUITE, *rows)):
+    for shown, line in zip(pair["lines"], comparison.compare(SUITE, *rows)):
         assert (shown["title"], shown["difference"], shown["low"], shown["word"]) == (
             line.title, line.verdict.difference, line.verdict.low, line.verdict.word,
         )  # fmt: skip
@@ -92,8 +95,8 @@ def test_the_papers_rows_are_marked_as_printed(tmp_path, monkeypatch):
     from tests.eval_suites.test_tables import measured
 
     row = measured()
-    monkeypatch.setattr(report_samples, "benchmark", lambda *_: None)  # there are no samples of these numbers
-    report.write(FULL, [row], [tmp_path], tmp_path / "r.html")
+    monkeypatch.setattr(samples, "benchmark", lambda *_: None)  # there are no samples of these numbers
+    write(FULL, [row], [tmp_path], tmp_path / "r.html")
     rows = Page(tmp_path / "r.html").data["data"]["rows"]
     assert [line["source"] for line in rows] == ["measured"] + ["printed"] * 19
     assert rows[1]["cells"]["chartqa"]["text"] == "24.8" and "mean is 52.99" in rows[1]["cells"]["all_avg"]["why"]
@@ -142,17 +145,17 @@ def test_a_hostile_name_is_text_in_the_charts_too(world):
 def test_the_page_lets_no_other_script_run_and_fetches_nothing(world):
     text = made("results").text
     assert "default-src 'none'; img-src data:; style-src 'sha256-" in text and "unsafe" not in text
-    script = (ROOT / "eval_suites/report_page/page.js").read_text()
+    script = (ROOT / "eval_suites/report/assets/page.js").read_text()
     for name in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Function(", "DOMParser", "fetch(", "import("):
         assert name not in script
     assert text.replace("http://www.w3.org/2000/svg", "").count("http://") == text.count("https://") == 0
 
 
 def test_many_long_texts_are_cut_and_say_so_a_single_one_is_not(monkeypatch):
-    assert report_samples._limit([10, 20, 50_000], 100_000) == 50_000
-    longest = report_samples._limit([10] * 5 + [9_000] * 10, 10_000)
+    assert samples._limit([10, 20, 50_000], 100_000) == 50_000
+    longest = samples._limit([10] * 5 + [9_000] * 10, 10_000)
     assert 5 * 10 + 10 * longest <= 10_000 and longest > 900
-    assert report_samples._cut("x" * 1000, 300).endswith("[\u2026 700 more of 1,000 characters are in samples.jsonl]")
+    assert samples._cut("x" * 1000, 300).endswith("[\u2026 700 more of 1,000 characters are in samples.jsonl]")
 
 
 # --- samples and pictures ---------------------------------------------------------------------------------------------------
@@ -173,8 +176,8 @@ def test_gqas_pictures_are_found_by_name(tmp_path):
     questions, pictures = tmp_path / "q.parquet", tmp_path / "p.parquet"
     write_parquet(questions, [{"imageId": name} for name in ("n2", "n0", "n2", "gone")])
     write_parquet(pictures, [{"id": f"n{i}", "image": png((60 * i, 0, 0))} for i in range(3)])
-    data = report_samples.tasks.Data("gqa", "testdev", (questions,), (pictures,), 4, None, "")
-    found = {doc: content for part in report_samples._rows(data, [0, 1, 2, 3]) for doc, content in part.items()}
+    data = samples.tasks.Data("gqa", "testdev", (questions,), (pictures,), 4, None, "")
+    found = {doc: content for part in samples._rows(data, [0, 1, 2, 3]) for doc, content in part.items()}
     assert set(found) == {0, 1, 2} and found[0] == found[2] == png((120, 0, 0))["bytes"] and found[1] == png((0, 0, 0))["bytes"]
 
 
@@ -187,7 +190,7 @@ def test_a_missing_picture_a_broken_one_and_other_data_are_each_said(world):
     assert not shown["pictures"] and "not those that were evaluated" in shown["said"][0]
     for row in world[0].glob("easyvqa/*/*/easyvqa_shape/result.json"):  # as if these very data had been evaluated
         result = json.loads(row.read_text())
-        result["key"]["data"] = report_samples.tasks.locate("easyvqa_shape", world[1]).digest
+        result["key"]["data"] = samples.tasks.locate("easyvqa_shape", world[1]).digest
         row.write_text(json.dumps(result))
     shown = made("results", "--data-root", "data").samples("easyvqa_shape")
     assert shown["items"][0]["why"] == "the data have no picture for it" and "cannot be read" in shown["items"][1]["why"]
@@ -199,18 +202,18 @@ def test_a_missing_picture_a_broken_one_and_other_data_are_each_said(world):
 def test_half_of_the_places_go_to_disagreements_and_the_counts_are_of_all():
     docs = np.arange(1000) * 3
     right = np.stack([np.arange(1000) < 500, np.arange(1000) < 600])
-    chosen, counts = report_samples.choose(docs, right, np.zeros_like(right), 60)
+    chosen, counts = samples.choose(docs, right, np.zeros_like(right), 60)
     assert counts == {"all right": 500, "none right": 400, "they differ": 100, "not answered by all": 0}
     differ = {3 * i for i in range(500, 600)}
     assert len(chosen) == 60 and len(differ & set(chosen.tolist())) == 30 and list(chosen) == sorted(chosen)
-    assert list(chosen) == list(report_samples.choose(docs, right, np.zeros_like(right), 60)[0])
+    assert list(chosen) == list(samples.choose(docs, right, np.zeros_like(right), 60)[0])
     few = right.copy()
     few[1] = few[0]
     few[1, 0] = False
-    assert len(report_samples.choose(docs, few, np.zeros_like(right), 60)[0]) == 60
+    assert len(samples.choose(docs, few, np.zeros_like(right), 60)[0]) == 60
     missing = np.zeros_like(right)
     missing[1, :10] = True
-    assert report_samples.choose(docs, right, missing, 60)[1]["not answered by all"] == 10
+    assert samples.choose(docs, right, missing, 60)[1]["not answered by all"] == 10
 
 
 def test_samples_on_disk_are_not_in_memory(tmp_path):
@@ -219,7 +222,7 @@ def test_samples_on_disk_are_not_in_memory(tmp_path):
         for i in range(4000):
             stream.write(json.dumps({"doc_id": i, "prompt": "p", "answer": "x" * 5000}) + "\n")
     tracemalloc.start()
-    found, prompt = report_samples.take(path, {7, 3999})
+    found, prompt = samples.take(path, {7, 3999})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert sorted(found) == [7, 3999] and prompt == "p"
@@ -231,7 +234,7 @@ def test_pictures_share_a_budget():
     out = io.BytesIO()
     noise.save(out, "PNG")
     for size in (60_000, 6_000):
-        shown, why = report_samples._shrunk(out.getvalue(), size)
+        shown, why = samples._shrunk(out.getvalue(), size)
         assert not why and len(base64.b64decode(shown.partition(",")[2])) <= size
 
 
@@ -288,7 +291,7 @@ def test_an_old_report_is_replaced_and_nothing_else_is(world, capsys):
 def test_the_command_answers_without_torch_and_pandas(tmp_path):
     code = (
         "import sys\nfor name in ('torch', 'transformers', 'pandas', 'lmms_eval', 'datasets'):\n    sys.modules[name] = None\n"
-        "from eval_suites import report\nsys.exit(report.main(['--help']))"
+        "from eval_suites.report.__main__ import main\nsys.exit(main(['--help']))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "examples:" in done.stdout, done.stderr
@@ -302,7 +305,7 @@ def make_runs(row: results.Row) -> None:
     recipe = {"preset": "tiny-sft", "llm": "llm-tiny", "encoder": "good=runs/pre/export", "init": "runs/first/export",
               "out": "runs/own run", "train_encoder": False, "images": "", "max_steps": 3}  # fmt: skip
     for name, said_by in (
-        ("own run", {**report_runs.provenance(row), "weights_digest": row.digest}),
+        ("own run", {**runs.provenance(row), "weights_digest": row.digest}),
         ("first", {"stage": "projector", "weights_digest": "0"}),
         ("pre", {"stage": "pretrain"}),
     ):
@@ -334,8 +337,8 @@ def test_what_was_run_with_ledger_curves_captions_and_the_commands(world):
     assert good["spoken"][0]["lines"][0] == {"step": 9, "name": "a.jpg", "said": "a red <b>circle</b>", "true": "a red circle"}
     assert good["drawings"][0]["name"] == "pre/speak/attention.png"
     assert page.tags.count("figure") == 2 + 3  # ALL AVG and the benchmarks; three curves
-    points = report_runs.losses(report_runs.find(Path("runs"))[2])
-    assert len(points) <= report_runs.POINTS and sum(y for _, y in points) / len(points) == pytest.approx(
+    points = runs.losses(runs.find(Path("runs"))[2])
+    assert len(points) <= runs.POINTS and sum(y for _, y in points) / len(points) == pytest.approx(
         sum(2.0 / (i + 1) for i in range(1000)) / 1000
     )
 
@@ -348,7 +351,7 @@ def test_checkpoints_of_one_run_and_resolutions_of_one_encoder_become_curves(wor
     folder = Path("runs/pre/export")
     folder.mkdir(parents=True)
     (folder.parent / "metrics.jsonl").write_text("".join(json.dumps({"step": i, "loss": 1, "samples": 8}) + "\n" for i in range(1000)))
-    assert report.main(["results", "--figures", "figures", "--runs", "runs"]) == 0
+    assert report_main(["results", "--figures", "figures", "--runs", "runs"]) == 0
     names = {file.name for file in Path("figures").iterdir()}
     assert {"easyvqa_scaling_pre_llm-tiny.svg", "easyvqa_resolution_wide_llm-tiny.svg", "easyvqa_all_avg.svg"} <= names
     texts = [element.text for element in ET.parse("figures/easyvqa_scaling_pre_llm-tiny.svg").iter() if element.tag.endswith("text")]
@@ -363,21 +366,21 @@ def test_a_broken_run_folder_is_a_sentence(world, capsys):
 
 
 def test_bars_are_as_long_as_their_numbers():
-    svg = figures.bars("t", [("", [figures.Bar("a", 50.0, 40.0, 60.0, "50", 0), figures.Bar("b", 25.0, None, None, "25", 1)])])
-    widths = [float(rect.get("width")) for rect in svg.iter("rect")]
+    chart = svg.bars("t", [("", [svg.Bar("a", 50.0, 40.0, 60.0, "50", 0), svg.Bar("b", 25.0, None, None, "25", 1)])])
+    widths = [float(rect.get("width")) for rect in chart.iter("rect")]
     assert widths[0] == pytest.approx(2 * widths[1], abs=0.02)
-    gap = figures.bars("t", [("", [figures.Bar("a", None, None, None, "-", 0, "half done")])])
+    gap = svg.bars("t", [("", [svg.Bar("a", None, None, None, "-", 0, "half done")])])
     assert not list(gap.iter("rect")) and "half done" in [text.text for text in gap.iter("text")]
 
 
 def test_what_is_not_told_apart_is_grey():
     gaps = [
-        figures.Gap("x", 1.0, -1.0, 3.0, "+1", False),
-        figures.Gap("y", 2.0, 1.0, 3.0, "+2", True),
-        figures.Gap("z", None, None, None, "why", False),
+        svg.Gap("x", 1.0, -1.0, 3.0, "+1", False),
+        svg.Gap("y", 2.0, 1.0, 3.0, "+2", True),
+        svg.Gap("z", None, None, None, "why", False),
     ]
-    svg = figures.forest("t", gaps, "b better", "a better")
-    assert [dot.get("class") for dot in svg.iter("circle")] == ["grey", "c0"]
+    chart = svg.forest("t", gaps, "b better", "a better")
+    assert [dot.get("class") for dot in chart.iter("circle")] == ["grey", "c0"]
 
 
 # --- at the end of the main job ----------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from eval_suites import report
-from tests.eval_suites.made import make, right_share, write_results
+from eval_suites.report.__main__ import main as report_main
+from tests.eval_suites.helpers.handmade_results import make, right_share, write_results
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -34,7 +34,7 @@ def file(tmp_path_factory):
         skilled = right_share(6, 0.5)
         write_results(root, data, "odd", lambda kind, i: (ODD[i], 0.0) if i in ODD else skilled(kind, i))
         write_results(root, data, "unfinished", right_share(7, 0.6), kinds=("shape",))
-        assert report.main([str(root), "--data-root", str(data), "--out", str(folder / "report.html")]) == 0
+        assert report_main([str(root), "--data-root", str(data), "--out", str(folder / "report.html")]) == 0
     return folder / "report.html"
 
 

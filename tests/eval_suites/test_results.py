@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eval_suites import results, suites
+from eval_suites import suites
+from eval_suites.results import main as results_main
+from eval_suites.score import results
 
 COLUMN = {column.name: column for column in suites.get("genlip15").columns}
 
@@ -175,12 +177,12 @@ def test_two_files_that_disagree_refuse_the_number(tmp_path):
 
 def test_command_prints_cells_as_json_lines(tmp_path, capsys):
     path = lmms_file(tmp_path / "a.json", "chartqa", {"relaxed_overall,none": "N/A"}, n=2500)
-    assert results.main([str(path), "--json"]) == 0
+    assert results_main([str(path), "--json"]) == 0
     cell = json.loads(capsys.readouterr().out)
     assert cell["benchmark"] == "chartqa" and cell["value"] is None and "N/A" in cell["refused"]
-    assert results.main([str(tmp_path / "nothing")]) == 2 and "does not exist" in capsys.readouterr().err
+    assert results_main([str(tmp_path / "nothing")]) == 2 and "does not exist" in capsys.readouterr().err
     path.write_text("{")
-    assert results.main([str(path)]) == 2 and "not JSON" in capsys.readouterr().err
+    assert results_main([str(path)]) == 2 and "not JSON" in capsys.readouterr().err
 
 
 def test_a_manifests_n_stands_in_where_the_suite_declares_none():

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from eval_suites import results, suites
-from tests.eval_suites.small import chart_rows, make_easyvqa, write_parquet
+from eval_suites import suites
+from eval_suites.score import results
+from tests.eval_suites.helpers.small_data import chart_rows, make_easyvqa, write_parquet
 from tests.eval_suites.test_tasks import write_hub
 
 
@@ -139,7 +140,7 @@ def test_a_failing_task_is_a_failure_also_where_an_older_result_of_it_stands(sma
 def test_a_failure_that_is_heard_before_the_process_ends_is_said_once(tmp_path):
     from multiprocessing import Pipe
 
-    from eval_suites import worker
+    from eval_suites.runner import worker
 
     here, there = Pipe(duplex=False)
     lines, board = [], SimpleNamespace(say=lambda line: lines.append(line))
@@ -165,20 +166,20 @@ def test_fewer_answers_than_questions_is_a_failure_not_an_empty_answer(small_eas
 
 
 def test_stopped_between_samples_and_result_the_task_is_not_done(small_easyvqa, monkeypatch, capsys):
-    from eval_suites import worker
+    from eval_suites.runner import worker
 
     small_easyvqa.export("a", "genlip-tiny")
     arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
     assert small_easyvqa.run(*arguments) == 0
     make_easyvqa(Path("data"), seed=1)  # the old result is of other data, and about to be replaced
-    write = worker.write_whole
+    write = worker.write_file
 
     def stop(path, text):
         write(path, text)
         os.kill(os.getpid(), signal.SIGKILL) if path.name == "samples.jsonl" else None
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker, "write_whole", stop)
+        patch.setattr(worker, "write_file", stop)
         assert small_easyvqa.run(*arguments) == 1
     assert "easyvqa_shape failed: its process was killed by signal 9" in capsys.readouterr().err
     assert list(Path("results").rglob("samples.jsonl")) and not list(Path("results").rglob("result.json"))
@@ -301,7 +302,7 @@ def test_an_empty_answer_is_an_answer_and_counted(small_easyvqa):
 
 
 def test_a_full_disk_fails_the_task_in_a_sentence_and_the_rest_goes_on(small_easyvqa, capsys, monkeypatch):
-    from eval_suites.journal import Journal
+    from eval_suites.runner.journal import Journal
 
     add = Journal.add
 
@@ -326,7 +327,7 @@ def test_more_gpus_than_there_are(small_easyvqa, capsys):
 
 
 def test_tasks_spread_over_devices_end_in_the_same_table(small_easyvqa, monkeypatch):
-    from eval_suites import worker
+    from eval_suites.runner import worker
 
     right = truth()
     small_easyvqa.export("a", "genlip-tiny", reply=lambda prompt: right[prompt] if "3" in prompt else os.environ["CUDA_VISIBLE_DEVICES"])
@@ -403,7 +404,7 @@ def test_data_that_are_not_what_was_declared(small_easyvqa, capsys, monkeypatch)
     shard.write_bytes(whole[:-20])
     assert "not a whole parquet file" in refusal(small_easyvqa, capsys, *arguments)
     shard.unlink()
-    assert "python -m eval_suites.easyvqa --out data" in refusal(small_easyvqa, capsys, *arguments)
+    assert "python -m small_data.easyvqa --out data" in refusal(small_easyvqa, capsys, *arguments)
     make_easyvqa(Path("data"), pictures=41)
     Path("data/genlip-eval/easy-vqa/manifest.json").unlink()
     assert "41 rows where 40 are declared" in refusal(small_easyvqa, capsys, *arguments, "--allow-partial")
@@ -442,7 +443,7 @@ def test_comparing_with_what_was_never_evaluated_says_the_command(small_easyvqa,
 
 
 def test_frozen_encoders_of_another_token_budget_are_not_compared(small_easyvqa, capsys):
-    from eval_suites import preflight
+    from eval_suites.runner import preflight
 
     small_easyvqa.export("b", "random-tiny", tokens=36, resolution=96)
     small_easyvqa.run("--encoder", "random-tiny", "--suite", "easyvqa")
@@ -462,7 +463,7 @@ def test_frozen_encoders_of_another_token_budget_are_not_compared(small_easyvqa,
 
 
 def test_two_runs_into_one_folder(small_easyvqa, capsys, monkeypatch):
-    from eval_suites import preflight
+    from eval_suites.runner import preflight
 
     small_easyvqa.export("a", "genlip-tiny")
     monkeypatch.setattr(preflight, "PATIENCE", 0.1)

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from eval_suites import suites, tasks
-from tests.eval_suites.full_size import write
+from tests.eval_suites.helpers.full_size_results import write
 
 pytest.importorskip("lmms_eval")
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-SPEED = Path(__file__).with_name("speed.py")
+SPEED = Path(__file__).with_name("helpers") / "timing_process.py"
 MINI = suites.get("mini14")
 
 
@@ -40,7 +40,7 @@ def run(folder: Path, *arguments, log: str) -> str:
 def trained(tmp_path_factory):
     """A folder with data/ (40 rows a set), runs/clip/export and hf/, the same weights for llava_hf."""
     folder = tmp_path_factory.mktemp("speed")
-    run(folder, "-m", "eval_suites.mini", "--out", "data", "--train", 500, "--eval", 40, "--workers", 1, log="mini.log")
+    run(folder, "-m", "small_data.mini", "--out", "data", "--train", 500, "--eval", 40, "--workers", 1, log="mini.log")
     run(folder, "-m", "llava_plugin.fetch", "llama-tiny", "--text", "data/mini/text.txt", log="fetch.log")
     run(folder, "-m", "train_mllm.train", "tiny-sft", "--encoder", "clip-tiny", "--data", "data/mini/sft/conversations.json",
         "--images", "data/mini/sft/images", "--max-steps", 300, "--out", "runs/clip", log="train.log")  # fmt: skip
@@ -93,7 +93,7 @@ def test_mini14_is_answered_three_times_as_fast_as_by_llava_hf_and_alike(trained
 
 def test_outside_the_model_no_more_time_goes_than_in_plain_lmms_eval(trained):
     """1,000 questions of one task, the same weights: decoding, journal, scoring and writing against lmms-eval's own."""
-    from eval_suites.mini import build, manifest
+    from small_data.mini import build, manifest
 
     folder, world = trained / "thousand", build.World(0, 1, 1000)
     made = build._eval_part(world, folder / "data", "vqav2_val")["set"]
@@ -112,8 +112,8 @@ def test_outside_the_model_no_more_time_goes_than_in_plain_lmms_eval(trained):
 CHILD = """
 import re, sys, time
 from pathlib import Path
-from eval_suites import tables
-code = tables.main(["genlip14"])
+from eval_suites.tables import main as tables_main
+code = tables_main(["genlip14"])
 most = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 print(f"{time.process_time():.1f} s of CPU, {most / 1e6:.2f} GB", file=sys.stderr)
 sys.exit(code or most > 1e6)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval_suites import stats
+from eval_suites.score import stats
 
 
 def scores(values, pictures=None, strata=None, factor=1.0) -> stats.Scores:

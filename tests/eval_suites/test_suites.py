@@ -30,7 +30,7 @@ def test_genlip15_adds_mme_cognition_and_says_that_it_is_ours():
 
 
 def test_every_paper_column_is_a_column_of_genlip14():
-    tables = json.loads((Path(suites.__file__).parent / "paper" / "tables.json").read_text())
+    tables = json.loads((Path(suites.__file__).parent / "report" / "paper_tables.json").read_text())
     for number in ("3", "4"):
         for row in tables[number]["rows"]:
             assert set(row["scores"]) == {column.name for column in suites.get("genlip14").columns}

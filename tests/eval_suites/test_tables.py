@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval_suites import averages, compare, printed, results, stats, suites, tables
-from tests.eval_suites.small import provenance
+from eval_suites import suites
+from eval_suites.report import paper, tables
+from eval_suites.score import averages, comparison, results, stats
+from eval_suites.tables import main as tables_main
+from tests.eval_suites.helpers.small_data import provenance
 
 ROOT = Path(__file__).parents[2]
 SUITE = suites.get("genlip14")
@@ -20,8 +23,8 @@ SUITE = suites.get("genlip14")
 
 def test_every_printed_average_is_recomputed_and_exactly_the_known_rows_are_flagged():
     flagged, rows = [], 0
-    for number in json.loads(printed.PAPER.read_text()):
-        for row in printed.paper_table(number)[2]:
+    for number in json.loads(paper.PAPER.read_text()):
+        for row in paper.paper_table(number)[2]:
             rows += 1
             flagged += [(number, row.model, row.arch)] if row.flag else []
     assert flagged == [
@@ -35,23 +38,23 @@ def test_every_printed_average_is_recomputed_and_exactly_the_known_rows_are_flag
 
 
 def test_rows_on_the_rounding_border_are_not_flagged():
-    border = {row.recomputed for number in ("3", "7") for row in printed.paper_table(number)[2]} & {Decimal("61.45"), Decimal("61.55")}
+    border = {row.recomputed for number in ("3", "7") for row in paper.paper_table(number)[2]} & {Decimal("61.45"), Decimal("61.55")}
     assert len(border) == 2
-    row = printed.Printed("m", "a", "", {}, Decimal("68.6"), Decimal("68.55"))
+    row = paper.Printed("m", "a", "", {}, Decimal("68.6"), Decimal("68.55"))
     assert not row.flag and replace(row, recomputed=Decimal("68.5499")).flag
 
 
 def test_18_of_the_19_averages_of_tables_3_and_4_follow_the_rule_to_the_printed_digit():
-    rows = [row for number in ("3", "4") for row in printed.paper_table(number)[2]]
+    rows = [row for number in ("3", "4") for row in paper.paper_table(number)[2]]
     assert len(rows) == 19 and sum(not row.flag for row in rows) == 18
 
 
 def test_a_table_of_the_paper_as_csv(capsys):
-    assert tables.main(["--paper", "3", "--csv"]) == 0
+    assert tables_main(["--paper", "3", "--csv"]) == 0
     lines = list(csv.reader(capsys.readouterr().out.splitlines()))
     assert lines[0] == ["model", "arch", "printed", "recomputed", "flag"]
     assert lines[1] == ["CLIP", "L/14", "53.1", "52.9857", "true"] and [line[-1] for line in lines[2:]] == ["false"] * 9
-    assert tables.main(["--paper", "11"]) == 2 and "unknown table of the paper" in capsys.readouterr().err
+    assert tables_main(["--paper", "11"]) == 2 and "unknown table of the paper" in capsys.readouterr().err
 
 
 def measured(encoder="genlip-tiny", suite=SUITE, value=0.5, n=None, **changes) -> results.Row:
@@ -134,20 +137,20 @@ def test_better_worse_and_not_told_apart():
     a, b = measured(), measured("other")
     right = replace(a.scores["chartqa"], values=np.ones(100))
     a = replace(a, scores={**a.scores, "chartqa": right}, cells={**a.cells, "chartqa": replace(a.cells["chartqa"], value=100.0)})
-    said = {line.title: line.verdict for line in compare.compare(SUITE, a, b)}
+    said = {line.title: line.verdict for line in comparison.compare(SUITE, a, b)}
     assert said["ChartQA"].word == "better" and said["ChartQA"].difference == pytest.approx(50)
     assert said["DocVQA"].word == "not told apart" and said["DocVQA"].difference == 0
     assert said["ALL AVG"].word == "better" and said["ALL AVG"].difference == pytest.approx(50 / 14)
     assert said["Doc & OCR"].word == "better" and said["Doc & OCR"].difference == pytest.approx(50 / 7)
     assert said["Caption"].word == "not told apart" and said["Caption"].difference == 0
-    assert {line.title: line.verdict for line in compare.compare(SUITE, b, a)}["ChartQA"].word == "worse"
+    assert {line.title: line.verdict for line in comparison.compare(SUITE, b, a)}["ChartQA"].word == "worse"
 
 
 def test_other_data_or_other_prompts_are_not_compared():
     a, b = measured(), measured("other")
     for name, reason in (("data", "other data"), ("task", "other prompts")):
         keys = {**b.results, "chartqa": {**b.results["chartqa"], "key": {**b.results["chartqa"]["key"], name: "x"}}}
-        lines = compare.compare(SUITE, a, replace(b, results=keys))
+        lines = comparison.compare(SUITE, a, replace(b, results=keys))
         assert lines[0].verdict is None and reason in lines[0].reason
         said = {line.title: line.verdict for line in lines}
         assert said["DocVQA"] and said["Caption"]  # the other columns stand, and averages without it
@@ -165,7 +168,7 @@ def test_a_comparison_names_what_differs_besides_the_encoder():
             interpolation="bicubic",
             recipe={"lr": 0.1, "encoder": "other", "out": "runs/b"},
         )
-    assert compare.differences(a, b) == ["tokens: 16 against 576", "data_digest: d against eeeeeeee...", "recipe.lr: 0.001 against 0.1"]
+    assert comparison.differences(a, b) == ["tokens: 16 against 576", "data_digest: d against eeeeeeee...", "recipe.lr: 0.001 against 0.1"]
     text = tables.markdown(SUITE, [a, b], [], [(a, b)])
     assert "Besides the encoder, these differ:\n- tokens: 16 against 576" in text
     assert "these differ" not in tables.markdown(SUITE, [a], [], [(a, measured("third"))])
@@ -177,7 +180,7 @@ def test_no_interval_where_every_category_has_one_picture():
     with pytest.raises(ValueError, match="too few pictures a category"):
         stats.judge([alone], [1.0], False)
     a, b = (replace(row, scores={**row.scores, "mme_p": alone}) for row in (measured(), measured("other")))
-    said = {line.title: line for line in compare.compare(SUITE, a, b)}
+    said = {line.title: line for line in comparison.compare(SUITE, a, b)}
     for title in ("MME-P", "General VQA", "ALL AVG"):
         assert said[title].verdict is None and "too few pictures" in said[title].reason
     assert said["Doc & OCR"].verdict
@@ -189,7 +192,7 @@ def test_it_names_the_earlier_stage_that_differs():
         for result in row.results.values():
             stage = {"stage": "projector", "recipe": {"lr": lr, "encoder": row.encoder, "out": f"runs/{row.encoder}"}}
             result["provenance"]["earlier"] = [stage] * stages
-    assert compare.differences(a, b) == [
+    assert comparison.differences(a, b) == [
         "stage 1.recipe.lr: 0.001 against 0.002", "stage 2.stage: null against projector", "stage 2.recipe.lr: null against 0.002"
     ]  # fmt: skip
 
@@ -197,12 +200,12 @@ def test_it_names_the_earlier_stage_that_differs():
 def test_rows_are_found_by_name_digest_or_export(tmp_path):
     one, two = measured(), measured(digest="b" * 64)
     with pytest.raises(ValueError, match=r"genlip-tiny@aaaaaaaa.*genlip-tiny@bbbbbbbb"):
-        tables.find_row([one, two], "genlip-tiny", SUITE)
-    assert tables.find_row([one, two], "genlip-tiny@bbbb", SUITE) is two
+        results.find_row([one, two], "genlip-tiny", SUITE)
+    assert results.find_row([one, two], "genlip-tiny@bbbb", SUITE) is two
     (tmp_path / "provenance.json").write_text(json.dumps({"weights_digest": "b" * 64}))
-    assert tables.find_row([one, two], f"genlip-tiny@{tmp_path}", SUITE) is two
+    assert results.find_row([one, two], f"genlip-tiny@{tmp_path}", SUITE) is two
     with pytest.raises(ValueError, match="no results of dinov2-s14"):
-        tables.find_row([one], "dinov2-s14", SUITE)
+        results.find_row([one], "dinov2-s14", SUITE)
 
 
 # --- without torch ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eval_suites import suites, tasks
-from tests.eval_suites.small import png, write_parquet
+from tests.eval_suites.helpers.small_data import png, write_parquet
 
 SUITE = suites.get("genlip15")
 
@@ -153,7 +153,7 @@ def test_caption_prompts_are_the_packaged_ones(place):
 
 def lmms_model_default() -> int:
     """TextVQA names no limit, and takes what lmms-eval's own models take."""
-    from eval_suites.lmms_model import DEFAULT_NEW_TOKENS
+    from eval_suites.runner.lmms_model import DEFAULT_NEW_TOKENS
 
     return DEFAULT_NEW_TOKENS
 

@@ -1,7 +1,7 @@
 import multiprocessing
 from pathlib import Path
 
-from eval_suites.text import write_whole
+from eval_suites.report.formatting import write_whole
 
 
 def _write_often(path: Path, letter: str) -> None:

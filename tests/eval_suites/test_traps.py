@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from eval_suites import suites, tasks
-from tests.eval_suites.small import png, write_parquet
+from tests.eval_suites.helpers.small_data import png, write_parquet
 from tests.eval_suites.test_tasks import reply, write_hub
 
 pytest.importorskip("lmms_eval")

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from genlip import data as data_module
-from genlip.data import START, Ledger, Sample, normalised, packed_rows, spoken, walk
+from genlip.data import START, Ledger, Sample, load_tokenizer, normalised, packed_rows, spoken, walk
 from genlip.shards import Shard, list_sources, listing_digest, open_shard
-from genlip.train import check_ledger, load_tokenizer, train
+from genlip.train import check_ledger, train
 
 
 def rows_of(recipe, number, **options):

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.pretraining import full_row
 from genlip.configuration_genlip import PRESETS as SIZES
 from genlip.configuration_genlip import GenLIPConfig
 from genlip.data import normalised
 from genlip.modeling_genlip import GenLIPForPretraining
 from genlip.recipes import PRESETS
-from genlip.throughput import full_row
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 VOCABULARY = 1024

@@ -6,8 +6,10 @@ from dataclasses import fields, replace
 
 import pytest
 
-from genlip.plan import step_flops
-from genlip.recipes import PRESETS, Recipe, add_flags, claim_run_folder, from_args
+from genlip.common.flags import add_flags, from_args
+from genlip.common.run_folder import claim_run_folder
+from genlip.estimate import step_flops
+from genlip.recipes import PRESETS, Recipe
 from genlip.train import main
 
 

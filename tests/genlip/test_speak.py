@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genlip import readout, speak
+from genlip import generation, readout, speak
 from genlip.train import train
 
 
@@ -69,7 +69,7 @@ def test_shares_of_attention_are_those_of_a_known_matrix():
 
 
 def test_attention_of_the_words_is_the_models_own(novice):
-    model, tokenizer, _, _ = speak.load(str(novice), "eager")
+    model, tokenizer, _, _ = generation.load(str(novice), "eager")
     ids = torch.tensor([tokenizer("a red picture", add_special_tokens=False).input_ids])
     patches, grid = torch.zeros(6, 3, 16, 16), torch.tensor([[2, 3]])
     attention = readout.text_attention(model, patches, grid, ids)

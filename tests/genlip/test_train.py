@@ -153,10 +153,10 @@ def test_resumes_on_another_number_of_ranks(ranks, tmp_path):
 
 def test_packed_padded_and_one_by_one_are_one_loss(recipe):
     """Rows of any length, accumulated or not, give the same gradient: the loss is over the step's labels."""
-    from genlip.data import normalised, packed_rows
+    from genlip.data import load_tokenizer, normalised, packed_rows
     from genlip.shards import list_sources
 
-    tokenizer = train_module.load_tokenizer(recipe.tokenizer)
+    tokenizer = load_tokenizer(recipe.tokenizer)
     model = train_module.build_model(recipe, len(tokenizer))
     row = next(packed_rows(replace(recipe, row_tokens=400), tokenizer, list_sources(recipe.data)))
     labelled = int((row.labels != -100).sum())

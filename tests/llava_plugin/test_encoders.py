@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 import genlip
-from llava_plugin import encoders
 from llava_plugin.encoders import FAMILIES, KEYS, find_weights, resolve, same_budget
+from llava_plugin.encoders.__main__ import main as encoders_main
 from llava_plugin.tower import VisionTower, digest
 
 genlip.register()
@@ -157,12 +157,12 @@ def test_weights_of_another_family_or_size_or_absent_are_refused_with_the_comman
 
 def test_verify_says_what_is_there(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("GENLIP_WEIGHTS", str(tmp_path))
-    assert encoders.main(["--verify", "clip-tiny"]) == 0
+    assert encoders_main(["--verify", "clip-tiny"]) == 0
     assert "clip-tiny: untrained, from its seed, 894,208 parameters, 4 x 4 = 16 tokens of width 128, digest" in capsys.readouterr().out
     VisionTower.from_encoder("clip-tiny").encoder.save_pretrained(tmp_path / "clip-tiny")
-    assert encoders.main(["--verify", "clip-tiny"]) == 0 and "trained weights" in capsys.readouterr().out
-    assert encoders.main(["--verify", "genlip-g16"]) == 2 and "python -m llava_plugin.fetch genlip-g16" in capsys.readouterr().err
-    assert encoders.main(["--verify"]) == 2
+    assert encoders_main(["--verify", "clip-tiny"]) == 0 and "trained weights" in capsys.readouterr().out
+    assert encoders_main(["--verify", "genlip-g16"]) == 2 and "python -m llava_plugin.fetch genlip-g16" in capsys.readouterr().err
+    assert encoders_main(["--verify"]) == 2
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="this environment has torchvision")
@@ -182,7 +182,7 @@ def test_missing_weights_name_the_command(tmp_path, monkeypatch):
 
 
 def test_the_table_prints_every_key(capsys):
-    assert encoders.main([]) == 0
+    assert encoders_main([]) == 0
     out = capsys.readouterr().out
     assert all(key in out for key in KEYS)
-    assert encoders.main(["siglip3"]) == 2
+    assert encoders_main(["siglip3"]) == 2

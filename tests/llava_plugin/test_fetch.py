@@ -311,7 +311,7 @@ def test_a_hub_repository_is_kept_with_its_revision_and_resumes(tmp_path, monkey
     with pytest.raises(ValueError, match="the line went dead"):
         fetch.fetch("clip-l14-336", tmp_path)
     assert not (tmp_path / "clip-l14-336").exists()
-    assert (tmp_path / ".clip-l14-336.part" / "config.json").exists(), "what has come is kept for the next go"
+    assert (tmp_path / "clip-l14-336.part" / "config.json").exists(), "what has come is kept for the next go"
     fetch.fetch("clip-l14-336", tmp_path)
     assert calls == [("openai/clip-vit-large-patch14-336", None, True), ("openai/clip-vit-large-patch14-336", "c0ffee", False)] * 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip-l14-336"]

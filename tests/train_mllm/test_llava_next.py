@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from llava_plugin import mllm
-from train_mllm import llava_next, plan
+from train_mllm import estimate, llava_next
 from train_mllm.prepare_data import prepare
 from train_mllm.recipes import PRESETS
 from train_mllm.train import check
@@ -31,8 +31,8 @@ def test_what_llava_next_cannot_follow_is_refused(change, message):
 
 def test_an_absent_checkout_is_missing(monkeypatch):
     monkeypatch.delenv("LLAVA_NEXT_ROOT", raising=False)
-    monkeypatch.setattr(plan.llava_next.importlib.util, "find_spec", lambda name: None)
-    assert "export LLAVA_NEXT_ROOT=" in plan.missing(RECIPE)[0]
+    monkeypatch.setattr(estimate.llava_next.importlib.util, "find_spec", lambda name: None)
+    assert "export LLAVA_NEXT_ROOT=" in estimate.missing(RECIPE)[0]
 
 
 def said(*turns):

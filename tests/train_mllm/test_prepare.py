@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from train_mllm import pictures, prepare_data, sources
-from train_mllm import rows as rows_module
+from train_mllm import conversations as rows_module
+from train_mllm import image_check, prepare_data, sources
+from train_mllm.conversations import Picture, normalise, open_conversations
 from train_mllm.prepare_data import main, prepare
-from train_mllm.rows import Picture, normalise, open_conversations
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,40 +97,40 @@ def test_forms_become_one(images):
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
 def test_pictures_are_told_whole_from_cut(form):
     data = encoded(form, (40, 24))
-    assert pictures.check(data) == pictures.check(data, full=True) == (40, 24)
+    assert image_check.check(data) == image_check.check(data, full=True) == (40, 24)
     with pytest.raises(ValueError, match="undecodable picture"):
-        pictures.check(data[: len(data) * 2 // 3])
+        image_check.check(data[: len(data) * 2 // 3])
     with pytest.raises(ValueError, match="undecodable picture"):
-        pictures.check(b"<html>404</html>")
+        image_check.check(b"<html>404</html>")
 
 
 def test_the_scan_does_not_decode_what_looks_whole_and_decodes_what_does_not(monkeypatch, shared):
     decoded = []
-    real = pictures._decode
-    monkeypatch.setattr(pictures, "_decode", lambda data: decoded.append(len(data)) or real(data))
+    real = image_check._decode
+    monkeypatch.setattr(image_check, "_decode", lambda data: decoded.append(len(data)) or real(data))
     for options in ({}, {"progressive": True}, {"exif": Image.Exif()}):
-        assert pictures.check(encoded("JPEG", (40, 24), **options)) == (40, 24)
-    assert pictures.check(encoded("PNG", (40, 24))) == (40, 24) and not decoded
+        assert image_check.check(encoded("JPEG", (40, 24), **options)) == (40, 24)
+    assert image_check.check(encoded("PNG", (40, 24))) == (40, 24) and not decoded
     padded = encoded("JPEG", (40, 24)) + b"\0" * 500  # whole all the same: an odd end alone is no fault
-    assert pictures.check(padded) == (40, 24) and decoded == [len(padded)]
+    assert image_check.check(padded) == (40, 24) and decoded == [len(padded)]
     with pytest.raises(ValueError, match="undecodable"):
-        pictures.check((shared / "ocr" / "broken.jpg").read_bytes())
+        image_check.check((shared / "ocr" / "broken.jpg").read_bytes())
     for file in sorted((shared / "sft" / "images").iterdir()) + sorted((shared / "charts" / "images").iterdir()):
         with Image.open(file) as image:
-            assert pictures.check(file.read_bytes()) == image.size
+            assert image_check.check(file.read_bytes()) == image.size
     assert len(decoded) == 2, "real pictures were decoded"
 
 
 def test_damage_in_the_middle_is_found_by_a_full_decode_and_a_bomb_by_its_header():
     data = bytearray(encoded("PNG", (64, 64)))
     data[len(data) // 2] ^= 255
-    assert pictures.check(bytes(data)) == (64, 64)
+    assert image_check.check(bytes(data)) == (64, 64)
     with pytest.raises(ValueError, match="undecodable"):
-        pictures.check(bytes(data), full=True)
+        image_check.check(bytes(data), full=True)
     bomb = bytearray(encoded("PNG"))
     bomb[16:24] = (20_000).to_bytes(4, "big") * 2
     with pytest.raises(ValueError, match="picture too large"):
-        pictures.check(bytes(bomb))
+        image_check.check(bytes(bomb))
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_json_is_read_as_a_stream_from_any_row(images, monkeypatch):
 
 def test_parquet_folders(images, monkeypatch):
     """A hub snapshot's layout: subsets as folders, several files each, `data_source` naming a finer one. Nothing is decoded."""
-    monkeypatch.setattr(pictures, "_decode", None)
+    monkeypatch.setattr(image_check, "_decode", None)
     raw = {"bytes": (images / "red.png").read_bytes(), "path": "red.png"}
     for name, n in (("chart/train-0", 3), ("chart/train-1", 2), ("doc/train-0", 4)):
         file = images / "hub" / f"{name}.parquet"

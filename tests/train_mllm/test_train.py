@@ -19,7 +19,7 @@ from llava_plugin.encoders import weights_dir
 from llava_plugin.tower import VisionTower, digest
 from train_mllm import features as features_module
 from train_mllm import train as train_module
-from train_mllm.guard import Guard
+from train_mllm.freeze_check import Guard
 from train_mllm.recipes import PRESETS
 from train_mllm.train import main, train
 

@@ -1,0 +1,1 @@
+"""Scores -> what people read: tables in markdown, CSV and LaTeX, charts, and one HTML page."""

@@ -1,0 +1,24 @@
+"""Lines of cells as markdown, CSV or LaTeX."""
+
+import csv
+import io
+
+
+def markdown_text(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    widths = [max(len(str(line[i])) for line in (head, *lines)) for i in range(len(head))]
+    rows = ["| " + " | ".join(str(cell).ljust(width) for cell, width in zip(line, widths)) + " |" for line in (head, *lines)]
+    return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]]) + "\n"
+
+
+def csv_text(lines: list) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(lines)
+    return out.getvalue()
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", **{c: rf"\{c}" for c in "&%$#_{}"}}
+
+
+def latex(text: str) -> str:
+    """Text as LaTeX sets it, letter by letter."""
+    return "".join(_LATEX.get(letter, letter) for letter in text)

@@ -1,0 +1,164 @@
+"""What lies behind a row: its training run's folder, the runs that it started from, their ledgers, curves, commands and captions.
+
+A row knows the digest of its weights; the run whose export has that digest is its own, wherever under the runs folder it stands. Where
+none has, the report says so and shows what the results themselves carry. Standard library only.
+"""
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval_suites.score.results import Row
+
+POINTS = 300  # of a curve: more cannot be seen; each is the mean of the steps it stands for
+SPOKEN = 60  # captions of a run that are shown, the last step's and those of steps before it
+DRAWINGS, DRAWING_BYTES = 12, 400_000  # attention and read-out pictures of a run, and the largest file that is taken
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder with what it holds of recipe, provenance and ledger; {} for what it does not."""
+
+    folder: Path
+    recipe: dict
+    provenance: dict
+    ledger: dict
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def find(root: Path) -> list[Run]:
+    """The run folders right under `root`. ValueError where a file in one cannot be read."""
+    folders = sorted(path for path in root.glob("*") if (path / "recipe.json").exists() or (path / "export").is_dir())
+    return [
+        Run(
+            folder,
+            _json(folder / "recipe.json"),
+            _json(folder / "export" / "provenance.json"),
+            _json(folder / "ledger.json") or _json(folder / "data" / "ledger.json"),
+        )
+        for folder in folders
+    ]
+
+
+def _json(path: Path) -> dict:
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}): mend it or move its run folder away") from error
+    return content if isinstance(content, dict) else {}
+
+
+def chain(row: Row, runs: list[Run]) -> list[tuple[str, Run]]:
+    """(what it was, run), from the row's own run back to the encoder's pretraining; [] where the own one is not at hand."""
+    own = next((run for run in runs if row.digest and run.provenance.get("weights_digest") == row.digest), None)
+    found: list[tuple[str, Run]] = []
+    run = own
+    while run is not None and run not in [one for _, one in found]:
+        found.append((f"{(run.provenance or run.recipe).get('stage') or 'sft'} stage", run))
+        recipe = run.recipe or run.provenance.get("recipe") or {}
+        run = _run_of(str(recipe.get("init") or ""), runs)
+    recipe = (own.recipe or own.provenance.get("recipe") or {}) if own else provenance(row).get("recipe") or {}
+    pretrained = _run_of(str(recipe.get("encoder") or "").rpartition("=")[2], runs)
+    return [*found, *([("pretraining of the encoder", pretrained)] if pretrained else [])]
+
+
+def provenance(row: Row) -> dict:
+    return next(iter(row.results.values()))["provenance"]
+
+
+def _run_of(path: str, runs: list[Run]) -> Run | None:
+    """The run that a path into it names, by its folder's name."""
+    parts = Path(path).parts
+    return next((run for run in runs if len(parts) > 1 and run.name in parts), None) if path else None
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------------
+
+
+def losses(run: Run) -> list[tuple[float, float]]:
+    """(step, loss) of the run's metrics.jsonl, thinned to POINTS means. ValueError where a line is no record."""
+    points = [(float(record["step"]), float(record["loss"])) for record in _records(run) if "loss" in record and "step" in record]
+    size = -(-len(points) // POINTS) if points else 1
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def samples_seen(run: Run, path: str) -> int | None:
+    """Samples that pretraining had read at the checkpoint that `path` names (`step-N` in it; the whole run otherwise)."""
+    named = re.search(r"step-(\d+)", path)
+    last = int(named[1]) if named else None
+    seen = [record["samples"] for record in _records(run) if "samples" in record and (last is None or record["step"] < last)]
+    return sum(seen) or None
+
+
+def _records(run: Run):
+    path = run.folder / "metrics.jsonl"
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                if not line.endswith("\n"):
+                    return  # being written
+                raise ValueError(f"{path}, line {number}: not a record ({error}); mend it or move its run folder away") from error
+            if isinstance(record, dict):
+                yield record
+
+
+# --- what the encoder said ----------------------------------------------------------------------------------------------------
+
+
+def spoken(run: Run) -> list[dict]:
+    """Captions that the encoder spoke while it learned: the last SPOKEN of RUN/captions.jsonl, `{"step", "name", "said", "true"}`.
+
+    `python -m genlip.train --held-out SHARDS` writes them.
+    """
+    file = run.folder / "captions.jsonl"
+    records = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
+    said = [{"step": r.get("step"), **{name: str(r.get(name) or "") for name in ("name", "said", "true")}} for r in records]
+    return said[-SPOKEN:]
+
+
+def drawings(run: Run) -> list[tuple[str, bytes]]:
+    """(name, PNG) of the pictures of `python -m genlip.readout --out RUN/speak`, the first DRAWINGS that are small enough."""
+    files = sorted((run.folder / "speak").rglob("*.png"))
+    small = [file for file in files if file.stat().st_size <= DRAWING_BYTES]
+    return [(str(file.relative_to(run.folder)), file.read_bytes()) for file in small[:DRAWINGS]]
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------------
+
+
+def commands(row: Row, suite: str, found: list[tuple[str, Run]]) -> list[str]:
+    """What reproduces the row, first things first: each run's command with every field of its recipe, then the evaluation's."""
+    lines = [_training(run) for _, run in reversed(found)]
+    export = next((str(Path("runs", run.name, "export")) for what, run in found if run.provenance.get("weights_digest") == row.digest), "")
+    evaluation = ["python", "eval_suites/run.py", "--encoder", row.encoder, "--suite", suite]
+    lines.append(shlex.join([*evaluation, *(["--mllm", export] if export else [])]))
+    return [line for line in lines if line]
+
+
+def _training(run: Run) -> str:
+    recipe = run.recipe or run.provenance.get("recipe") or {}
+    if not recipe.get("preset"):
+        return ""
+    module = "train_mllm.train" if "llm" in recipe else "genlip.train"
+    words = ["python", "-m", module, str(recipe["preset"])]
+    for name, value in recipe.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "preset" or isinstance(value, dict) or value in ("", None):
+            continue  # a dictionary comes with the preset; an empty text is every such field's default
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [flag, *map(str, value)] if isinstance(value, list) else [flag, str(value)]
+    return shlex.join(words)

@@ -1,0 +1,221 @@
+"""Cells -> tables: ALL AVG by the paper's rule, the paper's own rows beside ours, and whether two encoders can be told apart.
+
+    python -m eval_suites.tables genlip14                                # results/ -> tables/genlip14.{md,csv,tex}, genlip14_cells.csv
+    python -m eval_suites.tables easyvqa --compare genlip-tiny,random-tiny
+    python -m eval_suites.tables genlip14 --lmms-eval mine=logs/          # a row of plain lmms-eval's results beside them
+    python -m eval_suites.tables --paper 3 [--csv]                       # a table of the paper: its averages, printed and recomputed
+
+ALL AVG is the plain mean of the columns, each at 100 for full marks (MME-P / 20; CIDEr x 100 as it is): 18 of the 19 averages printed
+in the paper's tables 3 and 4 follow this rule to the printed digit; where data state their own maxima (the mini world), full marks are
+those, and a footnote names them. An average is given only where every column of it is complete; a
+row says k/n. Without torch: a table of fourteen full benchmarks takes a few seconds, nearly all of it reading answers.
+"""
+
+from decimal import Decimal
+from pathlib import Path
+
+from eval_suites.report.comparison import section
+from eval_suites.report.formatting import csv_text, latex, markdown_text
+from eval_suites.report.paper import Printed, paper_table
+from eval_suites.score import comparison
+from eval_suites.score.averages import admit, average, average_bounds, overall, overall_bounds
+from eval_suites.score.results import Cell, Row
+from eval_suites.suites import Column, Suite
+from genlip.common.files import write_file
+
+CELLS_HEADER = ("encoder", "benchmark", "value", "unit", "n", "n_expected", "stderr", "low", "high", "refused")
+MARK = "\u2020"  # of what lacks pictures that cannot be read, where such columns are let into averages
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------------
+
+
+def header(suite: Suite) -> tuple[str, ...]:
+    """The CSV's header: what a row is, its benchmarks, its averages."""
+    names = [column.name for column in suite.columns]
+    last = ["all_avg", *(["overall"] if suite.overall else []), "complete", "digest"]
+    return ("encoder", "arch", "llm", "frozen", "resolution", "tokens", "source", *names, *suite.groups, *last)
+
+
+def whole(row: Row) -> int:
+    """How many columns lack no sample."""
+    return sum(cell.complete and not cell.left_out for cell in row.cells.values())
+
+
+def _measured_line(suite: Suite, row: Row) -> list:
+    cells = [row.cells[column.name] for column in suite.columns]
+    averages = [average(columns, row.cells) for columns in suite.averaged.values()]
+    averages += [overall(suite, row)] if suite.overall else []
+    frozen = "" if row.frozen is None else str(row.frozen).lower()
+    complete = f"{whole(row)}/{len(cells)}"
+    values = [cell.value if cell.complete else None for cell in cells] + averages
+    source = "measured" if row.results else "lmms-eval"
+    return [row.encoder, row.arch, row.llm, frozen, row.resolution, row.tokens, source, *map(_plain, values), complete, row.digest]
+
+
+def printed_line(suite: Suite, llm: str, row: Printed) -> list:
+    """A row of tables 3 and 4: frozen, 24 x 24 = 576 tokens at 336 (patch 14) or 384 pixels (patch 16)."""
+    *groups, _ = suite.averaged.values()
+    means = [sum(row.scores[column.name] * 100 / Decimal(column.full_mark) for column in columns) / len(columns) for columns in groups]
+    scores = [row.scores[column.name] for column in suite.columns]
+    resolution = 336 if row.arch.endswith("/14") else 384
+    values = [_plain(float(value)) for value in [*scores, *means, row.printed]]
+    return [row.model, row.arch, llm, "true", resolution, 576, "printed", *values, f"{len(scores)}/{len(scores)}", ""]
+
+
+def _plain(value: float | None) -> float | str:
+    return "" if value is None else round(value, 4)
+
+
+def write(suite: Suite, rows: list[Row], folder: Path, pairs: list[tuple[Row, Row]] = (), allow_partial: bool = False) -> str:
+    """Write FOLDER/<suite>.md, .csv, .tex and _cells.csv, each whole or not at all; the markdown is returned.
+
+    With `allow_partial` a column that lacks unreadable pictures alone is averaged, and marked.
+    """
+    if allow_partial:
+        rows, pairs = [admit(row) for row in rows], [(admit(a), admit(b)) for a, b in pairs]
+    printed = [(llm, row) for number in suite.paper for _, llm, table in [paper_table(number)] for row in table]
+    lines = [_measured_line(suite, row) for row in rows] + [printed_line(suite, llm, row) for llm, row in printed]
+    cells = [(row.encoder, cell) for row in rows for cell in row.cells.values()]
+    long = [
+        [encoder, *("" if getattr(cell, name) is None else getattr(cell, name) for name in CELLS_HEADER[1:])] for encoder, cell in cells
+    ]
+    text = markdown(suite, rows, printed, pairs)
+    for ending, content in ((".csv", csv_text([header(suite), *lines])), ("_cells.csv", csv_text([CELLS_HEADER, *long])),
+                            (".tex", tabular(suite, rows, printed)), (".md", text)):  # fmt: skip
+        write_file(folder / f"{suite.name}{ending}", content)
+    return text
+
+
+def markdown(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]], pairs: list[tuple[Row, Row]]) -> str:
+    """The table for a reader: values with their 95 % intervals, best and second best, k/n, footnotes, comparisons."""
+    titles = [*(column.title for column in suite.columns), *suite.averaged]
+    overall_title = ["overall"] if suite.overall else []
+    head = ("encoder", "arch", "LLM", "frozen", "pixels", "tokens", *titles, *overall_title, "complete", "weights")
+    rank = [comparison.ranks(suite, rows, columns) for columns in [*((column,) for column in suite.columns), *suite.averaged.values()]]
+    lines = []
+    for i, row in enumerate(rows):
+        values = [_shown(row.cells[column.name]) for column in suite.columns]
+        values += [_average_shown(suite, columns, row) for columns in suite.averaged.values()]
+        values = [_marked(value, ranks.get(i), "**{}**", "<u>{}</u>") for value, ranks in zip(values, rank)]
+        values += [_overall_shown(suite, row)] if suite.overall else []
+        frozen = {True: "yes", False: "no", None: ""}[row.frozen]
+        made_of = (row.label, row.arch, row.llm, frozen, str(row.resolution or ""), str(row.tokens or ""))
+        lines.append((*made_of, *values, f"{whole(row)}/{len(row.cells)}", row.digest[:8]))
+    for llm, row in printed:
+        line = printed_line(suite, llm, row)
+        numbers = [f"{value:.1f}" for value in line[7:-2]]
+        lines.append((f"{row.model} (paper)", row.arch, llm, "yes", str(line[4]), str(line[5]), *numbers, line[-2], "printed"))
+    legend = " Brackets: 95 % interval, by picture." if any(row.scores for row in rows) else ""
+    if any(rank):
+        legend += " Bold: best, underlined: second best, among rows that differ in the encoder alone."
+    text = f"# {suite.name}\n\n{suite.note[:1].upper()}{suite.note[1:]}.{legend}\n\n{markdown_text(head, lines)}\n"
+    text += "".join(f"- {note}\n" for note in footnotes(suite, rows, printed))
+    return text + "".join(section(suite, a, b) for a, b in pairs)
+
+
+def stated_maxima(suite: Suite, rows: list[Row]) -> list[str]:
+    """How averages count columns whose full marks the data state: a note, or one for each world where rows are of several."""
+    columns = [column for column in suite.columns if column.full_mark is None]
+    measured = [[row.cells[column.name] for column in columns] for row in rows]
+    named = (
+        ", ".join(f"{column.title} {cell.full_mark:.4g}" for column, cell in zip(columns, cells) if cell.full_mark != 100)
+        for cells in measured
+        if any(cell.value is not None for cell in cells)
+    )
+    rule = "Averages count a column as value / maximum x 100, by the maxima that the data's manifest states"
+    return [f"{rule}: {maxima or 'all'}{', the others' if maxima else ''} 100." for maxima in dict.fromkeys(named)] if columns else []
+
+
+def footnotes(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]]) -> list[str]:
+    """What a reader of the table has to know: what full marks are, what was refused or left out, what differs besides the encoder."""
+    notes = stated_maxima(suite, rows)
+    for row in rows:
+        name = f"{row.label} {row.digest[:8]}".strip()
+        refused = [f"{cell.benchmark}: {cell.refused}" for cell in row.cells.values() if cell.refused and cell.refused != "not evaluated"]
+        notes += [f"{name}: {'; '.join(refused)}. No average is given of an incomplete row."] if refused else []
+        marked = [cell for cell in row.cells.values() if cell.complete and cell.left_out]
+        let_in = [f"{cell.benchmark} {cell.left_out} of {cell.n_expected}" for cell in marked]
+        notes += [f"{MARK} {name}: samples left out whose pictures cannot be read: {', '.join(let_in)}."] if let_in else []
+    elsewhere = [row.label for row in rows if not row.results]
+    if elsewhere:
+        notes.append(
+            f"{', '.join(elsewhere)}: of plain lmms-eval's files, which name neither weights nor answers: no interval, no rank. "
+            "Language model, data and prompts are for you to know."
+        )
+    ours = [row for row in rows if row.results]
+    for row in ours[1:]:
+        others = comparison.differences(row, ours[0])
+        if others:
+            said = "; ".join(others[:6]) + (f"; and {len(others) - 6} more" if len(others) > 6 else "")
+            notes.append(f"{row.label} {row.digest[:8]} is not ranked with {ours[0].label}, for these differ: {said}.")
+        asked = comparison.asked_otherwise(row, ours[0])
+        if asked:
+            notes.append(f"{row.label} {row.digest[:8]} was asked otherwise than {ours[0].label}, so not ranked there: {'; '.join(asked)}.")
+    for llm, row in printed:
+        if row.flag:
+            notes.append(f"{row.model} {row.arch}, {llm}: the paper prints {row.printed}, its row's mean is {row.recomputed:.2f}.")
+    if any(row.arch == "g/16" and row.model == "SigLIP2" and llm == "Qwen2.5-7B" for llm, row in printed):
+        notes.append("SigLIP2 g/16, Qwen2.5-7B: five printed cells are those of SigLIP2 So/16 (OCRBench, DocVQA, TextVQA, SEED2+, MME-P).")
+    return notes
+
+
+def tabular(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]]) -> str:
+    """The table for a paper: LaTeX with booktabs, values alone, best bold and second best underlined, footnotes as comments."""
+    titles = [*(column.title for column in suite.columns), *suite.averaged]
+    rank = [comparison.ranks(suite, rows, columns) for columns in [*((column,) for column in suite.columns), *suite.averaged.values()]]
+    lines = []
+    for i, row in enumerate(rows):
+        values = [value_text(row.cells[column.name]) for column in suite.columns]
+        values += [average_text(columns, row) for columns in suite.averaged.values()]
+        marked = [_marked(latex(value), ranks.get(i), r"\textbf{{{}}}", r"\underline{{{}}}") for value, ranks in zip(values, rank)]
+        lines.append([latex(row.label), latex(row.arch), latex(row.llm), str(row.tokens or ""), *marked])
+    for llm, row in printed:
+        line = printed_line(suite, llm, row)
+        lines.append([latex(f"{row.model} (paper)"), latex(row.arch), latex(llm), "576", *(f"{value:.1f}" for value in line[7:-2])])
+    head = " & ".join(map(latex, ["encoder", "arch", "LLM", "tokens", *titles]))
+    body = "".join(" & ".join(line) + " \\\\\n" for line in lines)
+    notes = "".join(f"% {note}\n" for note in footnotes(suite, rows, printed))
+    top = f"\\begin{{tabular}}{{lllr{'r' * len(titles)}}}\n\\toprule\n{head} \\\\\n\\midrule\n"
+    return f"{top}{body}\\bottomrule\n\\end{{tabular}}\n{notes}"
+
+
+def _marked(text: str, rank: int | None, best: str, second: str) -> str:
+    """The value, up to its bracket, marked by rank."""
+    if rank is None:
+        return text
+    value, space, rest = text.partition(" ")
+    return (best if rank == 1 else second).format(value) + space + rest
+
+
+def value_text(cell: Cell) -> str:
+    if cell.value is None:
+        return "-"
+    return f"{cell.value:.{0 if cell.unit == 'points' else 1}f}" + (MARK if cell.complete and cell.left_out else "")
+
+
+def _shown(cell: Cell) -> str:
+    """A value with its interval, and with what makes it no full one."""
+    partial = f" ({cell.refused})" if cell.value is not None and cell.refused else ""
+    return f"{value_text(cell)}{_bracket(cell.low, cell.high, 0 if cell.unit == 'points' else 1)}{partial}"
+
+
+def _bracket(low: float | None, high: float | None, digits: int = 1) -> str:
+    return "" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def average_text(columns: tuple[Column, ...], row: Row) -> str:
+    value = average(columns, row.cells)
+    return "-" if value is None else f"{value:.1f}" + MARK * any(row.cells[column.name].left_out for column in columns)
+
+
+def _average_shown(suite: Suite, columns: tuple[Column, ...], row: Row) -> str:
+    return average_text(columns, row) + _bracket(*average_bounds(suite, columns, row))
+
+
+def _overall_shown(suite: Suite, row: Row) -> str:
+    value = overall(suite, row)
+    return "-" if value is None else f"{value:.1f}" + _bracket(*overall_bounds(suite, row))
+
+
+# --- command ----------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Result files -> cells, averages, intervals and verdicts. Imports neither the runner nor the report."""

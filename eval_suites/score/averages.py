@@ -1,0 +1,53 @@
+"""Cells -> averages, by the paper's rule: each column at 100 for full marks, and no average over a hole.
+
+What full marks are is the column's declaration, and for data that state their own maximum (the mini world) that maximum.
+"""
+
+from dataclasses import replace
+
+from eval_suites.score import stats
+from eval_suites.score.results import Cell, Row
+from eval_suites.suites import Column, Suite
+
+
+def average(columns: tuple[Column, ...], cells: dict[str, Cell]) -> float | None:
+    """Plain mean of the columns at 100 for full marks; None unless every one is complete."""
+    if not columns or not all(cells[column.name].complete for column in columns):
+        return None
+    return sum(cells[column.name].value * 100 / cells[column.name].full_mark for column in columns) / len(columns)
+
+
+def overall(suite: Suite, row: Row) -> float | None:
+    """Micro-average over all samples of the suite, in percent; None unless every column is complete and its samples are there."""
+    if not row.scores or not all(cell.complete for cell in row.cells.values()):
+        return None
+    return 100 * stats.pooled([row.scores[column.name] for column in suite.columns]).value
+
+
+def admit(row: Row) -> Row:
+    """The row with columns that lack nothing but unreadable pictures let into its averages; the table marks both."""
+    return replace(row, cells={name: replace(cell, refused=None) if cell.nearly else cell for name, cell in row.cells.items()})
+
+
+def weights(columns: tuple[Column, ...], cells: dict[str, Cell]) -> list[float]:
+    """Factors that turn lmms-eval's numbers of the columns into their ALL AVG."""
+    return [column.scale * 100 / cells[column.name].full_mark / len(columns) for column in columns]
+
+
+def average_bounds(suite: Suite, columns: tuple[Column, ...], row: Row) -> tuple[float | None, float | None]:
+    """95 % interval of `average`, by picture; (None, None) where there is no average, no sample, or one picture is all there is."""
+    value = average(columns, row.cells)
+    if value is None or not row.scores:
+        return None, None
+    error = stats.stderr([row.scores[column.name] for column in columns], weights(columns, row.cells), suite.shared_pictures)
+    return (None, None) if error is None else (value - stats.Z * error, value + stats.Z * error)
+
+
+def overall_bounds(suite: Suite, row: Row) -> tuple[float | None, float | None]:
+    """95 % interval of `overall`, in percent, likewise."""
+    value = overall(suite, row)
+    if value is None:
+        return None, None
+    scores = stats.pooled([row.scores[column.name] for column in suite.columns])
+    low, high = stats.interval(value / 100, stats.stderr([scores], [1.0], True), len(set(scores.pictures)), (0.0, 1.0))
+    return (None, None) if low is None else (100 * low, 100 * high)

@@ -1,0 +1,32 @@
+"""The manifest of benchmark data that we make: what was made, by digest, so that a changed file is refused before it is asked."""
+
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from genlip.common.files import sha256
+
+
+def digest(told: dict) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def verify(folder: Path, names: Collection[str] | None = None) -> dict:
+    """The manifest of FOLDER (genlip-eval/mini), its benchmark files held against it: those of `names`, or all.
+
+    ValueError for what is missing, changed or edited.
+    """
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise ValueError(f"no manifest at {path}: make the mini world with `python -m small_data.mini --out DIR`")
+    again = f"remove {folder} and make the mini world again: python -m small_data.mini --out {folder.parent.parent}"
+    manifest = json.loads(path.read_text())
+    if digest({key: value for key, value in manifest.items() if key != "digest"}) != manifest.get("digest"):
+        raise ValueError(f"{path} was edited: its digest is not that of its content; {again}")
+    for name in manifest["sets"] if names is None else sorted(names):
+        told = manifest["sets"][name]
+        file = folder / told["file"]
+        if not file.exists() or sha256(file) != told["sha256"]:
+            raise ValueError(f"{file} of {name} is missing or not as it was made; {again}")
+    return manifest

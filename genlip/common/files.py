@@ -1,0 +1,62 @@
+"""Files and folders that are whole or absent: written aside, then renamed; and their digests."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_aside(folder: Path, fresh: bool = True) -> Iterator[Path]:
+    """Yield `NAME.part` beside `folder` to write into; it becomes `folder` when the block ends without an error.
+
+    One left by a killed run is thrown away, or kept for a download to go on with where `fresh` is false.
+    """
+    aside = folder.with_name(f"{folder.name}.part")
+    if fresh:
+        shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True, exist_ok=True)
+    try:
+        yield aside
+    except BaseException:
+        if fresh:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(folder)
+    aside.rename(folder)
+
+
+@contextmanager
+def file_aside(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write a file to; it is renamed to `path` when the block ends without an error, else removed.
+
+    Two runs may write one file at the same moment: each has an aside of its own, named by its process, and the later one stands.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """The file whole: a reader meets the old one or the new one."""
+    with file_aside(path) as aside:
+        aside.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def write_json(path: Path, content) -> None:
+    write_file(path, json.dumps(content, indent=1) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Of the file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,66 @@
+"""What a recipe costs, before it runs: parameters, tokens, memory a GPU, days. `python -m genlip.train so16-s1 --dry-run`.
+
+FLOP are those of the model, as MFU counts them: 6 a weight and token (forward and backward), the head on labelled tokens alone,
+12 n^2 D a layer for the attention of a sample of n tokens; what activation checkpointing computes twice is not counted.
+"""
+
+from .common.hardware import PEAK_BF16
+from .recipes import Recipe
+
+
+def step_flops(config, tokens: int, squares: int, labelled: int) -> float:
+    """FLOP of a step over `tokens`, where `squares` is the sum of the samples' squared lengths."""
+    width, text, layers = config.hidden_size, config.text_embed_dim, config.num_hidden_layers
+    attention = (5 if config.gated_attention else 4) * width**2
+    joined = 2 * width * text if text != width else 0
+    per_token = layers * (attention + 3 * width * config.intermediate_size)
+    return 6.0 * per_token * tokens + 6.0 * (config.vocab_size * text + joined) * labelled + 12.0 * layers * width * squares
+
+
+def memory(recipe: Recipe, config, parameters: int, labelled: float, gpus: int) -> tuple[float, float, float]:
+    """Bytes a GPU of fp32 weights, gradients and two moments; of what is kept of a row; of the head's logits and gradient (with the
+    layer that FSDP gathers), where a share `labelled` of the tokens has a label."""
+    from .modeling_genlip import LOGITS
+
+    shared = gpus if recipe.parallel == "fsdp" else 1
+    size = 2 if recipe.bf16 else 4
+    layer = recipe.row_tokens * (14 * config.hidden_size + 4 * config.intermediate_size) * size
+    kept = config.num_hidden_layers * (recipe.row_tokens * config.hidden_size * size if recipe.checkpoint_layers else layer)
+    held = min(LOGITS, round(recipe.row_tokens * labelled) * config.vocab_size)
+    logits = (6 if recipe.bf16 else 4) * held + 4 * config.vocab_size * config.text_embed_dim
+    half = 2 * parameters / config.num_hidden_layers if recipe.parallel == "fsdp" else 0
+    return 16 * parameters / shared, kept + layer, logits + half
+
+
+def plan(recipe: Recipe, vocabulary: int, gpus: int, mfu: float, peak: float = PEAK_BF16["H100"]) -> list[str]:
+    """Lines of plain text. The model is built without memory."""
+    import torch
+
+    from .configuration_genlip import GenLIPConfig
+    from .modeling_genlip import GenLIPForPretraining, GenLIPVisionModel
+
+    config = GenLIPConfig(**recipe.model | {"vocab_size": vocabulary})
+    with torch.device("meta"):
+        whole = sum(p.numel() for p in GenLIPForPretraining(config).parameters())
+        encoder = sum(p.numel() for p in GenLIPVisionModel(config).parameters())
+    tokens = recipe.rows * recipe.row_tokens
+    samples = tokens / recipe.mean_tokens
+    patches = (recipe.resolution // config.patch_size) ** 2
+    words = 0.7 * recipe.mean_tokens if recipe.native else max(recipe.mean_tokens - patches, 1)
+    flops = step_flops(config, tokens, round(samples * recipe.mean_tokens**2), round(samples * words))
+    days = recipe.steps * flops / (gpus * mfu * peak) / 86_400
+
+    states, activations, logits = memory(recipe, config, whole, words / recipe.mean_tokens, gpus)
+    total = states + activations + logits
+    gib = 2**30
+    uneven = [f"note         {recipe.rows} rows do not split over {gpus} GPUs: change --rows"] if recipe.rows % gpus else []
+    return [
+        f"parameters   {whole:,} in all, {encoder:,} of the encoder",
+        f"steps        {recipe.steps:,} of {recipe.rows} rows x {recipe.row_tokens:,} tokens",
+        f"tokens       {tokens:,} a step, {tokens * recipe.steps:,} in all",
+        f"samples      about {samples:,.0f} a step, {samples * recipe.steps:,.0f} in all (at {recipe.mean_tokens} tokens each)",
+        f"memory       about {total / gib:.1f} GiB a GPU: {states / gib:.1f} weights, gradients and moments, "
+        f"{activations / gib:.1f} activations, {logits / gib:.1f} logits",
+        f"time         {days:,.2f} days on {gpus} GPU(s) at {mfu:.0%} of {peak / 1e12:,.0f} TFLOP/s ({flops * recipe.steps:.3g} FLOP)",
+        *uneven,
+    ]

@@ -1,0 +1,111 @@
+"""What learns, from what, and at which rate: the parts of an MLLM as `python -m train_mllm.train` sets them up. Loads without torch."""
+
+import json
+from pathlib import Path
+
+from .recipes import Recipe
+
+# Of an earlier stage: by these eval_suites.compare tells whether two MLLMs differ in the encoder alone.
+HANDED_ON = ("stage", "data_digest", "steps", "recipe")
+
+
+def start_from(model, recipe: Recipe) -> dict:
+    """Take over what an earlier stage taught: the projector, and of an SFT stage the language model too. The encoder stays the recipe's.
+
+    Returns the provenance that is handed on: "llm_digest_before", of the language model before the first of the stages, and "earlier",
+    what each of them was, oldest first. Raises ValueError where the export was made for another encoder or language model.
+    """
+    from llava_plugin import mllm
+
+    provenance = json.loads((Path(recipe.init) / "provenance.json").read_text())
+    kind = provenance.get("projector", "mlp2x_gelu")
+    if kind != recipe.projector:
+        raise ValueError(f"{recipe.init} has a {kind} projector: give --projector {kind}")
+    theirs = mllm.load(recipe.init, device="cpu").model
+    ours, found = model.model.multi_modal_projector, theirs.model.multi_modal_projector
+    if [p.shape for p in ours.parameters()] != [p.shape for p in found.parameters()]:
+        raise ValueError(
+            f"{recipe.init} is a projector from {provenance['encoder']} to {provenance['llm']}, not from {recipe.encoder} to {recipe.llm}"
+        )
+    ours.load_state_dict(found.state_dict())
+    if provenance["stage"] == "sft":
+        model.model.language_model.load_state_dict(theirs.model.language_model.state_dict())
+        model.lm_head.load_state_dict(theirs.lm_head.state_dict())
+    was = {name: provenance.get(name) for name in HANDED_ON}
+    return {"llm_digest_before": provenance.get("llm_digest_before"), "earlier": [*provenance.get("earlier", []), was]}
+
+
+def parameter_groups(model) -> dict[str, dict[str, int]]:
+    """{"encoder" | "projector" | "llm": {"trained", "all"}}, counted once where weights are tied."""
+    parts = {"encoder": model.model.vision_tower, "projector": model.model.multi_modal_projector}
+    apart = {id(p) for part in parts.values() for p in part.parameters()}
+    members = {name: list(part.parameters()) for name, part in parts.items()}
+    members["llm"] = [p for p in model.parameters() if id(p) not in apart]
+    return {
+        name: {"trained": sum(p.numel() for p in some if p.requires_grad), "all": sum(p.numel() for p in some)}
+        for name, some in members.items()
+    }
+
+
+def with_adapters(language_model, recipe: Recipe):
+    """The language model with LoRA adapters on all its linear layers; its own weights stay. `merge_and_unload()` gives it back."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        language_model, LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_alpha or 2 * recipe.lora_rank, target_modules="all-linear")
+    )
+
+
+def hold_still(model, recipe: Recipe) -> None:
+    """Freeze what the recipe does not teach."""
+    if not recipe.train_encoder:
+        model.model.vision_tower.freeze()
+    if recipe.stage == "projector":
+        model.model.language_model.requires_grad_(False)
+        model.lm_head.requires_grad_(False)
+
+
+def make_ready(model, recipe: Recipe, dtype, zero: bool, on_gpu: bool) -> None:
+    """The kernels, the checkpointing and the adapters of the recipe; and what learns in fp32, where `dtype` is bf16 and DeepSpeed does
+    not keep such a copy itself."""
+    import torch
+
+    from . import estimate
+    from .packing import use_packed_attention
+
+    # Where it can, torch takes cuDNN's attention, which plans anew for every shape it meets: 80 ms each on an H100, and packed rows
+    # hardly ever meet one twice.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    _, flash, liger = estimate.kernels(recipe)
+    if recipe.batching != "padded":
+        use_packed_attention(model, flash and on_gpu)
+    if liger and on_gpu:
+        use_liger(model.model.language_model)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if recipe.lora_rank:
+        model.model.language_model = with_adapters(model.model.language_model, recipe)
+        model.lm_head.requires_grad_(False)
+    if dtype == torch.bfloat16 and not zero:
+        for p in model.parameters():
+            p.data = p.data.float() if p.requires_grad else p.data
+
+
+def use_liger(language_model) -> None:
+    """Liger's norms, rotary positions and SwiGLU for a language model that it knows. Its loss is left out: here only the logits of
+    learned tokens are computed at all."""
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    _apply_liger_kernel_to_instance(model=language_model, cross_entropy=False, fused_linear_cross_entropy=False)
+
+
+def adamw(model, recipe: Recipe):
+    """AdamW over what learns, the encoder at its own rate where it is trained."""
+    import torch
+
+    of_tower = {id(p) for p in model.model.vision_tower.parameters()}
+    learning = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in learning if id(p) not in of_tower], "lr": recipe.lr}]
+    if recipe.train_encoder:
+        groups.append({"params": [p for p in learning if id(p) in of_tower], "lr": recipe.encoder_lr})
+    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
