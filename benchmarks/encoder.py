@@ -208,7 +208,7 @@ def compare(args) -> list[str]:
             calls = {who: call for who, call in calls.items() if call is not None}
             if args.open_clip:
                 agree(calls["genlip (ours)"](), calls["open_clip GenLIP"](), lens, 1e-4 if dtype == torch.float32 else 0.1)
-            seconds = take_turns(calls, args.rounds, device)
+            seconds = interleaved_timing(calls, args.rounds, device)
             work = {who: flops(contenders[who][0], lens, args.width, args.depth) for who in calls}
             base = seconds["genlip (ours)"], seconds["genlip (ours)"] / work["genlip (ours)"]
             for who, taken in seconds.items():
@@ -231,7 +231,7 @@ def agree(mine, pooled, lens: list[int], tolerance: float) -> None:
         raise ValueError(f"open_clip's features differ from ours by {difference:.2g}: is its clone at 89fb801?")
 
 
-def take_turns(calls: dict, rounds: int, device: str) -> dict[str, float]:
+def interleaved_timing(calls: dict, rounds: int, device: str) -> dict[str, float]:
     """Median seconds of each call over rounds in which every one has its turn, after one that is not counted."""
     import torch
 

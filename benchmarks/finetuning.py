@@ -34,7 +34,7 @@ SIDES = 640, 480  # pixels of a picture before it is resized
 
 
 @dataclass
-class Seen:
+class StepCounts:
     """What went through the model and what memory it took, micro-step by micro-step."""
 
     lengths: list = field(default_factory=list)  # of the conversations of each micro-step
@@ -73,25 +73,25 @@ def random_mllm(recipe: Recipe, dtype, device):
         config = AutoConfig.from_pretrained(encoders.find_llm(recipe.llm))
     with torch.device(device):
         language = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return mllm.join(tower, language, config.vocab_size - 1, dtype, recipe.seed, recipe.projector)
+    return mllm.assemble(tower, language, config.vocab_size - 1, dtype, recipe.seed, recipe.projector)
 
 
 def conversations(n: int, scale: float, visual: int, image_token_id: int, seed: int) -> list:
     """n items as train_mllm.data.Conversations gives them, but for the picture, which is one JPEG for all: see `Drawn`."""
     import numpy as np
 
-    from train_mllm.data import IGNORED, Row
+    from train_mllm.data import IGNORED, TokenizedConversation
 
     random, out = np.random.default_rng(seed), []
     for length in np.maximum(mix(n, scale, seed), visual + TEXT).tolist():
         text = random.integers(0, image_token_id, length - visual).tolist()
         ids = [*text[:BEFORE], *[image_token_id] * visual, *text[BEFORE:]]
         given = length - len(text) // 2
-        out.append(Row(ids, [IGNORED] * given + ids[given:], list(range(length)), [0] * length, False))
+        out.append(TokenizedConversation(ids, [IGNORED] * given + ids[given:], list(range(length)), [0] * length, False))
     return out
 
 
-class Drawn:
+class SyntheticConversations:
     """Index -> one synthetic conversation; its picture is decoded anew each time, as a run's are."""
 
     def __init__(self, rows: list):
@@ -146,9 +146,9 @@ def flops(model, recipe: Recipe, lengths: list[int], taught: int, pictures: int)
 # --- the run ----------------------------------------------------------------------------------------------------------------
 
 
-def check(recipe: Recipe, steps: int) -> None:
+def check_steps(recipe: Recipe, steps: int) -> None:
     """Raises ValueError for what is not measured here."""
-    from train_mllm.train import check as goes_together
+    from train_mllm.train import check_recipe as goes_together
 
     goes_together(recipe)
     if steps < 2:
@@ -159,16 +159,16 @@ def check(recipe: Recipe, steps: int) -> None:
         raise ValueError("the encoder is measured with the rest: give --no-cache-features --no-standardise")
 
 
-def measure(recipe: Recipe, steps: int, scale: float) -> list[str]:
+def time_recipe(recipe: Recipe, steps: int, scale: float) -> list[str]:
     """Some steps of the recipe, counted; returns the lines of a Markdown table. Raises ValueError for what cannot be measured."""
-    check(recipe, steps)
+    check_steps(recipe, steps)
     import numpy as np
     import torch
     from transformers import TrainerCallback
     from transformers.utils import logging
 
-    from train_mllm.freeze_check import Guard
-    from train_mllm.model import adamw, hold_still, make_ready, parameter_groups
+    from train_mllm.freeze_check import FreezeCheck
+    from train_mllm.model import adamw, freeze_parts, parameter_groups, prepare_for_training
     from train_mllm.packing import Collator, in_batches
     from train_mllm.train import arguments
     from train_mllm.trainer import StrictTrainer
@@ -180,16 +180,16 @@ def measure(recipe: Recipe, steps: int, scale: float) -> list[str]:
     recipe = replace(recipe, max_steps=steps, report="none")
     model = random_mllm(recipe, dtype, device)
     tower = model.model.vision_tower
-    hold_still(model, recipe)
-    guard = Guard(tower, recipe.train_encoder)
+    freeze_parts(model, recipe)
+    guard = FreezeCheck(tower, recipe.train_encoder)
     n = max(steps * (recipe.global_batch or recipe.batch * recipe.accumulation), recipe.batch)
     drawn = conversations(n, scale, model.config.image_seq_length, model.config.image_token_id, recipe.seed)
     lengths = np.array([[len(row.ids)] for row in drawn])
-    dataset, accumulation = in_batches(Drawn(drawn), lengths, np.arange(n), recipe, processes=1)
-    make_ready(model, recipe, dtype, False, on_gpu)
+    dataset, accumulation = in_batches(SyntheticConversations(drawn), lengths, np.arange(n), recipe, processes=1)
+    prepare_for_training(model, recipe, dtype, False, on_gpu)
     learns = sum(group["trained"] for group in parameter_groups(model).values())
 
-    seen, kept = Seen(), []
+    seen, kept = StepCounts(), []
 
     def look(module, args, batch):  # without waiting for the device: read when all is done
         kept.append({k: batch[k] for k in ("position_ids", "attention_mask", "labels") if k in batch} | {"n": len(batch["pixel_values"])})
@@ -229,7 +229,7 @@ def measure(recipe: Recipe, steps: int, scale: float) -> list[str]:
     return table(recipe, model, seen, rates, accumulation, learns, on_gpu)
 
 
-def table(recipe: Recipe, model, seen: Seen, rates: list[float], accumulation: int, learns: int, on_gpu: bool) -> list[str]:
+def table(recipe: Recipe, model, seen: StepCounts, rates: list[float], accumulation: int, learns: int, on_gpu: bool) -> list[str]:
     """The Markdown table; what could not be measured or is not known stands as "-"."""
     import torch
 
@@ -299,11 +299,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     recipe = from_args(chosen(), args)
     try:
-        print("\n".join(measure(recipe, args.steps, args.scale)))
+        print("\n".join(time_recipe(recipe, args.steps, args.scale)))
     except (ValueError, RuntimeError, OSError) as e:
-        from train_mllm.train import in_words
+        from train_mllm.train import explain_error
 
-        print(f"error: {in_words(e, recipe)}", file=sys.stderr)
+        print(f"error: {explain_error(e, recipe)}", file=sys.stderr)
         return 2 if isinstance(e, ValueError) else 1
     return 0
 

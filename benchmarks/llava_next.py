@@ -141,7 +141,7 @@ def recipe_for(llm: Path, data: Path, batch: int, steps: int) -> Recipe:
     )
 
 
-def check(checkout: str, n: int, batch: int) -> int:
+def count_steps(checkout: str, n: int, batch: int) -> int:
     """Steps of two epochs. Raises ValueError for a folder that is no checkout, or more steps than are logged one by one."""
     if not (Path(checkout) / "llava" / "train" / "train.py").is_file():
         raise ValueError(f"{checkout} is no LLaVA-NeXT checkout: {ROOT_HINT.split(' and export')[0]}), then name that folder")
@@ -151,10 +151,10 @@ def check(checkout: str, n: int, batch: int) -> int:
     return steps
 
 
-def measure(checkout: str, n: int, scale: float, batch: int, hidden: int, layers: int, rounds: int, seed: int) -> list[dict]:
+def time_trainers(checkout: str, n: int, scale: float, batch: int, hidden: int, layers: int, rounds: int, seed: int) -> list[dict]:
     """One record for each trainer: tokens a second (real ones, median of the rounds), positions computed for each of them, the speed that
     theirs would gain without padding, and the speed gained against theirs, round by round."""
-    steps = check(checkout, n, batch)
+    steps = count_steps(checkout, n, batch)
     environment = os.environ | {
         "LLAVA_NEXT_ROOT": str(Path(checkout).absolute()),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
@@ -169,7 +169,7 @@ def measure(checkout: str, n: int, scale: float, batch: int, hidden: int, layers
         tokenizer = tiny_qwen(folder / "qwen-tiny", hidden, layers, seed)  # theirs takes a model for Qwen by its path
         recipe = recipe_for(folder / "qwen-tiny", folder / "data", batch, steps)
         prepare(str(write_conversations(folder, mix(n, scale, seed), tokenizer, recipe.encoder, seed)), str(folder / "images"), recipe.data)
-        llava_next.hand_over(recipe, folder, Path(recipe.data))
+        llava_next.export_for_llava_next(recipe, folder, Path(recipe.data))
         for r in range(rounds):
             for way in list(seconds)[:: 1 if r % 2 else -1]:  # nobody is always first
                 with tempfile.TemporaryDirectory(dir=folder) as run:
@@ -233,9 +233,9 @@ def main(argv: list[str] | None = None) -> int:
     add_flags(parser)
     args = parser.parse_args(argv)
     try:
-        check(args.checkout, args.conversations, args.batch)
+        count_steps(args.checkout, args.conversations, args.batch)
         print(f"{args.conversations} conversations with a picture each, {args.batch} per step, {args.rounds} rounds", flush=True)
-        print(table(measure(args.checkout, *asked(args))))
+        print(table(time_trainers(args.checkout, *asked(args))))
     except (ValueError, RuntimeError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2 if isinstance(e, ValueError) else 1

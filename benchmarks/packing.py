@@ -50,16 +50,16 @@ def conversations(lengths, seed: int) -> list:
     """A row of random tokens for each length, the last ones learned."""
     import numpy as np
 
-    from train_mllm.data import IGNORED, Row
+    from train_mllm.data import IGNORED, TokenizedConversation
 
     random, out = np.random.default_rng(seed), []
     for n in lengths.tolist():
         ids, given = random.integers(1, VOCABULARY, n).tolist(), n - max(1, int(n * LEARNED))
-        out.append(Row(ids, [IGNORED] * given + ids[given:], list(range(n)), [0] * n, False))
+        out.append(TokenizedConversation(ids, [IGNORED] * given + ids[given:], list(range(n)), [0] * n, False))
     return out
 
 
-def measure(n: int, scale: float, batch: int, hidden: int, layers: int, rounds: int, seed: int) -> list[dict]:
+def time_ways(n: int, scale: float, batch: int, hidden: int, layers: int, rounds: int, seed: int) -> list[dict]:
     """One record for each way: tokens a second (real ones), positions computed for each real token, and the share of what removed padding
     allows, against `padded`."""
     import torch
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     add_flags(parser)
     args = parser.parse_args(argv)
     try:
-        print_ways(args, measure(*asked(args)))
+        print_ways(args, time_ways(*asked(args)))
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -47,7 +47,7 @@ def training_steps(args) -> list[str]:
     """Time a training step of each; returns the lines of a Markdown table."""
     import torch
 
-    from benchmarks.encoder import import_open_clip, open_clip_twin, padded_picture, take_turns
+    from benchmarks.encoder import import_open_clip, interleaved_timing, open_clip_twin, padded_picture
     from genlip.configuration_genlip import GenLIPConfig
     from genlip.modeling_genlip import GenLIPForPretraining
 
@@ -94,7 +94,7 @@ def training_steps(args) -> list[str]:
 
         return call
 
-    seconds = take_turns({name: step(*each) for name, each in losses.items()}, args.rounds, "cpu")
+    seconds = interleaved_timing({name: step(*each) for name, each in losses.items()}, args.rounds, "cpu")
     tokens, longest = len(patches) + len(ids), int((grids.prod(dim=1) + lens).max())
     lines = [
         f"Width {width}, {args.depth} layers, {args.vocabulary:,} words; {args.batch} samples of {len(patches) // args.batch} patches and "
@@ -231,17 +231,17 @@ def recipe_steps(recipe, steps: int) -> list[str]:
     import torch
 
     from genlip.estimate import memory, step_flops
-    from genlip.train import adamw, backward, build_model, join, spread
+    from genlip.train import adamw, backward, build_model, init_distributed, wrap_parallel
 
     if recipe.init or steps < 1:
         raise ValueError("--steps must be at least 1, and --init is not read: the weights are random")
     recipe = replace(recipe, steps=steps)
-    _, world, device = join(recipe)
+    _, world, device = init_distributed(recipe)
     if world > 1:
         raise ValueError("one process is measured: start it without torchrun")
     with torch.device(device):
         model = build_model(recipe, recipe.vocabulary or 512).train()
-    net, optimizer, on_gpu = spread(model, recipe, world), adamw(model, recipe), device.type == "cuda"
+    net, optimizer, on_gpu = wrap_parallel(model, recipe, world), adamw(model, recipe), device.type == "cuda"
     config, vocabulary = model.config, model.config.vocab_size
     drawn = [[full_row(recipe, vocabulary, recipe.rows * i + j) for j in range(recipe.rows)] for i in range(steps + 2)]
 

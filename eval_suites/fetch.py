@@ -28,7 +28,7 @@ def state(suite: Suite, task: str, root: Path) -> tuple[bool, str]:
     return False, f"partial  {task}: {data.rows:,} of {expected:,} rows in {data.files[0].parent}: {tasks.fetch_command(task, root)}"
 
 
-def bring(task: str, root: Path) -> None:
+def download(task: str, root: Path) -> None:
     """Download the task's split. ValueError where it is no set of the hub, or cannot be had from there."""
     if tasks.made_here(task):
         raise ValueError(f"{task} is not on the hub but made here: {tasks.fetch_command(task, root)}")
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         for task in suites.select(suite, args.tasks):
             whole, line = state(suite, task, args.data_root)
             if not whole and not args.dry_run:
-                bring(task, args.data_root)
+                download(task, args.data_root)
                 whole, line = state(suite, task, args.data_root)
             lacking += not whole
             print(line, flush=True)

@@ -65,7 +65,7 @@ def _picture(images: Path, name: str) -> dict:
     return {"bytes": found.read_bytes(), "path": None}
 
 
-def write(task: str, source: Path, images: Path, root: Path) -> tuple[Path, int]:
+def write_benchmark(task: str, source: Path, images: Path, root: Path) -> tuple[Path, int]:
     """(the file written, its rows). ValueError where the source is not of the form that the task's reader takes."""
     from eval_suites.tasks import hub_columns
 
@@ -77,7 +77,7 @@ def write(task: str, source: Path, images: Path, root: Path) -> tuple[Path, int]
         raise ValueError(f"{source} holds nothing to ask")
     path = root / tasks.hub_source(task)[0] / "data" / f"{tasks.definition(task)['test_split']}-00000-of-00001.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    hub_columns.write(path, task, rows)
+    hub_columns.write_rows(path, task, rows)
     return path, len(rows)
 
 
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a data root of its own, for run.py --data-root")
     args = parser.parse_args(argv)
     try:
-        path, rows = write(args.task, args.source, args.images, args.out)
+        path, rows = write_benchmark(args.task, args.source, args.images, args.out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

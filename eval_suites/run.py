@@ -21,9 +21,9 @@ if not __package__:  # run as a script: the folder above is the package's root, 
 
 from eval_suites import suites
 from eval_suites.report import tables
-from eval_suites.report.page import write as write_page
+from eval_suites.report.page import write_page as write_page
 from eval_suites.runner import discover, preflight, worker
-from eval_suites.runner.preflight import Export, Job
+from eval_suites.runner.preflight import Export, TaskJob
 from eval_suites.score import results
 from eval_suites.suites import Suite
 from genlip.common.locks import locked
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     started = False
     try:
-        plan = check(args)
+        plan = plan_run(args)
         if args.dry_run:
             return 0
         with locked(plan.folder):
@@ -86,21 +86,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvalPlan:
     """What is going to run, found and checked."""
 
     suite: Suite
     wanted: tuple[str, ...]
     export: Export
-    jobs: list[Job]
+    jobs: list[TaskJob]
     folder: Path
-    others: list[results.Row]
+    others: list[results.EncoderResult]
 
 
-def check(args: argparse.Namespace) -> Plan:
+def plan_run(args: argparse.Namespace) -> EvalPlan:
     """The pre-flight: ValueError with every problem there is, a line each or more."""
     if not args.encoder:
-        raise ValueError(discover.first_minute(args.data_root))
+        raise ValueError(discover.next_steps(args.data_root))
     suite = suites.get(args.suite)
     wanted = suites.select(suite, args.tasks)
     problems, export, jobs = [], None, []
@@ -129,10 +129,10 @@ def check(args: argparse.Namespace) -> Plan:
         _print_plan(args, suite, export, jobs, folder)
     if problems:
         raise ValueError("\n".join(problems))
-    return Plan(suite, wanted, export, jobs, folder, others)
+    return EvalPlan(suite, wanted, export, jobs, folder, others)
 
 
-def execute(args: argparse.Namespace, plan: Plan, todo: list[Job], devices: list[str | None]) -> int:
+def execute(args: argparse.Namespace, plan: EvalPlan, todo: list[TaskJob], devices: list[str | None]) -> int:
     """Run what is not done, write the table, print it; the exit code."""
     suite, export = plan.suite, plan.export
     if export.provenance["stage"] != "sft":
@@ -143,7 +143,7 @@ def execute(args: argparse.Namespace, plan: Plan, todo: list[Job], devices: list
     rows = results.read_rows(args.out / "results", suite)
     own = next((row for row in rows if row.digest == export.digest and row.encoder == export.encoder), None)
     pairs = [(own, other) for other in plan.others] if own else []
-    print(tables.write(suite, rows, args.out / "tables", pairs, args.allow_partial), end="")
+    print(tables.write_tables(suite, rows, args.out / "tables", pairs, args.allow_partial), end="")
     _report(args, plan, rows, pairs)
     if failed:
         return 1
@@ -155,7 +155,12 @@ def execute(args: argparse.Namespace, plan: Plan, todo: list[Job], devices: list
     return 3 if refused else 0
 
 
-def _report(args: argparse.Namespace, plan: Plan, rows: list[results.Row], pairs: list[tuple[results.Row, results.Row]]) -> None:
+def _report(
+    args: argparse.Namespace,
+    plan: EvalPlan,
+    rows: list[results.EncoderResult],
+    pairs: list[tuple[results.EncoderResult, results.EncoderResult]],
+) -> None:
     """Write tables/<suite>.html. The results stand whether or not it can be made, so a problem is a note."""
     root = args.out / "results" / plan.suite.name
     folders = [root / row.encoder.replace("/", "--") / f"{row.llm}@{row.digest[:8]}" for row in rows]
@@ -170,7 +175,7 @@ def _report(args: argparse.Namespace, plan: Plan, rows: list[results.Row], pairs
         print(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
 
 
-def _print_plan(args: argparse.Namespace, suite: Suite, export: Export | None, jobs: list[Job], folder: Path) -> None:
+def _print_plan(args: argparse.Namespace, suite: Suite, export: Export | None, jobs: list[TaskJob], folder: Path) -> None:
     print(f"suite {suite.name}: {suite.note}")
     if export:
         print(

@@ -1,6 +1,6 @@
 """Tables of a suite's results in markdown, CSV and LaTeX, or a table of the paper: the command; they are built in report/tables.py.
 
-    python -m eval_suites.tables genlip14 --compare genlip-g16,siglip2-g16-384
+python -m eval_suites.tables genlip14 --compare genlip-g16,siglip2-g16-384
 """
 
 import argparse
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from eval_suites import suites
 from eval_suites.report.paper import paper_report
-from eval_suites.report.tables import write
+from eval_suites.report.tables import write_tables
 from eval_suites.score import results
 
 
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             if not name or not path:
                 raise ValueError(f"--lmms-eval {given}: give NAME=PATH, as in --lmms-eval mine=logs/")
             rows.append(results.read_elsewhere(name, Path(path), suite))
-        print(write(suite, rows, args.out / "tables", [(picked[0], other) for other in picked[1:]], args.allow_partial), end="")
+        print(write_tables(suite, rows, args.out / "tables", [(picked[0], other) for other in picked[1:]], args.allow_partial), end="")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

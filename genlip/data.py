@@ -31,9 +31,9 @@ from .shards import Source, open_shard
 
 END_OF_CAPTION = "<|im_end|>\n"  # the two end tokens of the paper's sequence
 MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded
-NAMED = 10  # offenders named in the ledger, a reason
-HOPELESS = 1000  # unusable samples one after another
-BESIDE_PIXELS = 4096  # bytes of a sample that is kept: its words, its name
+MAX_NAMES_PER_REASON = 10  # offenders named in the ledger, a reason
+MAX_CONSECUTIVE_BAD = 1000  # unusable samples one after another
+SAMPLE_OVERHEAD_BYTES = 4096  # bytes of a sample that is kept: its words, its name
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Ledger:
 
     def count(self, counter: Counter, reason: str, name: str) -> None:
         counter[reason] += 1
-        if len(self.names.setdefault(reason, [])) < NAMED:
+        if len(self.names.setdefault(reason, [])) < MAX_NAMES_PER_REASON:
             self.names[reason].append(name)
 
     def as_dict(self) -> dict:
@@ -90,7 +90,7 @@ class Ledger:
             total.noted += ledger.noted
             total.skipped += ledger.skipped
             for reason, named in ledger.names.items():
-                total.names[reason] = (total.names.get(reason, []) + named)[:NAMED]
+                total.names[reason] = (total.names.get(reason, []) + named)[:MAX_NAMES_PER_REASON]
         return total
 
 
@@ -106,7 +106,7 @@ def load_tokenizer(name: str):
         raise ValueError(f"no tokenizer in {name!r}: give --tokenizer a folder with tokenizer.json, or a hub id ({e})") from e
 
 
-def spoken(text, prompt: str) -> tuple[str, str, str | None]:
+def prompt_and_answer(text, prompt: str) -> tuple[str, str, str | None]:
     """A caption or a conversation -> what is asked, what is to be said, a note for the ledger.
 
     Of a conversation the first question and answer count; without words beside its `<image>`, the question is `prompt`.
@@ -176,7 +176,9 @@ class Sample:
 START = {"epoch": 0, "unit": 0, "taken": 0, "rng": None}
 
 
-def walk(shards: int, length: Callable[[int], int], seed: int, stream: int, streams: int, place: dict) -> Iterator[tuple[int, int, dict]]:
+def iterate_stream(
+    shards: int, length: Callable[[int], int], seed: int, stream: int, streams: int, place: dict
+) -> Iterator[tuple[int, int, dict]]:
     """Endless (shard, sample in it, place behind it) of one stream. `length(shard)` counts a shard's samples.
 
     Units are whole shards, or equal parts of shards where these are fewer than the streams; each unit belongs to one stream, so
@@ -233,7 +235,7 @@ class PackedRows(IterableDataset):
         worker = get_worker_info()
         mine = self.streams if worker is None else self.streams[worker.id :: worker.num_workers]
         self.size = size_rule(self.recipe)
-        largest = 3 * (self.recipe.max_pixels if self.recipe.native else self.recipe.resolution**2) + BESIDE_PIXELS
+        largest = 3 * (self.recipe.max_pixels if self.recipe.native else self.recipe.resolution**2) + SAMPLE_OVERHEAD_BYTES
         kept = self.recipe.kept_mib * 2**20 // (worker.num_workers if worker else 1) // largest
         self.load = functools.lru_cache(maxsize=kept)(self._load)
         self.asked = functools.lru_cache(maxsize=1024)(self._words)  # captions share one question, and conversations many
@@ -274,11 +276,11 @@ class PackedRows(IterableDataset):
         """Usable samples in order, each from the source that is furthest behind its weight; `places` and `drawn` are kept up."""
         lengths = [lambda shard, s=s: len(self.opened(s, shard)) for s in range(len(self.sources))]
         walks = [
-            walk(len(source.shards), length, self.recipe.seed, stream, self.recipe.rows, place)
+            iterate_stream(len(source.shards), length, self.recipe.seed, stream, self.recipe.rows, place)
             for source, length, place in zip(self.sources, lengths, places)
         ]
         failures = 0
-        while failures < HOPELESS:
+        while failures < MAX_CONSECUTIVE_BAD:
             total = sum(drawn) + 1
             s = max(range(len(walks)), key=lambda s: self.sources[s].weight * total - drawn[s])
             shard, number, places[s] = next(walks[s])
@@ -290,14 +292,16 @@ class PackedRows(IterableDataset):
                 failures += 1
                 continue
             yield sample
-        raise ValueError(f"{HOPELESS} unusable samples in turn in {self.recipe.data}: {dict(ledger.skipped)}; first: {ledger.names}")
+        raise ValueError(
+            f"{MAX_CONSECUTIVE_BAD} unusable samples in turn in {self.recipe.data}: {dict(ledger.skipped)}; first: {ledger.names}"
+        )
 
     def _load(self, source: int, shard: int, number: int) -> Sample:
         """One sample, decoded and tokenised; shared where it is kept, not to be changed. Raises Unusable with the reason."""
         reader = self.opened(source, shard)
         try:
             image, text = reader.read(number)
-            question, answer, note = spoken(text, self.recipe.prompt)
+            question, answer, note = prompt_and_answer(text, self.recipe.prompt)
             pixels = pixels_of(image, self.size)
             question = self.asked(question)
             ids = question + self._words(answer) + self.end

@@ -32,7 +32,7 @@ def memory(recipe: Recipe, config, parameters: int, labelled: float, gpus: int) 
     return 16 * parameters / shared, kept + layer, logits + half
 
 
-def plan(recipe: Recipe, vocabulary: int, gpus: int, mfu: float, peak: float = PEAK_BF16["H100"]) -> list[str]:
+def estimate(recipe: Recipe, vocabulary: int, gpus: int, mfu: float, peak: float = PEAK_BF16["H100"]) -> list[str]:
     """Lines of plain text. The model is built without memory."""
     import torch
 

@@ -31,7 +31,7 @@ def generate_text(model, tokenizer, ids, max_new_tokens: int, **picture) -> list
 
 
 @dataclass(frozen=True)
-class Picture:
+class PromptedImage:
     """pixels (H, W, 3) uint8, as the model takes them; `truth` is the caption that came with it, if any."""
 
     name: str
@@ -40,12 +40,12 @@ class Picture:
     truth: str | None = None
 
 
-def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> Iterator[Picture]:
+def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> Iterator[PromptedImage]:
     """The pictures of files, folders and shards, resized to size(height, width).
 
     Raises ValueError for a file that is no picture; a sample of a shard that cannot be used is named on stderr and left out.
     """
-    from .data import pixels_of, spoken
+    from .data import pixels_of, prompt_and_answer
     from .shards import IMAGE_SUFFIXES, list_sources, open_shard
 
     for path in map(Path, paths):
@@ -55,15 +55,15 @@ def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> 
                 for i in range(len(samples)):
                     try:
                         image, text = samples.read(i)
-                        question, truth, _ = spoken(text, prompt)
-                        yield Picture(samples.name(i), pixels_of(image, size), question, truth)
+                        question, truth, _ = prompt_and_answer(text, prompt)
+                        yield PromptedImage(samples.name(i), pixels_of(image, size), question, truth)
                     except ValueError as e:
                         print(f"left out: {samples.name(i)}: {e}", file=sys.stderr)
             continue
         files = sorted(f for f in path.iterdir() if f.suffix[1:].lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
         for file in files:
             try:
-                yield Picture(str(file), pixels_of(file.read_bytes(), size), prompt)
+                yield PromptedImage(str(file), pixels_of(file.read_bytes(), size), prompt)
             except (OSError, ValueError) as e:
                 raise ValueError(f"{file} is not a picture that can be read ({e})") from e
 

@@ -29,7 +29,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_genlip import GenLIPConfig
-from .packed_row import Plan, ends_of, for_function, lay_out, plan_attention, row_mask
+from .packed_row import AttentionPlan, build_layout, ends_of, for_function, plan_attention, row_mask
 
 
 @dataclass
@@ -136,7 +136,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.cat([torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)], dim=-1)
 
 
-def times(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+def mul_maybe_inplace(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """x * factor; in x's own memory where no gradient is wanted, since on a CPU new memory costs more than the product."""
     return x * factor if torch.is_grad_enabled() else x.mul_(factor)
 
@@ -183,7 +183,7 @@ class GenLIPAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x, cos, sin, plan: Plan, past_key_values=None):
+    def forward(self, x, cos, sin, plan: AttentionPlan, past_key_values=None):
         """x (B, T, D), or (1, T, D) packed, as the plan says -> the same, and the attention weights (None unless eager)."""
         shape = (*x.shape[:2], self.num_heads, self.head_dim)
         query, gate = self.q_proj(x).chunk(2, dim=-1) if self.config.gated_attention else (self.q_proj(x), None)
@@ -203,7 +203,7 @@ class GenLIPAttention(nn.Module):
                 options = {f"cu_seq_lens_{side}": plan.cu_seqlens for side in "qk"} | {f"max_length_{side}": plan.longest for side in "qk"}
             out, weights = self.attend(query, key, value, plan.mask, **options)
         out = out.reshape(*x.shape[:2], -1)
-        return self.out_proj(out if gate is None else times(out, gate.sigmoid())), weights
+        return self.out_proj(out if gate is None else mul_maybe_inplace(out, gate.sigmoid())), weights
 
     def attend(self, query, key, value, mask, **options):
         """q, k, v (B, H, L, head_dim) -> (B, L, H, head_dim) by the attention function of the configuration."""
@@ -244,7 +244,7 @@ class GenLIPMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x):
-        return self.fc2(times(F.silu(self.gate_fc(x), inplace=not torch.is_grad_enabled()), self.fc1(x)))
+        return self.fc2(mul_maybe_inplace(F.silu(self.gate_fc(x), inplace=not torch.is_grad_enabled()), self.fc1(x)))
 
 
 class GenLIPLayerScale(nn.Module):
@@ -431,7 +431,7 @@ class GenLIPVisionModel(GenLIPPreTrainedModel):
         Batching never changes a result: samples do not see each other. Raises ValueError where grids and patches do not agree.
         """
         patches, grid, rows = self._patches(pixel_values, grid_hw)
-        layout = lay_out(grid, torch.zeros_like(grid[:, 0]), patches.shape[-2], 0, self.config.num_register_tokens)
+        layout = build_layout(grid, torch.zeros_like(grid[:, 0]), patches.shape[-2], 0, self.config.num_register_tokens)
         hidden_states, attentions = self._collectors(output_hidden_states, output_attentions)
         x = self._through(patches, None, layout, rows, None, hidden_states, attentions)
 
@@ -482,7 +482,7 @@ class GenLIPVisionModel(GenLIPPreTrainedModel):
             if self.registers is not None:
                 parts.insert(0, self.registers.expand(len(patches), -1, -1))
             x = torch.cat(parts, dim=1)
-            plan = Plan(mask=None if words is None else for_function(row_mask(layout), implementation))
+            plan = AttentionPlan(mask=None if words is None else for_function(row_mask(layout), implementation))
         else:
             if self.registers is not None:
                 parts.insert(0, self.registers)
@@ -548,7 +548,7 @@ class GenLIPForPretraining(GenLIPVisionModel, GenerationMixin):
         self._check_text(input_ids, grid, text_lens, len(patches) if rows else 1)
         words = self.in_proj(self.embeddings(input_ids))
         registers = self.config.num_register_tokens
-        layout = lay_out(grid, text_lens, patches.shape[-2], input_ids.shape[1], registers)
+        layout = build_layout(grid, text_lens, patches.shape[-2], input_ids.shape[1], registers)
         if past_key_values is not None:
             if not rows:
                 raise ValueError("a KV cache follows one sample a row: generate from pictures of one size, or from one sample of patches")
@@ -618,7 +618,7 @@ class GenLIPForPretraining(GenLIPVisionModel, GenerationMixin):
         positions = (start + step).expand(3, 1, -1)
         seen = torch.arange(cached + new, device=input_ids.device)
         mask = None if new == 1 else (seen <= cached + step[:, None])[None, None]  # one word sees all that is there
-        plan = Plan(mask=for_function(mask, self.config._attn_implementation))
+        plan = AttentionPlan(mask=for_function(mask, self.config._attn_implementation))
         x = self.ln_post(self.visual(self.in_proj(self.embeddings(input_ids)), positions, plan, cache))
         return GenLIPOutput(logits=self.lm_head(self.proj(x)), last_hidden_state=x, past_key_values=cache)
 

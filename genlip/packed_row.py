@@ -30,7 +30,7 @@ class Layout:
     lens: torch.Tensor
 
 
-def lay_out(grid_hw: torch.Tensor, text_lens: torch.Tensor, patches: int, words: int, registers: int = 0) -> Layout:
+def build_layout(grid_hw: torch.Tensor, text_lens: torch.Tensor, patches: int, words: int, registers: int = 0) -> Layout:
     """The row of samples with grids (B, 2) and text_lens (B,), `patches` and `words` in all.
 
     A patch stands at (0, row, column), word j after an H x W grid at max(H, W) + j on all three axes, a register at 0;
@@ -98,7 +98,7 @@ class Spans:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttentionPlan:
     """How the tokens of a forward attend, made once, used by every layer.
 
     Rows (B, T, D): `mask` alone. A packed row (1, T, D): `sample` (T,) of each token and their number, and `buckets` with `back`
@@ -145,7 +145,7 @@ def bucket_lens(lens: list[int], with_text: bool) -> list[list[int]]:
 WASTE, SHORT = 1.5, 128
 
 
-def plan_buckets(layout: Layout, with_text: bool) -> Plan:
+def plan_buckets(layout: Layout, with_text: bool) -> AttentionPlan:
     """The plan of a packed row for attention functions that take rows."""
     device, lens = layout.sample.device, layout.lens.tolist()
     buckets = []
@@ -162,21 +162,21 @@ def plan_buckets(layout: Layout, with_text: bool) -> Plan:
             mask = valid[:, None].expand(-1, len(step), -1)
         buckets.append(Bucket(index, None if equal else valid, None if mask is None else mask[:, None], samples))
     order = torch.cat([(b.index if b.valid is None else b.index[b.valid]).flatten() for b in buckets])
-    return Plan(sample=layout.sample, samples=len(lens), buckets=tuple(buckets), back=order.argsort())
+    return AttentionPlan(sample=layout.sample, samples=len(lens), buckets=tuple(buckets), back=order.argsort())
 
 
-def plan_spans(layout: Layout, with_text: bool) -> Plan:
+def plan_spans(layout: Layout, with_text: bool) -> AttentionPlan:
     """The plan of a packed row for torch's FlashAttention over sequences of any length."""
     common = {"sample": layout.sample, "samples": len(layout.lens)}
     if not with_text:
-        return Plan(**common, spans=Spans(ends_of(layout.lens), int(layout.lens.max())))
+        return AttentionPlan(**common, spans=Spans(ends_of(layout.lens), int(layout.lens.max())))
     prefixes = torch.zeros_like(layout.lens).index_add_(0, layout.sample, layout.prefix.long())
     texts = layout.lens - prefixes
     longest, longest_prefix, longest_text, n = torch.stack([layout.lens.max(), prefixes.max(), texts.max(), prefixes.sum()]).tolist()
     order = (~layout.prefix).to(torch.uint8).argsort(stable=True)
     of_prefix = {"prefix_tokens": n, "prefix_ends": ends_of(prefixes), "longest_prefix": longest_prefix}
     of_text = {"text_ends": ends_of(texts), "longest_text": longest_text}
-    return Plan(**common, spans=Spans(ends_of(layout.lens), longest, order, order.argsort(), **of_prefix, **of_text))
+    return AttentionPlan(**common, spans=Spans(ends_of(layout.lens), longest, order, order.argsort(), **of_prefix, **of_text))
 
 
 def ends_of(lens: torch.Tensor) -> torch.Tensor:
@@ -184,15 +184,15 @@ def ends_of(lens: torch.Tensor) -> torch.Tensor:
     return F.pad(lens.cumsum(0), (1, 0)).int()
 
 
-def plan_attention(layout: Layout, implementation: str, with_text: bool, half: bool = False) -> Plan:
+def plan_attention(layout: Layout, implementation: str, with_text: bool, half: bool = False) -> AttentionPlan:
     """The plan of a packed row for one of transformers' attention implementations; `half`: whether it computes in half precision."""
     common = {"sample": layout.sample, "samples": len(layout.lens)}
     if "flash" in implementation:
-        return Plan(**common, cu_seqlens=ends_of(layout.lens), longest=int(layout.lens.max()))
+        return AttentionPlan(**common, cu_seqlens=ends_of(layout.lens), longest=int(layout.lens.max()))
     if implementation == "flex_attention":
-        return Plan(**common, mask=block_mask(layout))
+        return AttentionPlan(**common, mask=block_mask(layout))
     if torch.compiler.is_compiling():  # shapes that follow from values would break the graph
-        return Plan(**common, mask=row_mask(layout))
+        return AttentionPlan(**common, mask=row_mask(layout))
     if implementation == "sdpa" and half and layout.sample.is_cuda:  # torch's own kernel, which SDPA calls for rows of one length alone
         return plan_spans(layout, with_text)
     return plan_buckets(layout, with_text)

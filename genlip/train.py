@@ -55,21 +55,21 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     from .shards import list_sources, listing_digest
 
     # Who we are, what there is to read, and where it goes.
-    rank, world, device = join(recipe)
+    rank, world, device = init_distributed(recipe)
     sources = list_sources(recipe.data)
     digest = listing_digest(sources)
     tokenizer = load_tokenizer(recipe.tokenizer or recipe.init)
     run = claim_run_folder(recipe, accept_changes) if rank == 0 else Path(recipe.out)
     export = run / "export"
     if export.is_dir():
-        say(rank, f"{export} exists: this run is done")
+        print0(rank, f"{export} exists: this run is done")
         return export
 
     # The model and what trains it.
     newest = checkpoint.newest(run)
     model = build_model(recipe, len(tokenizer), from_init=newest is None).to(device).train()
     config = model.config
-    net = spread(model, recipe, world)
+    net = wrap_parallel(model, recipe, world)
     optimizer = adamw(model, recipe)
 
     # Go on from the newest whole checkpoint; what was logged beyond it is forgotten.
@@ -83,7 +83,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
             raise ValueError(
                 f"{run} has {len(streams)} rows a step, and a position in the data for each: --rows {recipe.rows} cannot go on"
             )
-        say(rank, f"going on from step {step}")
+        print0(rank, f"going on from step {step}")
     batches = packed_rows(recipe, tokenizer, sources, rank, world, streams)
     mine = {r: streams[r] for r in range(rank, recipe.rows, world)} if streams else {}
     held = held_out(recipe, tokenizer)
@@ -103,14 +103,14 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
             counts = [sum(int((row.labels != -100).sum()) for row in rows), sum(row.tokens for row in rows), sum(map(len, lens))]
             counts += [sum(int((n**2).sum()) for n in lens)]
             counts += [sum(s["ledger"][k] for s in mine.values()) for k in ("read", "used")]
-            labelled, tokens, samples, squares, read, used = map(int, over_ranks(counts, device, world))
+            labelled, tokens, samples, squares, read, used = map(int, all_reduce_sum(counts, device, world))
             check_ledger(read, read - used, [s["ledger"] for s in mine.values()], recipe)
 
             losses = backward(net, rows, labelled, step, recipe, world, device)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
             losses = torch.stack(losses).tolist()
-            (total,) = over_ranks([sum(losses)], device, world)
+            (total,) = all_reduce_sum([sum(losses)], device, world)
             if not math.isfinite(total) or not math.isfinite(norm):
                 bad = [row.names for row, loss in zip(rows, losses) if not math.isfinite(loss)] or [row.names for row in rows]
                 raise FloatingPointError(
@@ -129,11 +129,11 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
             if peak:
                 record["mfu"] = step_flops(config, tokens, squares, labelled) / seconds / world / peak
             if held and (step % recipe.look_every == 0 or step == recipe.steps):
-                record["held_out_loss"], said = look(model, tokenizer, held, recipe, device)
+                record["held_out_loss"], said = evaluate_held_out(model, tokenizer, held, recipe, device)
                 log.captions(step, said)
             log.step(record)
             if step % recipe.save_every == 0 or step == recipe.steps:
-                everything = over_ranks_objects(mine, world)
+                everything = all_gather_dict(mine, world)
                 if rank == 0:
                     ledger = Ledger.merged([everything[r]["ledger"] for r in range(recipe.rows)]).as_dict()
                     (run / "ledger.json").write_text(json.dumps(ledger, indent=1) + "\n")
@@ -149,7 +149,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
 # --- ranks -----------------------------------------------------------------------------------------------------------------
 
 
-def join(recipe: Recipe):
+def init_distributed(recipe: Recipe):
     """(rank, world, device); under torchrun the process group is made. Raises ValueError for what cannot be split or is unknown."""
     import torch
     import torch.distributed as dist
@@ -171,7 +171,7 @@ def join(recipe: Recipe):
     return dist.get_rank() if world > 1 else 0, world, device
 
 
-def spread(model, recipe: Recipe, world: int):
+def wrap_parallel(model, recipe: Recipe, world: int):
     """The module to call: the model itself on one process, else DDP around it, or FSDP2 in place. Compiles the layers if asked."""
     import torch
 
@@ -236,7 +236,7 @@ def synchronised(net, last: bool):
     return net.no_sync() if isinstance(net, DistributedDataParallel) and not last else nullcontext()
 
 
-def over_ranks(numbers: list, device, world: int) -> list[float]:
+def all_reduce_sum(numbers: list, device, world: int) -> list[float]:
     """Their sums over the ranks."""
     if world == 1:
         return numbers
@@ -248,7 +248,7 @@ def over_ranks(numbers: list, device, world: int) -> list[float]:
     return total.tolist()
 
 
-def over_ranks_objects(mine: dict, world: int) -> dict:
+def all_gather_dict(mine: dict, world: int) -> dict:
     """The ranks' dictionaries as one."""
     if world == 1:
         return mine
@@ -268,11 +268,11 @@ def peak_of(device, rank: int) -> float | None:
     name = torch.cuda.get_device_name(device)
     peak = peak_bf16(name)
     if peak is None:
-        say(rank, f"no MFU in the log: {name} is not in genlip/common/hardware.py")
+        print0(rank, f"no MFU in the log: {name} is not in genlip/common/hardware.py")
     return peak
 
 
-def say(rank: int, text: str) -> None:
+def print0(rank: int, text: str) -> None:
     if rank == 0:
         print(text, flush=True)
 
@@ -343,7 +343,7 @@ def held_out(recipe: Recipe, tokenizer):
     return next(packed_rows(alone, tokenizer, list_sources(recipe.held_out)))
 
 
-def look(model, tokenizer, row, recipe: Recipe, device) -> tuple[float, list[dict]]:
+def evaluate_held_out(model, tokenizer, row, recipe: Recipe, device) -> tuple[float, list[dict]]:
     """The loss on the held-out row, and what is said of its first pictures beside what was to be said. On all ranks alike."""
     import torch
 
@@ -406,11 +406,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def dry_run(recipe: Recipe, gpus: int, mfu: float) -> int:
     from .data import load_tokenizer
-    from .estimate import plan
+    from .estimate import estimate
 
     print(json.dumps(asdict(recipe), indent=1))
     words = recipe.vocabulary or vocabulary_of(recipe, len(load_tokenizer(recipe.tokenizer)) if recipe.tokenizer else 512)
-    print("\n".join(plan(recipe, words, gpus, mfu)))
+    print("\n".join(estimate(recipe, words, gpus, mfu)))
     return 0
 
 

@@ -38,7 +38,7 @@ from .tower import VisionTower, digest, tensor_digests
 PROJECTORS = ("mlp2x_gelu", "linear", "pixel_shuffle")
 IMAGE = "<image>"  # the marker in messages and in LLaVA's data
 # All but cuDNN's attention, which plans anew for every shape, 80 ms each on an H100: while an answer grows, that is every word.
-QUICK = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+DECODE_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 FEATURES_KEPT = 512  # pictures whose features `answer` keeps: benchmarks ask several questions about one picture in a row
 
 
@@ -113,13 +113,13 @@ def build(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     image_token_id = _image_token(tokenizer, language)
-    model = join(tower, language, image_token_id, dtype, seed, projector, native_tokens)
+    model = assemble(tower, language, image_token_id, dtype, seed, projector, native_tokens)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.suppress_tokens = [image_token_id]  # a placeholder is never an answer
     return model, tokenizer
 
 
-def join(
+def assemble(
     tower: VisionTower,
     language: PreTrainedModel,
     image_token_id: int,
@@ -286,7 +286,7 @@ class Mllm:
         return out
 
     @torch.inference_mode()
-    @sdpa_kernel(QUICK)
+    @sdpa_kernel(DECODE_BACKENDS)
     def answer(
         self,
         conversations: list[list[dict]],

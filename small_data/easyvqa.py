@@ -50,7 +50,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageQuestions:
     id: int
     png: bytes  # as the package ships it
     questions: tuple[Question, ...]
@@ -81,7 +81,7 @@ def stated(question: Question, words: tuple[str, ...]) -> str | None:
     return named
 
 
-def caption(picture: Picture) -> str | None:
+def caption(picture: ImageQuestions) -> str | None:
     """ "a blue circle." where the picture's questions and answers tell both; else None. ValueError where they contradict."""
     found = []
     for words in (COLOURS, SHAPES):
@@ -92,7 +92,7 @@ def caption(picture: Picture) -> str | None:
     return f"a {found[0]} {found[1]}." if len(found) == 2 else None
 
 
-def read_split(split: str) -> list[Picture]:
+def read_split(split: str) -> list[ImageQuestions]:
     """The package's pictures of "train" or "test" that have questions, by id. ValueError where the package or a file is absent."""
     root = packaged_file(EASY_VQA) / split
     questions: dict[int, list[Question]] = {}
@@ -100,7 +100,7 @@ def read_split(split: str) -> list[Picture]:
         question = Question(f"{split}-{place}", text, answer, question_type(text, answer))
         questions.setdefault(picture, []).append(question)
     try:
-        return [Picture(i, (root / "images" / f"{i}.png").read_bytes(), tuple(questions[i])) for i in sorted(questions)]
+        return [ImageQuestions(i, (root / "images" / f"{i}.png").read_bytes(), tuple(questions[i])) for i in sorted(questions)]
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename} is missing from the package: {EASY_VQA.install} --force-reinstall") from error
 
@@ -149,7 +149,7 @@ def write_shard(path: Path, samples: Iterator[tuple[str, bytes, str]]) -> None:
 
 
 def write_captions(
-    folder: Path, held_out_folder: Path, train: list[Picture], test: list[Picture], copies: int, seed: int
+    folder: Path, held_out_folder: Path, train: list[ImageQuestions], test: list[ImageQuestions], copies: int, seed: int
 ) -> tuple[int, int]:
     """Shards of captioned pictures, the test pictures' in a folder of their own, since a training run takes every shard of a folder;
     returns how many training and test pictures have a caption.
@@ -174,7 +174,7 @@ def write_captions(
     return len(captioned), len(held_out)
 
 
-def write_conversations(folder: Path, train: list[Picture]) -> None:
+def write_conversations(folder: Path, train: list[ImageQuestions]) -> None:
     """conversations.json and images/: one record a picture, a turn a question; `<image>` stands in the first turn alone."""
     (folder / "images").mkdir(parents=True)
     records = []
@@ -191,7 +191,7 @@ def write_conversations(folder: Path, train: list[Picture]) -> None:
     (folder / "conversations.json").write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n")
 
 
-def training_text(train: list[Picture]) -> Iterator[str]:
+def training_text(train: list[ImageQuestions]) -> Iterator[str]:
     yield CAPTION_PROMPT
     yield PROMPT_SUFFIX.strip()
     for picture in train:
@@ -202,7 +202,7 @@ def training_text(train: list[Picture]) -> Iterator[str]:
             yield question.answer
 
 
-def benchmark_rows(test: list[Picture], kind: str) -> list[dict]:
+def benchmark_rows(test: list[ImageQuestions], kind: str) -> list[dict]:
     return [
         {
             "image": {"bytes": picture.png, "path": f"{picture.id}.png"},
@@ -230,7 +230,7 @@ def rows_digest(sets: dict[str, list[dict]]) -> str:
     return digest.hexdigest()
 
 
-def write_benchmark(folder: Path, test: list[Picture]) -> None:
+def write_benchmark(folder: Path, test: list[ImageQuestions]) -> None:
     """Three parquet sets as the hub stores them, and manifest.json with what they must contain."""
     import pyarrow
     import pyarrow.parquet

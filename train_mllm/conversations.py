@@ -24,7 +24,7 @@ class Turns(NamedTuple):
     messages: list[dict] | range
 
 
-class Picture(NamedTuple):
+class ImageRef(NamedTuple):
     """A picture's absolute path, or its bytes; `at` is its place in the chunk's own array of pictures, None where it is not there."""
 
     path: str | None
@@ -41,7 +41,7 @@ def normalise(row: dict, images: Path, decode: bool = False) -> dict:
     if not isinstance(row, dict):
         raise ValueError("malformed row")
     shown = row.get("images") or row.get("image") or []
-    shown = list(shown) if isinstance(shown, (list, tuple)) and not isinstance(shown, Picture) else [shown]
+    shown = list(shown) if isinstance(shown, (list, tuple)) and not isinstance(shown, ImageRef) else [shown]
     turns = row.get("conversations") or row.get("messages") or []
     turns = turns if isinstance(turns, Turns) else _checked(turns, shown)
     if turns.markers != len(shown):
@@ -53,7 +53,7 @@ def normalise(row: dict, images: Path, decode: bool = False) -> dict:
     kept = []
     for some in shown:
         picture, data = _picture(some, images)
-        image_check.check(data, decode)
+        image_check.check_image(data, decode)
         sha.update(b" %d " % len(data))
         sha.update(data)
         kept.append(picture)
@@ -151,19 +151,19 @@ def _turn(turn, shown: list) -> tuple[str, str]:
     return role, content.strip() if role == "assistant" else content
 
 
-def _picture(picture, images: Path) -> tuple[Picture, bytes | memoryview]:
+def _picture(picture, images: Path) -> tuple[ImageRef, bytes | memoryview]:
     """(what is kept, bytes) of a picture given as bytes in a parquet row, or as a path."""
     if isinstance(picture, dict):
-        picture = Picture(picture.get("path"), picture.get("bytes"))
-    if isinstance(picture, Picture):
+        picture = ImageRef(picture.get("path"), picture.get("bytes"))
+    if isinstance(picture, ImageRef):
         if picture.data is not None:
-            return Picture(None, picture.data, picture.at), picture.data
+            return ImageRef(None, picture.data, picture.at), picture.data
         picture = picture.path
     if not isinstance(picture, str):
         raise ValueError("malformed picture")
     for path in (images / picture, images / Path(picture).name):  # exports of other tools carry their own folders in front of the name
         if path.is_file():
-            return Picture(str(path.absolute()), None), path.read_bytes()
+            return ImageRef(str(path.absolute()), None), path.read_bytes()
     raise ValueError("missing picture")
 
 

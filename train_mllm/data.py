@@ -45,7 +45,7 @@ class TooLong(ValueError):
 
 
 @dataclass
-class Row:
+class TokenizedConversation:
     """One conversation as tokens: ids, labels, positions and block (0 = seen by all, k = turn k alone), all of length S."""
 
     ids: list[int]
@@ -84,7 +84,7 @@ def _answer(tokenizer, text: str) -> list[int]:
     return [*tokenizer(text, add_special_tokens=False).input_ids, end_of_turn(tokenizer)]
 
 
-def encode(messages: list[dict], tokenizer, image_token_id: int, image_tokens: int, turns: str, max_length: int) -> Row:
+def encode(messages: list[dict], tokenizer, image_token_id: int, image_tokens: int, turns: str, max_length: int) -> TokenizedConversation:
     """Tokens of a conversation, cut at a turn's border at `max_length`. Raises ValueError where not even one turn fits, or where
     the chat template rewrites earlier turns, so that a dialogue is not one sequence."""
     system = [m for m in messages if m["role"] == "system"]
@@ -100,7 +100,7 @@ def encode(messages: list[dict], tokenizer, image_token_id: int, image_tokens: i
     return (_independent if turns == "independent" else _dialogue)(parts, image_token_id, max_length)
 
 
-def _dialogue(parts, image_token_id, max_length) -> Row:
+def _dialogue(parts, image_token_id, max_length) -> TokenizedConversation:
     ids, labels, cut = [], [], False
     for prompt, answer in parts:
         if prompt[: len(ids)] != ids:
@@ -112,10 +112,10 @@ def _dialogue(parts, image_token_id, max_length) -> Row:
         ids = prompt + answer
     if not ids:
         raise TooLong("its first turn is longer than --max-length")
-    return Row(ids, labels, list(range(len(ids))), [0] * len(ids), cut)
+    return TokenizedConversation(ids, labels, list(range(len(ids))), [0] * len(ids), cut)
 
 
-def _independent(parts, image_token_id, max_length) -> Row:
+def _independent(parts, image_token_id, max_length) -> TokenizedConversation:
     first = parts[0][0]
     front = len(first) - first[::-1].index(image_token_id) if image_token_id in first else 0
     ids, cut, used = first[:front], False, 0
@@ -134,7 +134,7 @@ def _independent(parts, image_token_id, max_length) -> Row:
         used += 1
     if not used:
         raise TooLong("its first turn is longer than --max-length")
-    return Row(ids, labels, positions, block, cut)
+    return TokenizedConversation(ids, labels, positions, block, cut)
 
 
 def as_text(messages: list[dict], tokenizer, turns: str = "dialogue") -> str:
@@ -181,7 +181,7 @@ class Conversations(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.table)
 
-    def row(self, record: dict) -> Row:
+    def row(self, record: dict) -> TokenizedConversation:
         try:
             return encode(
                 record["messages"], self.tokenizer, self.image_token_id, self.image_tokens, self.recipe.turns, self.recipe.max_length
@@ -217,7 +217,7 @@ class _Measures(torch.utils.data.Dataset):
         return len(row.ids), sum(label != IGNORED for label in row.labels), int(row.cut)
 
 
-def measure(conversations: Conversations, folder: Path, data_digest: str) -> np.ndarray:
+def token_lengths(conversations: Conversations, folder: Path, data_digest: str) -> np.ndarray:
     """(n, 3) int32 of all conversations: tokens, supervised tokens, cut (1: turns were left out; -1: not even one turn fits).
 
     Done once by all cores, kept in `folder` under the digest of tokenizer, template, lengths and data.

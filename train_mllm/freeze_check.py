@@ -13,7 +13,7 @@ from llava_plugin import mllm
 from llava_plugin.tower import VisionTower, digest
 
 
-class Guard(TrainerCallback):
+class FreezeCheck(TrainerCallback):
     """Watches the tower over a run. `check()` and `check_export()` raise RuntimeError where the promise was broken."""
 
     def __init__(self, tower: VisionTower, train_encoder: bool):

@@ -13,7 +13,7 @@ FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 TAIL = 64  # bytes at the end among which the end marker must be: some cameras and tools pad behind it
 
 
-def check(data: bytes | memoryview, full: bool = False) -> tuple[int, int]:
+def check_image(data: bytes | memoryview, full: bool = False) -> tuple[int, int]:
     """(width, height) of a whole picture. Raises ValueError with the reason, under which the row is counted."""
     size = None if full else _scan(data)
     if size is None:

@@ -38,7 +38,7 @@ SAME = {  # fields that LLaVA-NeXT cannot follow elsewhere
 }
 
 
-def check(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> None:
     """Raises ValueError for a recipe that LLaVA-NeXT cannot follow."""
     other = [f"--{name.replace('_', '-')} {value}" for name, value in SAME.items() if getattr(recipe, name) != value]
     if other:
@@ -117,7 +117,7 @@ def arguments(recipe: Recipe, llm: str, folder: Path, processes: int, on_gpu: bo
     return [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
 
-def hand_over(recipe: Recipe, run: Path, data: Path) -> None:
+def export_for_llava_next(recipe: Recipe, run: Path, data: Path) -> None:
     """Write what LLaVA-NeXT reads into RUN/llava_next/, once: conversations, pictures, and the projector that training starts from."""
     folder = run / "llava_next"
     if not (folder / "conversations.json").is_file():

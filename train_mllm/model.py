@@ -9,7 +9,7 @@ from .recipes import Recipe
 HANDED_ON = ("stage", "data_digest", "steps", "recipe")
 
 
-def start_from(model, recipe: Recipe) -> dict:
+def initialise_from(model, recipe: Recipe) -> dict:
     """Take over what an earlier stage taught: the projector, and of an SFT stage the language model too. The encoder stays the recipe's.
 
     Returns the provenance that is handed on: "llm_digest_before", of the language model before the first of the stages, and "earlier",
@@ -56,7 +56,7 @@ def with_adapters(language_model, recipe: Recipe):
     )
 
 
-def hold_still(model, recipe: Recipe) -> None:
+def freeze_parts(model, recipe: Recipe) -> None:
     """Freeze what the recipe does not teach."""
     if not recipe.train_encoder:
         model.model.vision_tower.freeze()
@@ -65,7 +65,7 @@ def hold_still(model, recipe: Recipe) -> None:
         model.lm_head.requires_grad_(False)
 
 
-def make_ready(model, recipe: Recipe, dtype, zero: bool, on_gpu: bool) -> None:
+def prepare_for_training(model, recipe: Recipe, dtype, zero: bool, on_gpu: bool) -> None:
     """The kernels, the checkpointing and the adapters of the recipe; and what learns in fp32, where `dtype` is bf16 and DeepSpeed does
     not keep such a copy itself."""
     import torch

@@ -27,7 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from . import estimate
-from .data import IGNORED, Row
+from .data import IGNORED, TokenizedConversation
 
 GQA_IS_ASKED_FOR = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 groups heads unasked
 WINDOW = 1000  # conversations among which those that fill a bin, or are of like length, are looked for: the order stays random
@@ -142,12 +142,12 @@ class Collator:
             # A blank picture that nobody sees and that teaches nothing: so the projector (and a trained encoder) takes part in every
             # step of every rank, which DDP and ZeRO-3 need, and one rank does what two do.
             n = self.config.image_seq_length
-            rows.append(Row([self.config.image_token_id] * n, [IGNORED] * n, list(range(n)), [0] * n, False))
+            rows.append(TokenizedConversation([self.config.image_token_id] * n, [IGNORED] * n, list(range(n)), [0] * n, False))
             pixels = blank
         return {**(padded(rows, self.pad) if self.padded else packed(rows, self.flash)), "pixel_values": pixels}
 
 
-def padded(rows: list[Row], pad: int) -> dict[str, torch.Tensor]:
+def padded(rows: list[TokenizedConversation], pad: int) -> dict[str, torch.Tensor]:
     """The padded batch of some rows: see Collator."""
     longest = max(len(r.ids) for r in rows)
     behind = [longest - len(r.ids) for r in rows]
@@ -158,7 +158,7 @@ def padded(rows: list[Row], pad: int) -> dict[str, torch.Tensor]:
     }
 
 
-def packed(rows: list[Row], flash: bool = False) -> dict[str, torch.Tensor | list[torch.Tensor] | int]:
+def packed(rows: list[TokenizedConversation], flash: bool = False) -> dict[str, torch.Tensor | list[torch.Tensor] | int]:
     """The packed batch of some rows: see Collator."""
     labels = torch.tensor([label for r in rows for label in r.labels])
     learned = (labels[1:] != IGNORED).nonzero()[:, 0]  # a token's logits are for the one behind it

@@ -34,14 +34,14 @@ from genlip.common.files import file_aside, write_json
 from . import image_check, sources
 from .conversations import normalise, open_conversations, schema, to_arrow
 
-NAMED = 10
+MAX_NAMES_PER_REASON = 10
 
 
 # --- one piece --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Job:
+class PieceJob:
     """A piece of the source and where its rows go: FOLDER/NUMBER.arrow, its tally to FOLDER/NUMBER.json when it is done."""
 
     piece: sources.Piece
@@ -69,7 +69,7 @@ def without_gc():
         gc.enable()
 
 
-def work(job: Job) -> dict:
+def work(job: PieceJob) -> dict:
     """Scan a piece, write its rows and its tally {subset: {"read", "used", "pictures", "skipped", "names"}}; returns the tally."""
     import pyarrow as pa
 
@@ -83,7 +83,7 @@ def work(job: Job) -> dict:
     return subsets
 
 
-def _scanned(chunk: sources.Chunk, job: Job, subsets: dict[str, dict]) -> list[dict]:
+def _scanned(chunk: sources.Chunk, job: PieceJob, subsets: dict[str, dict]) -> list[dict]:
     """The chunk's rows that pass, in the one form; all are counted in `subsets`."""
     images, kept = Path(job.images or job.piece.file.parent), []
     for number, raw in zip(chunk.numbers, chunk.rows):
@@ -97,7 +97,7 @@ def _scanned(chunk: sources.Chunk, job: Job, subsets: dict[str, dict]) -> list[d
             reason = str(e)
             tally["skipped"][reason] = tally["skipped"].get(reason, 0) + 1
             named = raw.get("id") if isinstance(raw, dict) else None
-            if len(names := tally["names"].setdefault(reason, [])) < NAMED:
+            if len(names := tally["names"].setdefault(reason, [])) < MAX_NAMES_PER_REASON:
                 names.append(str(named) if named not in (None, "") else f"row {number} of {job.piece.file.name}")
             continue
         tally["used"] += 1
@@ -143,7 +143,7 @@ def prepare(
     plan = [(s, *sources.pieces(s, seed)) for s in found]
     jobs = []
     for _, pieces, _ in plan:
-        jobs += [Job(piece, images, decode, folder / "conversations", len(jobs) + i) for i, piece in enumerate(pieces)]
+        jobs += [PieceJob(piece, images, decode, folder / "conversations", len(jobs) + i) for i, piece in enumerate(pieces)]
     needed = sum(f.stat().st_size for f in files if f.suffix == ".parquet")
     free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.is_dir())).free
     if needed > free:
@@ -178,7 +178,7 @@ def prepare(
     return ledger
 
 
-def _worked(jobs: list[Job], workers: int | None, title: str) -> Iterator[tuple[Job, dict]]:
+def _worked(jobs: list[PieceJob], workers: int | None, title: str) -> Iterator[tuple[PieceJob, dict]]:
     """(job, tally) of every job as it gets done, those of an earlier run first."""
     from rich.progress import Progress
 
@@ -215,12 +215,12 @@ def _ledger(origin: dict, plan: list, tallies: list[dict]) -> dict:
                 into[key] += found[key]
             into["skipped"] = dict(Counter(into["skipped"]) + Counter(found["skipped"]))
             for reason, names in found["names"].items():
-                into["names"][reason] = (into["names"].get(reason, []) + names)[:NAMED]
+                into["names"][reason] = (into["names"].get(reason, []) + names)[:MAX_NAMES_PER_REASON]
     skipped, names = Counter(), {}
     for subset in subsets.values():
         skipped += Counter(subset["skipped"])
         for reason, some in subset.pop("names").items():
-            names[reason] = (names.get(reason, []) + some)[:NAMED]
+            names[reason] = (names.get(reason, []) + some)[:MAX_NAMES_PER_REASON]
     told = [
         {"name": s.name, "rule": s.rule, "expected": s.rows, "rows": rows, "taken": sum(p.taken for p in pieces)}
         for s, pieces, rows in plan
@@ -268,7 +268,7 @@ def show(folder: Path, samples: int, tokenizer: str) -> None:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     step = max(1, len(table) // max(samples, 1))
     for row in table.take(list(range(0, len(table), step))[:samples]).to_pylist():
-        seen = [image_check.check(p["bytes"] if p["bytes"] is not None else Path(p["path"]).read_bytes()) for p in row["images"]]
+        seen = [image_check.check_image(p["bytes"] if p["bytes"] is not None else Path(p["path"]).read_bytes()) for p in row["images"]]
         print(f"\n{row['id'] or '(no id)'}: {', '.join(f'{w} x {h}' for w, h in seen) or 'no picture'}")
         if tokenizer:
             print(as_text(row["messages"], tokenizer))

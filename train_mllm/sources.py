@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .conversations import Picture, plain_turns
+from .conversations import ImageRef, plain_turns
 
 PARQUET_COLUMNS = ("id", "image", "images", "conversations", "messages", "data_source")
 PIECE_BYTES = 256 << 20  # of a parquet file, uncompressed
@@ -285,7 +285,7 @@ def _pictures(column) -> tuple[object, object]:
     body = memoryview(body or b"").cast("B")  # Arrow's own is of signed bytes
     shown = []
     for i, (there, path, (start, end)) in enumerate(zip(present, paths, itertools.pairwise(ends))):
-        shown.append(Picture(path, body[start:end], i) if there else Picture(path, None) if path is not None else None)
+        shown.append(ImageRef(path, body[start:end], i) if there else ImageRef(path, None) if path is not None else None)
     return _apart(shown, column) if listed else shown, data
 
 

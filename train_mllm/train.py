@@ -29,7 +29,7 @@ from llava_plugin import encoders
 
 from . import estimate, llava_next
 from .estimate import missing
-from .model import adamw, hold_still, make_ready, parameter_groups, start_from
+from .model import adamw, freeze_parts, initialise_from, parameter_groups, prepare_for_training
 from .prepare_data import prepare
 from .recipes import PRESETS, Recipe, chosen_preset
 
@@ -45,7 +45,7 @@ CHOICES = {
 }
 
 
-def check(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> None:
     """Raises ValueError for a recipe whose fields do not go together, with the flag that mends it."""
     from importlib.util import find_spec
 
@@ -63,7 +63,7 @@ def check(recipe: Recipe) -> None:
     if recipe.lora_rank and recipe.stage == "projector":
         raise ValueError("--lora-rank adapts the language model, which the projector stage leaves alone: use it in the SFT stage")
     if recipe.backend == "llava_next":
-        llava_next.check(recipe)
+        llava_next.check_recipe(recipe)
     for flag, module in (
         (recipe.report, recipe.report),
         ("deepspeed" * (recipe.zero > 0), "deepspeed"),
@@ -78,7 +78,7 @@ def train(recipe: Recipe) -> Path:
 
     Raises ValueError for what the user can mend, RuntimeError where the promise on the encoder was broken.
     """
-    check(recipe)
+    check_recipe(recipe)
     if lacks := missing(recipe):
         raise ValueError("; ".join(lacks))
     processes, first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
@@ -96,7 +96,7 @@ def train(recipe: Recipe) -> Path:
     ledger = json.loads((data / "ledger.json").read_text())
     if recipe.backend == "llava_next":
         with one_at_a_time(run):
-            llava_next.hand_over(recipe, run, data)
+            llava_next.export_for_llava_next(recipe, run, data)
         return llava_next.train(recipe, run, ledger)
 
     import torch
@@ -107,9 +107,9 @@ def train(recipe: Recipe) -> Path:
     from llava_plugin import mllm
     from llava_plugin.tower import VisionTower, digest
 
-    from .data import Conversations, measure
+    from .data import Conversations, token_lengths
     from .features import cached_features, channel_statistics, fold_standardisation
-    from .freeze_check import Guard
+    from .freeze_check import FreezeCheck
     from .packing import Collator, in_batches
     from .trainer import StrictTrainer, keep_until, newest_whole
 
@@ -122,9 +122,9 @@ def train(recipe: Recipe) -> Path:
     dtype = torch.bfloat16 if recipe.bf16 and on_gpu else torch.float32
     tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None)
     model, tokenizer = mllm.build(tower, encoders.find_llm(recipe.llm), dtype=dtype, seed=recipe.seed, projector=recipe.projector)
-    handed_on = start_from(model, recipe) if recipe.init else {}
-    hold_still(model, recipe)
-    guard = Guard(tower, recipe.train_encoder)
+    handed_on = initialise_from(model, recipe) if recipe.init else {}
+    freeze_parts(model, recipe)
+    guard = FreezeCheck(tower, recipe.train_encoder)
     llm_before = handed_on.get("llm_digest_before") or digest(model.model.language_model)
 
     # The data: pictures through the tower in every step, or once and kept; conversations too long for one turn are left out.
@@ -136,7 +136,7 @@ def train(recipe: Recipe) -> Path:
             earlier = Path(recipe.init).parent / "data" if recipe.init else None
             features = cached_features(data, tower, ledger["digest"], earlier)
         dataset = Conversations(data, tokenizer, model.config, recipe, features, mean, std)
-        lengths = measure(dataset, data, ledger["digest"])
+        lengths = token_lengths(dataset, data, ledger["digest"])
         checkpoint = newest_whole(run / "checkpoints")
         ledger = ledger | {"tokens": token_ledger(lengths, dataset, recipe)}
         write_json(run / "ledger.json", ledger)
@@ -149,7 +149,7 @@ def train(recipe: Recipe) -> Path:
     dataset, accumulation = in_batches(dataset, lengths, kept, recipe, processes)
     flash = on_gpu and estimate.kernels(recipe)[1]
     collator = Collator(tower.preprocess, model.config, tokenizer.pad_token_id, recipe.batching == "padded", flash)
-    make_ready(model, recipe, dtype, bool(zero), on_gpu)
+    prepare_for_training(model, recipe, dtype, bool(zero), on_gpu)
     groups = parameter_groups(model)
     if first:
         how = "trained" if recipe.train_encoder else "frozen"
@@ -285,7 +285,7 @@ def token_ledger(lengths, dataset, recipe: Recipe) -> dict:
     }
 
 
-def in_words(error: Exception, recipe: Recipe) -> str:
+def explain_error(error: Exception, recipe: Recipe) -> str:
     """The error as a sentence: what a worker process raised without its traceback, a full GPU with the settings that help."""
     if type(error).__name__ == "OutOfMemoryError":
         half = max(1, recipe.batch // 2)
@@ -318,14 +318,14 @@ def main(argv: list[str] | None = None) -> int:
     recipe = from_args(chosen(), args)
     try:
         if args.dry_run:
-            check(recipe)
+            check_recipe(recipe)
             estimate.dry_run(recipe, args.gpus, args.gpu_memory, args.mfu)
             return 0
         if not recipe.out:
             raise ValueError(f"--out is needed, for example --out runs/{recipe.preset}")
         train(recipe)
     except (ValueError, RuntimeError, OSError) as e:
-        print(f"error: {in_words(e, recipe)}", file=sys.stderr)
+        print(f"error: {explain_error(e, recipe)}", file=sys.stderr)
         return 2 if isinstance(e, ValueError) else 1
     return 0
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from eval_suites.report.page import SAMPLES, read, write
+from eval_suites.report.page import SAMPLES, read, write_page
 from eval_suites.score import results
 
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
             if len(picked) < 2:
                 raise ValueError("--compare wants two encoders or more, as in --compare A,B")
             pairs = [(picked[0], other) for other in picked[1:]]
-        written = write(
+        written = write_page(
             suite, rows, folders, args.out, args.data_root, args.runs, args.samples, pairs, args.figures, args.allow_partial
         )  # fmt: skip
     except (ValueError, OSError) as error:

@@ -4,15 +4,15 @@ import re
 import xml.etree.ElementTree as ET
 
 from eval_suites.report import runs
-from eval_suites.report.svg import COLOURS, Bar, Gap, Series, bars, curves, forest
+from eval_suites.report.svg import COLOURS, Bar, DifferenceBar, Series, bars, curves, forest
 from eval_suites.score.averages import average, average_bounds
-from eval_suites.score.results import Row
+from eval_suites.score.results import EncoderResult
 from eval_suites.suites import GROUPS, Suite
 
 Chart = tuple[str, ET.Element]  # a name for its file, the drawing
 
 
-def charts(suite: Suite, lines: list[dict], chains: list[list[tuple[str, runs.Run]]], rows: list[Row]) -> list[Chart]:
+def charts(suite: Suite, lines: list[dict], chains: list[list[tuple[str, runs.Run]]], rows: list[EncoderResult]) -> list[Chart]:
     """All but the comparisons. `lines` are the page's rows, measured ones first and in the order of `rows`."""
     measured = [line for line in lines if line["source"] == "measured"]
     printed: dict[str, list[dict]] = {}
@@ -51,13 +51,13 @@ def forests(called: list[str], compared: list[dict]) -> list[Chart]:
         gaps = []
         for line in pair["lines"]:
             if line["difference"] is None:
-                gaps.append(Gap(line["title"], None, None, None, line["reason"], False))
+                gaps.append(DifferenceBar(line["title"], None, None, None, line["reason"], False))
                 continue
             at = [line[part] * line["unit"] for part in ("difference", "low", "high")]
             digits = 0 if line["unit"] < 0.5 else 1  # points, or percent and CIDEr
             value, low, high = (f"{line[part]:+.{digits}f}" for part in ("difference", "low", "high"))
             text = f"{value} [{low}, {high}]"
-            gaps.append(Gap(line["title"], *at, text, line["word"] != "not told apart"))
+            gaps.append(DifferenceBar(line["title"], *at, text, line["word"] != "not told apart"))
         a, b = called[pair["a"]], called[pair["b"]]
         found.append((f"compare_{_slug(a)}_{_slug(b)}", forest(f"{a} against {b}", gaps, f"{b} better", f"{a} better")))
     return found
@@ -77,9 +77,9 @@ def _losses(chains: list[list[tuple[str, runs.Run]]], lines: list[dict]) -> list
     ]
 
 
-def _scaling(suite: Suite, rows: list[Row], chains: list[list[tuple[str, runs.Run]]]) -> list[Chart]:
+def _scaling(suite: Suite, rows: list[EncoderResult], chains: list[list[tuple[str, runs.Run]]]) -> list[Chart]:
     """Averages over the samples that the encoder's pretraining had read, where several rows are checkpoints of one pretraining run."""
-    by_run: dict[tuple[str, str], list[tuple[float, Row]]] = {}
+    by_run: dict[tuple[str, str], list[tuple[float, EncoderResult]]] = {}
     for row, chain in zip(rows, chains):
         recipe = runs.provenance(row).get("recipe") or {}
         for what, run in chain:
@@ -93,9 +93,9 @@ def _scaling(suite: Suite, rows: list[Row], chains: list[list[tuple[str, runs.Ru
     ]
 
 
-def _resolutions(suite: Suite, rows: list[Row]) -> list[Chart]:
+def _resolutions(suite: Suite, rows: list[EncoderResult]) -> list[Chart]:
     """Averages over the resolution, where one encoder's weights were evaluated at several."""
-    same: dict[tuple[str, str], list[tuple[float, Row]]] = {}
+    same: dict[tuple[str, str], list[tuple[float, EncoderResult]]] = {}
     for row in rows:
         said = runs.provenance(row)
         if row.resolution:
@@ -108,7 +108,7 @@ def _resolutions(suite: Suite, rows: list[Row]) -> list[Chart]:
     ]
 
 
-def _over(suite: Suite, title: str, x_title: str, points: list[tuple[float, Row]]) -> ET.Element | None:
+def _over(suite: Suite, title: str, x_title: str, points: list[tuple[float, EncoderResult]]) -> ET.Element | None:
     """A line for each group and one for ALL AVG over x; None where fewer than two x have an average."""
     series = []
     for i, (name, columns) in enumerate(suite.averaged.items()):

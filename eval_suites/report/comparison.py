@@ -3,11 +3,11 @@
 from eval_suites.report.formatting import markdown_text
 from eval_suites.score import stats
 from eval_suites.score.comparison import compare, differences
-from eval_suites.score.results import Row
+from eval_suites.score.results import EncoderResult
 from eval_suites.suites import Suite
 
 
-def section(suite: Suite, a: Row, b: Row) -> str:
+def section(suite: Suite, a: EncoderResult, b: EncoderResult) -> str:
     """The section of one pair: values, paired difference with its interval, verdict, and what else differs."""
     lines = []
     for line in compare(suite, a, b):

@@ -23,8 +23,8 @@ from eval_suites import suites
 from eval_suites.report import charts, runs, samples, svg, tables
 from eval_suites.report.paper import Printed, paper_table
 from eval_suites.score import comparison, results
-from eval_suites.score.averages import admit, average, average_bounds, overall, overall_bounds
-from eval_suites.score.results import Cell, Row
+from eval_suites.score.averages import accept_unreadable, average, average_bounds, overall, overall_bounds
+from eval_suites.score.results import Cell, EncoderResult
 from eval_suites.suites import GROUPS, Column, Suite
 from genlip.common.files import write_file
 
@@ -37,7 +37,7 @@ MARK = '<!doctype html><meta name="generator" content="genlip-eval report">'
 # --- reading ----------------------------------------------------------------------------------------------------------------
 
 
-def read(paths: list[Path], name: str | None = None) -> tuple[Suite, list[Row], list[Path]]:
+def read(paths: list[Path], name: str | None = None) -> tuple[Suite, list[EncoderResult], list[Path]]:
     """(suite, rows, each row's folder) of all results under `paths`: results/, results/SUITE/ or single rows' folders.
 
     ValueError where there are none, or of several suites and `name` does not say which.
@@ -69,14 +69,14 @@ def read(paths: list[Path], name: str | None = None) -> tuple[Suite, list[Row], 
     return suite, [row for row, _ in pairs], [folder for _, folder in pairs]
 
 
-def _read_row(folder: Path, suite: Suite) -> Row | None:
+def _read_row(folder: Path, suite: Suite) -> EncoderResult | None:
     try:
         return results.read_row(folder, suite)
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename} is gone, and a result without its samples is no result: run the task again") from error
 
 
-def names(rows: list[Row]) -> list[str]:
+def names(rows: list[EncoderResult]) -> list[str]:
     """What each row is called on the page: its label, with the language model and the digest where labels alone would be the same."""
     labels = [row.label for row in rows]
     longer = [f"{row.label}, {row.llm}" if labels.count(row.label) > 1 else row.label for row in rows]
@@ -115,7 +115,7 @@ def _averaged(suite: Suite) -> list[tuple[str, tuple[Column, ...]]]:
     return [("all_avg", everything), *zip(suite.groups, groups)]
 
 
-def _measured(suite: Suite, rows: list[Row], folders: list[Path], called: list[str]) -> list[dict]:
+def _measured(suite: Suite, rows: list[EncoderResult], folders: list[Path], called: list[str]) -> list[dict]:
     rank = {name: comparison.ranks(suite, rows, columns) for name, columns in _averaged(suite)}
     rank |= {column.name: comparison.ranks(suite, rows, (column,)) for column in suite.columns}
     lines = []
@@ -145,7 +145,7 @@ def _measured(suite: Suite, rows: list[Row], folders: list[Path], called: list[s
     return lines
 
 
-def _holes(columns: tuple[Column, ...], row: Row) -> str:
+def _holes(columns: tuple[Column, ...], row: EncoderResult) -> str:
     return ", ".join(column.title for column in columns if not row.cells[column.name].complete)
 
 
@@ -176,13 +176,13 @@ def _printed(suite: Suite, printed: list[tuple[str, Printed]]) -> list[dict]:
     return lines
 
 
-def _pairs(rows: list[Row], wanted: list[tuple[int, int]] | None) -> list[tuple[int, int]]:
+def _pairs(rows: list[EncoderResult], wanted: list[tuple[int, int]] | None) -> list[tuple[int, int]]:
     if wanted is not None:
         return wanted
     return list(combinations(range(len(rows)), 2)) if len(rows) <= ALL_PAIRS else [(i, 0) for i in range(1, len(rows))]
 
 
-def _compared(suite: Suite, rows: list[Row], pairs: list[tuple[int, int]]) -> list[dict]:
+def _compared(suite: Suite, rows: list[EncoderResult], pairs: list[tuple[int, int]]) -> list[dict]:
     """Every pair's lines; `unit` turns a difference into one on the scale of ALL AVG, for the charts alone."""
     unit = [{column.title: 100 / row.cells[column.name].full_mark for column in suite.columns} for row in rows]
     return [
@@ -199,7 +199,7 @@ def _compared(suite: Suite, rows: list[Row], pairs: list[tuple[int, int]]) -> li
     ]  # fmt: skip
 
 
-def _behind(suite: Suite, rows: list[Row], root: Path | None) -> tuple[list[dict], list[list[tuple[str, runs.Run]]]]:
+def _behind(suite: Suite, rows: list[EncoderResult], root: Path | None) -> tuple[list[dict], list[list[tuple[str, runs.Run]]]]:
     """What was run, row by row, and each row's chain of runs."""
     there = runs.find(root) if root else []
     chains = [runs.chain(row, there) for row in rows]
@@ -221,9 +221,9 @@ def _behind(suite: Suite, rows: list[Row], root: Path | None) -> tuple[list[dict
 # --- writing ----------------------------------------------------------------------------------------------------------------
 
 
-def write(
+def write_page(
     suite: Suite,
-    rows: list[Row],
+    rows: list[EncoderResult],
     folders: list[Path],
     out: Path,
     data_root: Path | None = None,
@@ -239,7 +239,7 @@ def write(
     """
     if out.is_dir() or (out.exists() and not out.read_bytes().startswith(MARK.encode())):
         raise ValueError(f"{out} is there and is no report: it is not overwritten; give another --out")
-    rows = [admit(row) for row in rows] if allow_partial else rows
+    rows = [accept_unreadable(row) for row in rows] if allow_partial else rows
     called = names(rows)
     printed = [(llm, row) for number in suite.paper for _, llm, table in [paper_table(number)] for row in table]
     lines = _measured(suite, rows, folders, called) + _printed(suite, printed)

@@ -10,7 +10,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval_suites.score.results import Row
+from eval_suites.score.results import EncoderResult
 
 POINTS = 300  # of a curve: more cannot be seen; each is the mean of the steps it stands for
 SPOKEN = 60  # captions of a run that are shown, the last step's and those of steps before it
@@ -55,7 +55,7 @@ def _json(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def chain(row: Row, runs: list[Run]) -> list[tuple[str, Run]]:
+def chain(row: EncoderResult, runs: list[Run]) -> list[tuple[str, Run]]:
     """(what it was, run), from the row's own run back to the encoder's pretraining; [] where the own one is not at hand."""
     own = next((run for run in runs if row.digest and run.provenance.get("weights_digest") == row.digest), None)
     found: list[tuple[str, Run]] = []
@@ -69,7 +69,7 @@ def chain(row: Row, runs: list[Run]) -> list[tuple[str, Run]]:
     return [*found, *([("pretraining of the encoder", pretrained)] if pretrained else [])]
 
 
-def provenance(row: Row) -> dict:
+def provenance(row: EncoderResult) -> dict:
     return next(iter(row.results.values()))["provenance"]
 
 
@@ -138,7 +138,7 @@ def drawings(run: Run) -> list[tuple[str, bytes]]:
 # --- commands ---------------------------------------------------------------------------------------------------------------
 
 
-def commands(row: Row, suite: str, found: list[tuple[str, Run]]) -> list[str]:
+def commands(row: EncoderResult, suite: str, found: list[tuple[str, Run]]) -> list[str]:
     """What reproduces the row, first things first: each run's command with every field of its recipe, then the evaluation's."""
     lines = [_training(run) for _, run in reversed(found)]
     export = next((str(Path("runs", run.name, "export")) for what, run in found if run.provenance.get("weights_digest") == row.digest), "")

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from eval_suites import tasks
-from eval_suites.score.results import Row
+from eval_suites.score.results import EncoderResult
 from eval_suites.suites import Column, Suite
 
 PICTURE_BYTES = 16_000_000  # of all pictures together, before base64 makes them a third longer
@@ -31,7 +31,7 @@ CATEGORIES = ("category", "question_image_type", "question_type", "type", "answe
 
 
 @dataclass(frozen=True)
-class Marks:
+class SampleScores:
     """One row's scores of a task by document: `docs` (n,) int64, ascending, `scores` (n,) float64."""
 
     docs: np.ndarray
@@ -39,7 +39,7 @@ class Marks:
 
 
 @dataclass(frozen=True)
-class Shown:
+class BenchmarkSamples:
     """A benchmark's part of the page: what was chosen and how, `items` as the page reads them, `pictures` as base64 with their type."""
 
     task: str
@@ -54,7 +54,9 @@ class Shown:
     pictures: list[str] = field(repr=False)
 
 
-def benchmark(suite: Suite, task: str, rows: list[Row], folders: list[Path], count: int, data_root: Path | None) -> Shown | None:
+def benchmark(
+    suite: Suite, task: str, rows: list[EncoderResult], folders: list[Path], count: int, data_root: Path | None
+) -> BenchmarkSamples | None:
     """The task's samples, at most `count`; None where no row has answered it. `folders`: each row's folder, beside it."""
     columns = [column for column in suite.columns if column.task == task]
     done = [i for i, row in enumerate(rows) if task in row.results]
@@ -80,10 +82,10 @@ def benchmark(suite: Suite, task: str, rows: list[Row], folders: list[Path], cou
     pictures, why = _pictures(task, items, data_root, data, PICTURE_BYTES // (len(suite.tasks) * max(count, 1)))
     said += [why] if why else []
     title = " / ".join(column.title for column in columns)
-    return Shown(task, title, len(docs), counts, said, prompt, right_from, same, items, pictures)
+    return BenchmarkSamples(task, title, len(docs), counts, said, prompt, right_from, same, items, pictures)
 
 
-def _marks(row: Row, columns: list[Column], path: Path) -> Marks:
+def _marks(row: EncoderResult, columns: list[Column], path: Path) -> SampleScores:
     """Scores by document: those that the cells are made of; MME's cells are made of pairs, so its samples are read once more.
 
     A sample of MME without a score belongs to the half of MME that is no column of the suite.
@@ -99,7 +101,7 @@ def _marks(row: Row, columns: list[Column], path: Path) -> Marks:
                 found += [(sample["doc_id"], float(score["score"])) for score in sample["scores"].values()]
         docs, values = np.array([doc for doc, _ in found], np.int64), np.array([score for _, score in found])
     order = np.argsort(docs)
-    return Marks(docs[order], values[order])
+    return SampleScores(docs[order], values[order])
 
 
 def choose(docs: np.ndarray, right: np.ndarray, missing: np.ndarray, count: int) -> tuple[np.ndarray, dict[str, int]]:

@@ -47,7 +47,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Gap:
+class DifferenceBar:
     """One line of a comparison: a difference on the chart's axis with its interval, or nothing but a reason."""
 
     label: str
@@ -101,7 +101,7 @@ def bars(title: str, blocks: list[tuple[str, list[Bar]]]) -> ET.Element:
     return svg
 
 
-def forest(title: str, gaps: list[Gap], left_is: str, right_is: str) -> ET.Element:
+def forest(title: str, gaps: list[DifferenceBar], left_is: str, right_is: str) -> ET.Element:
     """Differences around 0 with their intervals; what is not told apart is grey."""
     ends = [abs(x) for gap in gaps for x in (gap.value, gap.low, gap.high) if x is not None]
     reach = max([*ends, 0.5]) * 1.05

@@ -18,13 +18,13 @@ from eval_suites.report.comparison import section
 from eval_suites.report.formatting import csv_text, latex, markdown_text
 from eval_suites.report.paper import Printed, paper_table
 from eval_suites.score import comparison
-from eval_suites.score.averages import admit, average, average_bounds, overall, overall_bounds
-from eval_suites.score.results import Cell, Row
+from eval_suites.score.averages import accept_unreadable, average, average_bounds, overall, overall_bounds
+from eval_suites.score.results import Cell, EncoderResult
 from eval_suites.suites import Column, Suite
 from genlip.common.files import write_file
 
 CELLS_HEADER = ("encoder", "benchmark", "value", "unit", "n", "n_expected", "stderr", "low", "high", "refused")
-MARK = "\u2020"  # of what lacks pictures that cannot be read, where such columns are let into averages
+DAGGER = "\u2020"  # of what lacks pictures that cannot be read, where such columns are let into averages
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------------
@@ -37,12 +37,12 @@ def header(suite: Suite) -> tuple[str, ...]:
     return ("encoder", "arch", "llm", "frozen", "resolution", "tokens", "source", *names, *suite.groups, *last)
 
 
-def whole(row: Row) -> int:
+def whole(row: EncoderResult) -> int:
     """How many columns lack no sample."""
     return sum(cell.complete and not cell.left_out for cell in row.cells.values())
 
 
-def _measured_line(suite: Suite, row: Row) -> list:
+def _measured_line(suite: Suite, row: EncoderResult) -> list:
     cells = [row.cells[column.name] for column in suite.columns]
     averages = [average(columns, row.cells) for columns in suite.averaged.values()]
     averages += [overall(suite, row)] if suite.overall else []
@@ -67,13 +67,19 @@ def _plain(value: float | None) -> float | str:
     return "" if value is None else round(value, 4)
 
 
-def write(suite: Suite, rows: list[Row], folder: Path, pairs: list[tuple[Row, Row]] = (), allow_partial: bool = False) -> str:
+def write_tables(
+    suite: Suite,
+    rows: list[EncoderResult],
+    folder: Path,
+    pairs: list[tuple[EncoderResult, EncoderResult]] = (),
+    allow_partial: bool = False,
+) -> str:
     """Write FOLDER/<suite>.md, .csv, .tex and _cells.csv, each whole or not at all; the markdown is returned.
 
     With `allow_partial` a column that lacks unreadable pictures alone is averaged, and marked.
     """
     if allow_partial:
-        rows, pairs = [admit(row) for row in rows], [(admit(a), admit(b)) for a, b in pairs]
+        rows, pairs = [accept_unreadable(row) for row in rows], [(accept_unreadable(a), accept_unreadable(b)) for a, b in pairs]
     printed = [(llm, row) for number in suite.paper for _, llm, table in [paper_table(number)] for row in table]
     lines = [_measured_line(suite, row) for row in rows] + [printed_line(suite, llm, row) for llm, row in printed]
     cells = [(row.encoder, cell) for row in rows for cell in row.cells.values()]
@@ -87,7 +93,9 @@ def write(suite: Suite, rows: list[Row], folder: Path, pairs: list[tuple[Row, Ro
     return text
 
 
-def markdown(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]], pairs: list[tuple[Row, Row]]) -> str:
+def markdown(
+    suite: Suite, rows: list[EncoderResult], printed: list[tuple[str, Printed]], pairs: list[tuple[EncoderResult, EncoderResult]]
+) -> str:
     """The table for a reader: values with their 95 % intervals, best and second best, k/n, footnotes, comparisons."""
     titles = [*(column.title for column in suite.columns), *suite.averaged]
     overall_title = ["overall"] if suite.overall else []
@@ -114,7 +122,7 @@ def markdown(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]], 
     return text + "".join(section(suite, a, b) for a, b in pairs)
 
 
-def stated_maxima(suite: Suite, rows: list[Row]) -> list[str]:
+def stated_maxima(suite: Suite, rows: list[EncoderResult]) -> list[str]:
     """How averages count columns whose full marks the data state: a note, or one for each world where rows are of several."""
     columns = [column for column in suite.columns if column.full_mark is None]
     measured = [[row.cells[column.name] for column in columns] for row in rows]
@@ -127,7 +135,7 @@ def stated_maxima(suite: Suite, rows: list[Row]) -> list[str]:
     return [f"{rule}: {maxima or 'all'}{', the others' if maxima else ''} 100." for maxima in dict.fromkeys(named)] if columns else []
 
 
-def footnotes(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]]) -> list[str]:
+def footnotes(suite: Suite, rows: list[EncoderResult], printed: list[tuple[str, Printed]]) -> list[str]:
     """What a reader of the table has to know: what full marks are, what was refused or left out, what differs besides the encoder."""
     notes = stated_maxima(suite, rows)
     for row in rows:
@@ -136,7 +144,7 @@ def footnotes(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]])
         notes += [f"{name}: {'; '.join(refused)}. No average is given of an incomplete row."] if refused else []
         marked = [cell for cell in row.cells.values() if cell.complete and cell.left_out]
         let_in = [f"{cell.benchmark} {cell.left_out} of {cell.n_expected}" for cell in marked]
-        notes += [f"{MARK} {name}: samples left out whose pictures cannot be read: {', '.join(let_in)}."] if let_in else []
+        notes += [f"{DAGGER} {name}: samples left out whose pictures cannot be read: {', '.join(let_in)}."] if let_in else []
     elsewhere = [row.label for row in rows if not row.results]
     if elsewhere:
         notes.append(
@@ -160,7 +168,7 @@ def footnotes(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]])
     return notes
 
 
-def tabular(suite: Suite, rows: list[Row], printed: list[tuple[str, Printed]]) -> str:
+def tabular(suite: Suite, rows: list[EncoderResult], printed: list[tuple[str, Printed]]) -> str:
     """The table for a paper: LaTeX with booktabs, values alone, best bold and second best underlined, footnotes as comments."""
     titles = [*(column.title for column in suite.columns), *suite.averaged]
     rank = [comparison.ranks(suite, rows, columns) for columns in [*((column,) for column in suite.columns), *suite.averaged.values()]]
@@ -191,7 +199,7 @@ def _marked(text: str, rank: int | None, best: str, second: str) -> str:
 def value_text(cell: Cell) -> str:
     if cell.value is None:
         return "-"
-    return f"{cell.value:.{0 if cell.unit == 'points' else 1}f}" + (MARK if cell.complete and cell.left_out else "")
+    return f"{cell.value:.{0 if cell.unit == 'points' else 1}f}" + (DAGGER if cell.complete and cell.left_out else "")
 
 
 def _shown(cell: Cell) -> str:
@@ -204,16 +212,16 @@ def _bracket(low: float | None, high: float | None, digits: int = 1) -> str:
     return "" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def average_text(columns: tuple[Column, ...], row: Row) -> str:
+def average_text(columns: tuple[Column, ...], row: EncoderResult) -> str:
     value = average(columns, row.cells)
-    return "-" if value is None else f"{value:.1f}" + MARK * any(row.cells[column.name].left_out for column in columns)
+    return "-" if value is None else f"{value:.1f}" + DAGGER * any(row.cells[column.name].left_out for column in columns)
 
 
-def _average_shown(suite: Suite, columns: tuple[Column, ...], row: Row) -> str:
+def _average_shown(suite: Suite, columns: tuple[Column, ...], row: EncoderResult) -> str:
     return average_text(columns, row) + _bracket(*average_bounds(suite, columns, row))
 
 
-def _overall_shown(suite: Suite, row: Row) -> str:
+def _overall_shown(suite: Suite, row: EncoderResult) -> str:
     value = overall(suite, row)
     return "-" if value is None else f"{value:.1f}" + _bracket(*overall_bounds(suite, row))
 

@@ -36,7 +36,7 @@ class Place:
         return [name for name, count in self.tasks_there.items() if count == len(suites.get(name).tasks)]
 
 
-def look(runs: Path, data: Path) -> Place:
+def survey(runs: Path, data: Path) -> Place:
     counts = {name: sum(_is_there(task, data) for task in suites.get(name).tasks) for name in WHOLE}
     return Place(runs, data, preflight.exports_in(runs), {name: count for name, count in counts.items() if count})
 
@@ -49,11 +49,11 @@ def _is_there(task: str, root: Path) -> bool:
     return True
 
 
-def first_minute(data: Path) -> str:
+def next_steps(data: Path) -> str:
     """What to say to a command that names no encoder: what exists, which encoders are known, what to type next."""
     from llava_plugin import encoders
 
-    places = [look(Path("runs"), data), look(Path("demo/runs"), Path("demo/data"))]
+    places = [survey(Path("runs"), data), survey(Path("demo/runs"), Path("demo/data"))]
     lines = ["which encoder? For instance: python eval_suites/run.py --encoder genlip-g16 (--help says more)"]
     for place in places:
         if place is places[0] or place.exports or place.tasks_there:
@@ -76,7 +76,7 @@ def data_said(place: Place) -> str:
 
 def other_suites(suite: str, data: Path) -> list[str]:
     """A line on the suites whose data are there, for someone who asked for one without any; [] where there are none."""
-    there = [name for name in look(Path("runs"), data).suites if name != suite]
+    there = [name for name in survey(Path("runs"), data).suites if name != suite]
     return [f"under {data}/ are the data of {', '.join(there)}: ask for --suite {there[0]}"] if there else []
 
 

@@ -39,7 +39,7 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Job:
+class TaskJob:
     """One task of this run: its data, how many samples there should be, and what its answers depend on."""
 
     task: str
@@ -134,7 +134,7 @@ def _how_to_train(encoder: str, label: str, runs: Path, projector_only: bool) ->
 # --- pre-flight -------------------------------------------------------------------------------------------------------------
 
 
-def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export | None, folder: Path) -> Job:
+def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export | None, folder: Path) -> TaskJob:
     """One task's prompts held against the declared ones, its data found and counted. ValueError where they are not those of the suite."""
     column = next(column for column in suite.columns if column.task == task)
     if column.prompt and tasks.prompt_digest(task) != column.prompt:
@@ -170,10 +170,10 @@ def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export |
         key["maximum"] = data.maximum
     done = results.read_result(folder)
     # A full result answers a limited request too: a quick look never costs the long run's answers.
-    return Job(task, data, expected, key, folder, bool(done) and done["key"] in (key, {**key, "limit": None}))
+    return TaskJob(task, data, expected, key, folder, bool(done) and done["key"] in (key, {**key, "limit": None}))
 
 
-def manifest_problem(jobs: list[Job]) -> list[str]:
+def manifest_problem(jobs: list[TaskJob]) -> list[str]:
     """The mini world's files, held against their manifest byte by byte (0.1 s for 14 x 200 rows): a changed picture is another world."""
     from eval_suites.tasks import manifest
 
@@ -191,7 +191,7 @@ def manifest_problem(jobs: list[Job]) -> list[str]:
     return problems
 
 
-def java_problem(jobs: list[Job]) -> list[str]:
+def java_problem(jobs: list[TaskJob]) -> list[str]:
     """CIDEr's tokenizer is a Java program that first starts when all captions are written: its absence is found here."""
     wanting = ", ".join(job.task for job in jobs if job.task in tasks.CIDER and not job.done)
     if not wanting or shutil.which("java"):
@@ -199,7 +199,7 @@ def java_problem(jobs: list[Job]) -> list[str]:
     return [f"{wanting}: CIDEr's tokenizer needs Java, and there is no `java` here. Install one: apt-get install default-jre-headless"]
 
 
-def budget_problem(export: Export, others: list[results.Row]) -> list[str]:
+def budget_problem(export: Export, others: list[results.EncoderResult]) -> list[str]:
     """Frozen encoders are compared at an equal number of visual tokens: a difference is refused before anything runs."""
     from llava_plugin.encoders import same_budget
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-class Board:
+class ProgressBoard:
     """A row for each task and one for all questions; `totals`: task -> questions. A context manager."""
 
     def __init__(self, totals: dict[str, int], say_every: float):
@@ -19,7 +19,7 @@ class Board:
         self.before: dict[str, int] = {}  # task -> answers that an earlier run has left: they say nothing about this one's speed
         self.start = self.said = time.monotonic()
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "ProgressBoard":
         self.bars.start()
         return self
 

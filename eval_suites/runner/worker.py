@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from eval_suites import tasks
-from eval_suites.runner.preflight import Export, Job
+from eval_suites.runner.preflight import Export, TaskJob
 from eval_suites.score import results
 from eval_suites.suites import Suite
 from genlip.common.files import write_file, write_json
@@ -33,7 +33,7 @@ _FORK = multiprocessing.get_context("fork")
 # --- in a worker ------------------------------------------------------------------------------------------------------------
 
 
-def run_job(job: Job, suite: Suite, export: Export, lm) -> None:
+def run_job(job: TaskJob, suite: Suite, export: Export, lm) -> None:
     """Evaluate one task by lmms-eval and write its samples.jsonl, then its result.json. `lm` is a fresh EvaluatedMllm."""
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager, get_task_dict
@@ -46,7 +46,7 @@ def run_job(job: Job, suite: Suite, export: Export, lm) -> None:
     journal.adopt(job.folder, key)
     lm.journal = journal.Journal(job.folder, key)
     with tempfile.TemporaryDirectory() as folder:
-        tasks.write(Path(folder), job.data)
+        tasks.write_definition(Path(folder), job.data)
         manager = TaskManager(include_path=folder, include_defaults=False)
         task = get_task_dict([name], manager, "chat")[name]
         lm.leave_out = lambda _, unreadable: left_out.update(_leave_out(task, job, unreadable))
@@ -88,7 +88,7 @@ def run_job(job: Job, suite: Suite, export: Export, lm) -> None:
     write_json(job.folder / "result.json", result)
 
 
-def _leave_out(task, job: Job, unreadable: dict[int, str]) -> dict[int, str]:
+def _leave_out(task, job: TaskJob, unreadable: dict[int, str]) -> dict[int, str]:
     """Take questions whose picture cannot be read out of lmms-eval's task, which scores what is left; what was taken, and why.
 
     MME counts pairs: the other question about the picture goes too.
@@ -130,7 +130,7 @@ def _score(score):
     return float(score["pred"].lower().strip() == score["answer"].lower().strip())
 
 
-def _work(job: Job, suite: Suite, export: Export, batch_size: int, device: str | None, parent: int, pipe: Connection) -> None:
+def _work(job: TaskJob, suite: Suite, export: Export, batch_size: int, device: str | None, parent: int, pipe: Connection) -> None:
     """A worker's life. What lmms-eval, Java and the model say goes to <task>/log.txt, which a failure keeps as failed.txt."""
     die_with(parent)
     if device is not None:
@@ -177,7 +177,7 @@ def _verify(export: Export, parent: int, pipe: Connection) -> None:
 
 @dataclass
 class _Running:
-    job: Job
+    job: TaskJob
     process: multiprocessing.Process
     pipe: Connection
     device: int
@@ -231,14 +231,14 @@ def verify(export: Export, folder: Path) -> None:
     write_file(checked, seen)
 
 
-def run_jobs(jobs: list[Job], suite: Suite, export: Export, batch_size: int, devices: list[str | None]) -> list[str]:
+def run_jobs(jobs: list[TaskJob], suite: Suite, export: Export, batch_size: int, devices: list[str | None]) -> list[str]:
     """Run the jobs, one process each, as many at a time as there are devices; the tasks that failed."""
-    from eval_suites.runner.progress import Board
+    from eval_suites.runner.progress import ProgressBoard
 
     # The longest first where several run at once: the last to start should be short.
     waiting = deque(jobs if len(devices) == 1 else sorted(jobs, key=lambda job: -(job.key["limit"] or job.data.rows)))
     free, running, failed = list(range(len(devices))), [], []
-    with Board({job.task: job.key["limit"] or job.data.rows for job in jobs}, SAY_EVERY) as board:
+    with ProgressBoard({job.task: job.key["limit"] or job.data.rows for job in jobs}, SAY_EVERY) as board:
         while waiting or running:
             while waiting and free:
                 running.append(_start(waiting.popleft(), suite, export, batch_size, devices, free.pop(0)))
@@ -254,7 +254,7 @@ def run_jobs(jobs: list[Job], suite: Suite, export: Export, batch_size: int, dev
     return failed
 
 
-def _start(job: Job, suite: Suite, export: Export, batch_size: int, devices: list[str | None], device: int) -> _Running:
+def _start(job: TaskJob, suite: Suite, export: Export, batch_size: int, devices: list[str | None], device: int) -> _Running:
     here, there = _FORK.Pipe(duplex=False)
     arguments = (job, suite, export, batch_size, devices[device], os.getpid(), there)
     process = _FORK.Process(target=_work, args=arguments, name=job.task, daemon=True)

@@ -6,7 +6,7 @@ What full marks are is the column's declaration, and for data that state their o
 from dataclasses import replace
 
 from eval_suites.score import stats
-from eval_suites.score.results import Cell, Row
+from eval_suites.score.results import Cell, EncoderResult
 from eval_suites.suites import Column, Suite
 
 
@@ -17,14 +17,14 @@ def average(columns: tuple[Column, ...], cells: dict[str, Cell]) -> float | None
     return sum(cells[column.name].value * 100 / cells[column.name].full_mark for column in columns) / len(columns)
 
 
-def overall(suite: Suite, row: Row) -> float | None:
+def overall(suite: Suite, row: EncoderResult) -> float | None:
     """Micro-average over all samples of the suite, in percent; None unless every column is complete and its samples are there."""
     if not row.scores or not all(cell.complete for cell in row.cells.values()):
         return None
     return 100 * stats.pooled([row.scores[column.name] for column in suite.columns]).value
 
 
-def admit(row: Row) -> Row:
+def accept_unreadable(row: EncoderResult) -> EncoderResult:
     """The row with columns that lack nothing but unreadable pictures let into its averages; the table marks both."""
     return replace(row, cells={name: replace(cell, refused=None) if cell.nearly else cell for name, cell in row.cells.items()})
 
@@ -34,7 +34,7 @@ def weights(columns: tuple[Column, ...], cells: dict[str, Cell]) -> list[float]:
     return [column.scale * 100 / cells[column.name].full_mark / len(columns) for column in columns]
 
 
-def average_bounds(suite: Suite, columns: tuple[Column, ...], row: Row) -> tuple[float | None, float | None]:
+def average_bounds(suite: Suite, columns: tuple[Column, ...], row: EncoderResult) -> tuple[float | None, float | None]:
     """95 % interval of `average`, by picture; (None, None) where there is no average, no sample, or one picture is all there is."""
     value = average(columns, row.cells)
     if value is None or not row.scores:
@@ -43,7 +43,7 @@ def average_bounds(suite: Suite, columns: tuple[Column, ...], row: Row) -> tuple
     return (None, None) if error is None else (value - stats.Z * error, value + stats.Z * error)
 
 
-def overall_bounds(suite: Suite, row: Row) -> tuple[float | None, float | None]:
+def overall_bounds(suite: Suite, row: EncoderResult) -> tuple[float | None, float | None]:
     """95 % interval of `overall`, in percent, likewise."""
     value = overall(suite, row)
     if value is None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from eval_suites.score import stats
 from eval_suites.score.averages import average, overall, weights
-from eval_suites.score.results import Row
+from eval_suites.score.results import EncoderResult
 from eval_suites.suites import Column, Suite
 
 # What may differ between two MLLMs without a word in a comparison: what an encoder is, what follows from it, names of files, and how a
@@ -17,7 +17,7 @@ _NOT_COMPARED |= {"report", "save_every"}
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparisonLine:
     """One line of a comparison: two values and what may be said of their difference, or why nothing may.
 
     `n` questions were asked of both; an average counts columns, so it has none.
@@ -32,7 +32,7 @@ class Compared:
     average: bool = False
 
 
-def compare(suite: Suite, a: Row, b: Row) -> list[Compared]:
+def compare(suite: Suite, a: EncoderResult, b: EncoderResult) -> list[ComparisonLine]:
     """Every column, every average and the micro-average of `a` against `b`: paired by question, drawn by picture."""
     lines, paired = [], {}
     for column in suite.columns:
@@ -46,7 +46,9 @@ def compare(suite: Suite, a: Row, b: Row) -> list[Compared]:
         verdict = None
         if not reason:
             verdict, reason = _judged([paired[column.name]], [column.scale], False, column.higher_is_better)
-        lines.append(Compared(column.title, one.value, two.value, one.n if not reason else None, verdict, reason or one.refused or ""))
+        lines.append(
+            ComparisonLine(column.title, one.value, two.value, one.n if not reason else None, verdict, reason or one.refused or "")
+        )
     for title, columns in suite.averaged.items():
         means = [average(columns, row.cells) for row in (a, b)]
         parts = [paired[column.name] for column in columns if column.name in paired and None not in means]
@@ -54,12 +56,12 @@ def compare(suite: Suite, a: Row, b: Row) -> list[Compared]:
         verdict, reason = None, "not every column is complete in both"
         if complete:
             verdict, reason = _judged(parts, weights(columns, a.cells), suite.shared_pictures)
-        lines.append(Compared(title, *means, None, verdict, reason, average=True))
+        lines.append(ComparisonLine(title, *means, None, verdict, reason, average=True))
     if suite.overall:  # of ALL AVG's parts
         n = None
         if complete:
             (verdict, reason), n = _judged([stats.pooled(parts)], [100.0], True), sum(len(part.ids) for part in parts)
-        lines.append(Compared("overall", overall(suite, a), overall(suite, b), n, verdict, reason, average=True))
+        lines.append(ComparisonLine("overall", overall(suite, a), overall(suite, b), n, verdict, reason, average=True))
     return lines
 
 
@@ -71,7 +73,7 @@ def _judged(*said) -> tuple[stats.Verdict | None, str]:
         return None, str(error)
 
 
-def _incomparable(column: Column, a: Row, b: Row) -> str:
+def _incomparable(column: Column, a: EncoderResult, b: EncoderResult) -> str:
     for row in (a, b):
         if row.cells[column.name].value is None:
             return f"{row.label}: {row.cells[column.name].refused}"
@@ -82,7 +84,7 @@ def _incomparable(column: Column, a: Row, b: Row) -> str:
     return ""
 
 
-def protocol(row: Row) -> dict:
+def protocol(row: EncoderResult) -> dict:
     """What has to be equal for two rows to differ in the encoder alone: stage, language model, data, recipe, token budget, ..."""
     said = next(iter(row.results.values()))["provenance"]
     stages = enumerate(said.get("earlier") or [], 1)
@@ -96,13 +98,13 @@ def _compared(stage: dict) -> dict:
     return {name: value for name, value in flat.items() if name not in nested and name.removeprefix("recipe.") not in _NOT_COMPARED}
 
 
-def differences(a: Row, b: Row) -> list[str]:
+def differences(a: EncoderResult, b: EncoderResult) -> list[str]:
     """What differs between the two rows' MLLMs besides the encoder, in words."""
     one, two = protocol(a), protocol(b)
     return [f"{name}: {_short(one.get(name))} against {_short(two.get(name))}" for name in {**one, **two} if one.get(name) != two.get(name)]
 
 
-def asked_otherwise(a: Row, b: Row) -> list[str]:
+def asked_otherwise(a: EncoderResult, b: EncoderResult) -> list[str]:
     """What differs between the questions that the two answered, in words: tasks of other data, of other prompts or metrics."""
     both = [task for task in a.results if task in b.results]
     said = []
@@ -112,7 +114,7 @@ def asked_otherwise(a: Row, b: Row) -> list[str]:
     return said
 
 
-def ranks(suite: Suite, rows: list[Row], columns: tuple[Column, ...]) -> dict[int, int]:
+def ranks(suite: Suite, rows: list[EncoderResult], columns: tuple[Column, ...]) -> dict[int, int]:
     """Index of a row -> 1 (best) or 2 (second best of three or more) in the columns' average, among rows that may be compared.
 
     Rows may be compared that differ in the encoder alone and answered the same questions under the same prompts. Ties share a rank.

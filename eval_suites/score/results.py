@@ -49,13 +49,13 @@ class Cell:
         return self.refused is None and self.value is not None
 
     @property
-    def nearly(self) -> bool:
+    def complete_except_unreadable(self) -> bool:
         """Complete but for pictures that cannot be read."""
         return self.value is not None and self.left_out > 0 and self.n is not None and self.n + self.left_out == self.n_expected
 
 
 @dataclass(frozen=True)
-class Row:
+class EncoderResult:
     """One encoder's MLLM and its cells, in the suite's order; a column that was never run has a refused cell.
 
     A row of plain lmms-eval's files (`read_elsewhere`) has no scores and no results: no intervals, no rank, no comparison.
@@ -187,7 +187,7 @@ def read_result(folder: Path) -> dict | None:
     return result
 
 
-def read_row(folder: Path, suite: Suite) -> Row | None:
+def read_row(folder: Path, suite: Suite) -> EncoderResult | None:
     """The row of `results/<suite>/<encoder>/<llm>@<digest8>/`; None where no task of the suite is done."""
     results = {task: result for task in suite.tasks if (result := read_result(folder / task))}
     if not results:
@@ -206,13 +206,13 @@ def read_row(folder: Path, suite: Suite) -> Row | None:
     first = next(iter(results.values()))
     mllm = first["provenance"]
     digest = first["key"]["weights"]
-    return Row(
+    return EncoderResult(
         first["encoder"], mllm.get("arch") or "", first["llm"], mllm.get("frozen"), mllm.get("resolution"), mllm.get("tokens"), digest,
         bool(mllm.get("untrained")), cells, scores, results,
     )  # fmt: skip
 
 
-def read_rows(root: Path, suite: Suite) -> list[Row]:
+def read_rows(root: Path, suite: Suite) -> list[EncoderResult]:
     """All rows under `root` (the results folder), ordered by LLM, encoder and digest."""
     folders = sorted(path for path in (root / suite.name).glob("*/*") if path.is_dir())
     rows = [row for folder in folders if (row := read_row(folder, suite))]
@@ -286,7 +286,7 @@ def _agreed(found: list[tuple[str, list[Cell]]]) -> list[Cell]:
     ]
 
 
-def read_elsewhere(name: str, path: Path, suite: Suite) -> Row:
+def read_elsewhere(name: str, path: Path, suite: Suite) -> EncoderResult:
     """The row of a model that plain lmms-eval evaluated: `path` is one of its *_results.json files, or a folder of such.
 
     Such files name neither weights nor answers: the row has no intervals and no digest. ValueError where they hold no column of the
@@ -311,10 +311,10 @@ def read_elsewhere(name: str, path: Path, suite: Suite) -> Row:
             cells[cell.benchmark] = cell
     if not any(cell.refused != "not evaluated" for cell in cells.values()):
         raise ValueError(f"{path} holds no results of suite {suite.name}: its tasks are {', '.join(suite.tasks)}")
-    return Row(name, "", "", None, None, None, "", False, cells, {}, {})
+    return EncoderResult(name, "", "", None, None, None, "", False, cells, {}, {})
 
 
-def find_row(rows: list[Row], name: str, suite: Suite) -> Row:
+def find_row(rows: list[EncoderResult], name: str, suite: Suite) -> EncoderResult:
     """The row of `ENCODER`, `ENCODER@DIGEST` (its first digits) or `ENCODER@EXPORT` (its folder). ValueError where none or several are."""
     encoder, _, which = name.partition("@")
     if which and (Path(which) / "provenance.json").exists():

@@ -255,7 +255,7 @@ class _Function(str):
     """A dotted name that YAML shows as `!function name`."""
 
 
-def write(folder: Path, data: Data) -> Path:
+def write_definition(folder: Path, data: Data) -> Path:
     """Write the resolved definition of one task to FOLDER/<task>_local.yaml."""
     import yaml
 

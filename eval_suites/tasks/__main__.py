@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         names = suites.select(suites.get(args.suite), args.tasks)
         found = [tasks.locate(name, args.data_root) for name in names]  # all of them, before anything is written
         for data in found:
-            print(f"{tasks.write(args.folder, data)}: {data.rows} rows")
+            print(f"{tasks.write_definition(args.folder, data)}: {data.rows} rows")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

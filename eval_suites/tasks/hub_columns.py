@@ -87,7 +87,7 @@ def _feature(kind):
     return {"dtype": str(kind), "_type": "Value"}
 
 
-def write(path, name: str, rows: list[dict]) -> None:
+def write_rows(path, name: str, rows: list[dict]) -> None:
     """Writes rows as parquet, aside and renamed. Columns that a row lacks are null: a wrong name is refused."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -259,9 +259,9 @@ def _measured(label: str, family: str, folder: Path, config: dict, processor: di
                 f"{folder}: no family {family!r} in the table, so its preprocessor_config.json has to say image_mean, image_std and size"
             )
         mean, std, resample = processor["image_mean"], processor["image_std"], RESAMPLE.get(processor.get("resample"), "bicubic")
-    from .measure import measure
+    from .measure import measure_shapes
 
-    grid, prefix_tokens, width, parameters = measure(str(folder), resolution)
+    grid, prefix_tokens, width, parameters = measure_shapes(str(folder), resolution)
     return EncoderSpec(
         label, family, resolution // grid, resolution, width, "norm", prefix_tokens, _triple(mean), _triple(std), resample,
         parameters=parameters, **where,

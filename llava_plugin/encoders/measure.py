@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from llava_plugin import register
 
 
-def measure(source: str, resolution: int) -> tuple[int, int, int, int]:
+def measure_shapes(source: str, resolution: int) -> tuple[int, int, int, int]:
     """(grid side, prefix tokens, width, parameters) of an encoder of any family, by one forward of its class without weights.
 
     Raises ValueError where the output is no square grid of features, with nothing but prefix tokens before it.

@@ -183,7 +183,7 @@ def _train_part(world: World, out: Path, chunk: int) -> dict:
         llava.append({"id": record["id"], "image": f"{chunk:06d}/{file.name}", "conversations": record["conversations"]})
     parquet = sft / "parquet" / f"train-{chunk:05d}-of-{-(-world.train // CHUNK):05d}.parquet"
     parquet.parent.mkdir(parents=True, exist_ok=True)
-    hub_columns.write(parquet, "onevision", rows)
+    hub_columns.write_rows(parquet, "onevision", rows)
     written = [out / "mini" / "captions" / stage / f"train-{chunk:06d}.tar" for stage in ("stage1", "stage2")] + [parquet]
     return {
         "conversations": llava,
@@ -212,7 +212,7 @@ def _eval_part(world: World, out: Path, name: str) -> dict:
     file = Path(name) / f"{benchmarks.SETS[name].split}-00000-of-00001.parquet"
     path = out / "genlip-eval" / "mini" / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    hub_columns.write(path, name, made)
+    hub_columns.write_rows(path, name, made)
     shown = list(dict.fromkeys(row["image"]["bytes"] for row in made if row.get("image")))
     most, why = manifest.maximum(name, made)
     told = {"n": len(made), "images": len(shown), "maximum": most, "why": why, "file": str(file), "sha256": sha256(path)}

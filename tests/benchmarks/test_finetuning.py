@@ -58,12 +58,12 @@ def test_lengths_are_read_off_a_batch(make):
 @pytest.mark.parametrize(("train_encoder", "lora"), [(False, 0), (True, 0), (False, 4)])
 def test_flop_are_those_of_the_shapes(llama_tiny, train_encoder, lora):
     """Llama-tiny: 2 layers, width 128, 256 in the MLP, 4 heads; genlip-tiny: 4 layers, width 128, 352 in the MLP, gated, 16 patches."""
-    from train_mllm.model import hold_still, make_ready
+    from train_mllm.model import freeze_parts, prepare_for_training
 
     recipe = replace(PRESETS["tiny-sft"](), llm=str(llama_tiny), train_encoder=train_encoder, lora_rank=lora)
     model = finetuning.random_mllm(recipe, torch.float32, "cpu")
-    hold_still(model, recipe)
-    make_ready(model, recipe, torch.float32, False, False)
+    freeze_parts(model, recipe)
+    prepare_for_training(model, recipe, torch.float32, False, False)
     lengths, taught, pictures = [50, 70], 30, 2
     words = model.config.text_config.vocab_size
     linear, rank = 2 * (4 * 128**2 + 3 * 128 * 256), lora * 2 * (4 * 256 + 3 * 384)
@@ -76,12 +76,12 @@ def test_flop_are_those_of_the_shapes(llama_tiny, train_encoder, lora):
 @pytest.mark.parametrize("preset", ["sft-qwen1.5b-frozen", "sft-qwen7b-unfrozen"])
 def test_the_papers_models_have_the_sizes_of_the_plan(preset):
     """Without memory: the shapes that a GPU would hold, and what learns in fp32 beside bf16."""
-    from train_mllm.model import hold_still, make_ready
+    from train_mllm.model import freeze_parts, prepare_for_training
 
     recipe = PRESETS[preset]()
     model = finetuning.random_mllm(recipe, torch.bfloat16, "meta")
-    hold_still(model, recipe)
-    make_ready(model, recipe, torch.bfloat16, False, False)
+    freeze_parts(model, recipe)
+    prepare_for_training(model, recipe, torch.bfloat16, False, False)
     counted = estimate.parts(recipe)
     learning = [p for p in model.parameters() if p.requires_grad]
     assert (counted.total, counted.trained) == (model.num_parameters(), sum(p.numel() for p in learning))
@@ -121,7 +121,7 @@ def test_batches_on_a_gpu_equal_one_by_one(way, tmp_path):
     model = finetuning.random_mllm(recipe, torch.float32, "cuda").cuda()
     assert isinstance(model, mllm.LlavaForConditionalGeneration)
     tower = model.model.vision_tower.freeze()
-    drawn = finetuning.Drawn(finetuning.conversations(6, 2, 16, model.config.image_token_id, seed=0))
+    drawn = finetuning.SyntheticConversations(finetuning.conversations(6, 2, 16, model.config.image_token_id, seed=0))
     samples = [drawn[i] for i in range(len(drawn))]
     taught = sum(label != -100 for sample in samples for label in sample["row"].labels)
 

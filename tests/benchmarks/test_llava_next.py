@@ -54,7 +54,7 @@ def test_what_cannot_be_compared_is_said_before_anything_is_measured(tmp_path, c
     assert "is no LLaVA-NeXT checkout: clone it" in capsys.readouterr().err
     (tmp_path / "llava" / "train").mkdir(parents=True)
     (tmp_path / "llava" / "train" / "train.py").touch()
-    assert llava_next.check(str(tmp_path), 100, 8) == 26
+    assert llava_next.count_steps(str(tmp_path), 100, 8) == 26
     assert llava_next.main([str(tmp_path), "--conversations", "1000"]) == 2
     assert "are 250 steps; beside LLaVA-NeXT at most 100: raise --batch" in capsys.readouterr().err
 
@@ -63,7 +63,7 @@ def test_what_cannot_be_compared_is_said_before_anything_is_measured(tmp_path, c
 @pytest.mark.skipif("LLAVA_NEXT_ROOT" not in os.environ, reason="$LLAVA_NEXT_ROOT names no LLaVA-NeXT checkout: clone it to run this")
 def test_both_train_on_the_same_tokens():
     """One conversation a step: no padding, so that theirs computes our tokens and each conversation's last newline, no more, no less."""
-    found = {row["way"]: row for row in llava_next.measure(os.environ["LLAVA_NEXT_ROOT"], 3, 16, 1, 64, 1, 1, seed=0)}
+    found = {row["way"]: row for row in llava_next.time_trainers(os.environ["LLAVA_NEXT_ROOT"], 3, 16, 1, 64, 1, 1, seed=0)}
     theirs, ours = found["llava_next"], found["ours"]
     assert round(theirs["positions"] * ours["tokens"]) == ours["tokens"] + 3 and ours["positions"] == 1
     assert (theirs["steps"], ours["steps"]) == (3, 3) and theirs["gained"] == [1.0]

@@ -20,7 +20,7 @@ def test_every_way_trains_on_every_conversation(way):
 
 
 def test_padding_is_counted_and_the_gain_held_against_it(capsys):
-    found = {row["way"]: row for row in packing.measure(n=24, scale=32, batch=4, hidden=64, layers=1, rounds=1, seed=0)}
+    found = {row["way"]: row for row in packing.time_ways(n=24, scale=32, batch=4, hidden=64, layers=1, rounds=1, seed=0)}
     assert found["packed"]["positions"] == 1 < found["grouped"]["positions"] < found["padded"]["positions"]
     assert found["packed"]["allowed"] == found["padded"]["positions"] and found["padded"]["allowed"] == found["padded"]["gained"] == 1
     assert packing.main(["--hidden", "65"]) == 2 and "multiple of 64" in capsys.readouterr().err

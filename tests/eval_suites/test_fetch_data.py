@@ -10,7 +10,7 @@ from eval_suites.tasks import hub_columns
 def chartqa(folder, rows):
     folder.mkdir(parents=True)
     blank = {"type": "human", "question": "q", "answer": "a", "image": {"bytes": b"x", "path": None}}
-    hub_columns.write(folder / "test-00000-of-00001.parquet", "chartqa", [blank] * rows)
+    hub_columns.write_rows(folder / "test-00000-of-00001.parquet", "chartqa", [blank] * rows)
 
 
 def test_a_dry_run_says_what_is_there_and_what_is_missing(tmp_path, capsys):
@@ -29,7 +29,7 @@ def test_only_what_lacks_is_brought_and_then_counted(tmp_path, capsys, monkeypat
 
     def snapshot_download(repository, repo_type, allow_patterns, local_dir):
         asked.append((repository, repo_type, allow_patterns))
-        hub_columns.write(local_dir / "test-00000-of-00001.parquet", "mme", [{"question_id": "a"}] * 4)
+        hub_columns.write_rows(local_dir / "test-00000-of-00001.parquet", "mme", [{"question_id": "a"}] * 4)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")

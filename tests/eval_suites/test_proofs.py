@@ -80,7 +80,7 @@ def undisturbed(data, tmp_path_factory):
 
 def test_our_cells_are_plain_lmms_evals_numbers_to_the_last_digit(data, undisturbed, tmp_path):
     for task in MINI.tasks:
-        tasks.write(tmp_path / "definitions", tasks.locate(task, data))
+        tasks.write_definition(tmp_path / "definitions", tasks.locate(task, data))
     names = ",".join(tasks.local_name(task) for task in MINI.tasks)
     theirs = plain(data, tmp_path, names)
     values = []
@@ -128,7 +128,7 @@ def test_real_charts_have_plain_lmms_evals_numbers(tmp_path):
     process = start(tmp_path / "hub", tmp_path / "ours", "--tasks", "chartqa", "--allow-partial", suite="genlip14", answers=root)
     out = process.communicate(timeout=1800)[0]
     assert process.returncode == 3, out
-    tasks.write(tmp_path / "definitions", tasks.locate("chartqa", tmp_path / "hub"))
+    tasks.write_definition(tmp_path / "definitions", tasks.locate("chartqa", tmp_path / "hub"))
     theirs = plain(tmp_path / "hub", tmp_path, "chartqa_local", answers=root)["chartqa_local"]
     (path,) = (tmp_path / "ours").rglob("chartqa/result.json")
     mine = json.loads(path.read_text())["results"]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from eval_suites.report import runs, samples, svg, tables
 from eval_suites.report.__main__ import main as report_main
-from eval_suites.report.page import write
+from eval_suites.report.page import write_page
 from eval_suites.score import comparison, results
 from tests.eval_suites.helpers.handmade_results import SUITE, make, right_share, write_results
 from tests.eval_suites.helpers.small_data import make_easyvqa, png, write_parquet
@@ -72,7 +72,7 @@ def said(capsys, *arguments: str) -> str:
 def test_every_number_is_the_tables_own(world, tmp_path):
     page = made("results").data["data"]
     rows = results.read_rows(world[0], SUITE)
-    tables.write(SUITE, rows, tmp_path / "tables")
+    tables.write_tables(SUITE, rows, tmp_path / "tables")
     with (tmp_path / "tables" / "easyvqa.csv").open() as stream:
         lines = list(csv.DictReader(stream))
     assert [row["encoder"] for row in page["rows"]] == [line["encoder"] for line in lines] == ["good", "poor"]
@@ -96,7 +96,7 @@ def test_the_papers_rows_are_marked_as_printed(tmp_path, monkeypatch):
 
     row = measured()
     monkeypatch.setattr(samples, "benchmark", lambda *_: None)  # there are no samples of these numbers
-    write(FULL, [row], [tmp_path], tmp_path / "r.html")
+    write_page(FULL, [row], [tmp_path], tmp_path / "r.html")
     rows = Page(tmp_path / "r.html").data["data"]["rows"]
     assert [line["source"] for line in rows] == ["measured"] + ["printed"] * 19
     assert rows[1]["cells"]["chartqa"]["text"] == "24.8" and "mean is 52.99" in rows[1]["cells"]["all_avg"]["why"]
@@ -300,7 +300,7 @@ def test_the_command_answers_without_torch_and_pandas(tmp_path):
 # --- what was run, charts ----------------------------------------------------------------------------------------------------
 
 
-def make_runs(row: results.Row) -> None:
+def make_runs(row: results.EncoderResult) -> None:
     """The row's own run, the stage before it, and its encoder's pretraining, as train_mllm and genlip leave them."""
     recipe = {"preset": "tiny-sft", "llm": "llm-tiny", "encoder": "good=runs/pre/export", "init": "runs/first/export",
               "out": "runs/own run", "train_encoder": False, "images": "", "max_steps": 3}  # fmt: skip
@@ -375,9 +375,9 @@ def test_bars_are_as_long_as_their_numbers():
 
 def test_what_is_not_told_apart_is_grey():
     gaps = [
-        svg.Gap("x", 1.0, -1.0, 3.0, "+1", False),
-        svg.Gap("y", 2.0, 1.0, 3.0, "+2", True),
-        svg.Gap("z", None, None, None, "why", False),
+        svg.DifferenceBar("x", 1.0, -1.0, 3.0, "+1", False),
+        svg.DifferenceBar("y", 2.0, 1.0, 3.0, "+2", True),
+        svg.DifferenceBar("z", None, None, None, "why", False),
     ]
     chart = svg.forest("t", gaps, "b better", "a better")
     assert [dot.get("class") for dot in chart.iter("circle")] == ["grey", "c0"]

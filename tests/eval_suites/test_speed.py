@@ -52,7 +52,7 @@ def llava_hf(folder: Path, times: str, *names: str) -> tuple[dict, dict[str, dic
     """(times, task -> doc id -> answer) of the plain command on resolved definitions of the named tasks, at batch size 1."""
     definitions, out = folder / f"{times}-definitions", folder / f"{times}-out"
     for name in names:
-        tasks.write(definitions, tasks.locate(name, folder / "data"))
+        tasks.write_definition(definitions, tasks.locate(name, folder / "data"))
     run(folder, SPEED, "plain", times, "--model", "llava_hf", "--batch_size", 1, "--output_path", out, "--log_samples",
         "--model_args", f"pretrained={folder / 'hf'},device=cpu,device_map=cpu,dtype=float32", "--include_path", definitions,
         "--tasks", ",".join(map(tasks.local_name, names)), log=f"{times}.log")  # fmt: skip

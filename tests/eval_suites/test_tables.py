@@ -57,7 +57,7 @@ def test_a_table_of_the_paper_as_csv(capsys):
     assert tables_main(["--paper", "11"]) == 2 and "unknown table of the paper" in capsys.readouterr().err
 
 
-def measured(encoder="genlip-tiny", suite=SUITE, value=0.5, n=None, **changes) -> results.Row:
+def measured(encoder="genlip-tiny", suite=SUITE, value=0.5, n=None, **changes) -> results.EncoderResult:
     """A row whose every column has the same share of its range, on 50 pictures with two questions each."""
     cells, scores = {}, {}
     draw = np.random.default_rng(0)
@@ -70,7 +70,7 @@ def measured(encoder="genlip-tiny", suite=SUITE, value=0.5, n=None, **changes) -
     keys = {
         task: {"key": {"task": "t", "data": "d", "weights": "a", "limit": None}, "provenance": provenance(encoder)} for task in suite.tasks
     }
-    row = results.Row(encoder, "genlip", "llm-tiny", True, 64, 16, "a" * 64, False, cells, scores, keys)
+    row = results.EncoderResult(encoder, "genlip", "llm-tiny", True, 64, 16, "a" * 64, False, cells, scores, keys)
     return replace(row, **changes)
 
 
@@ -85,7 +85,7 @@ def test_all_avg_is_the_mean_of_columns_at_100_for_full_marks():
 def test_no_average_of_an_incomplete_row_but_of_its_complete_groups(tmp_path):
     row = measured()
     partial = {**row.cells, "chartqa": replace(row.cells["chartqa"], n=8, refused="8 of 2500")}
-    text = tables.write(SUITE, [replace(row, cells=partial)], tmp_path)
+    text = tables.write_tables(SUITE, [replace(row, cells=partial)], tmp_path)
     (line,) = [line for line in csv.DictReader((tmp_path / "genlip14.csv").open()) if line["source"] == "measured"]
     assert (line["chartqa"], line["doc_ocr"], line["all_avg"], line["complete"]) == ("", "", "", "13/14")
     assert float(line["general_vqa"]) == float(line["caption"]) == pytest.approx(50)
@@ -93,7 +93,7 @@ def test_no_average_of_an_incomplete_row_but_of_its_complete_groups(tmp_path):
 
 
 def test_the_papers_rows_stand_beside_ours_and_are_marked(tmp_path):
-    text = tables.write(SUITE, [measured()], tmp_path)
+    text = tables.write_tables(SUITE, [measured()], tmp_path)
     lines = list(csv.DictReader((tmp_path / "genlip14.csv").open()))
     assert ",".join(lines[0]) == (
         "encoder,arch,llm,frozen,resolution,tokens,source,chartqa,ocrbench,docvqa,textvqa,ai2d,infovqa,seed2plus,vqav2,gqa,scienceqa,"
@@ -116,7 +116,7 @@ def test_the_papers_rows_stand_beside_ours_and_are_marked(tmp_path):
 def test_genlip15_averages_15_columns_and_says_whose_the_15th_is(tmp_path):
     suite = suites.get("genlip15")
     row = measured(suite=suite)
-    text = tables.write(suite, [row], tmp_path)
+    text = tables.write_tables(suite, [row], tmp_path)
     assert row.cells["mme_c"].value == 400 and averages.average(suite.columns, row.cells) == pytest.approx(50)
     assert "15/15" in text and "The 15th is ours" in text and "(paper)" not in text
 
@@ -235,7 +235,7 @@ def test_commands_answer_without_torch_pandas_and_lmms_eval(command, tmp_path):
 # --- marks ------------------------------------------------------------------------------------------------------------------
 
 
-def with_provenance(row: results.Row, **changes) -> results.Row:
+def with_provenance(row: results.EncoderResult, **changes) -> results.EncoderResult:
     return replace(row, results={t: {**r, "provenance": {**r["provenance"], **changes}} for t, r in row.results.items()})
 
 
@@ -280,19 +280,19 @@ def test_a_column_without_unreadable_pictures_is_averaged_only_where_allowed_and
     column = next(column for column in SUITE.columns if column.name == "gqa")
     cell = results.make_cell(column, {column.metric: 0.5}, column.n - 1, column.n, row.scores["gqa"], "a" * 64, left_out=1)
     row = replace(row, cells={**row.cells, "gqa": cell})
-    refused = line_of(tables.write(SUITE, [row], tmp_path), "a")
+    refused = line_of(tables.write_tables(SUITE, [row], tmp_path), "a")
     assert refused["ALL AVG"] == "-" and refused["complete"] == "13/14" and "12577 of 12578" in refused["GQA"]
-    text = tables.write(SUITE, [row], tmp_path, allow_partial=True)
+    text = tables.write_tables(SUITE, [row], tmp_path, allow_partial=True)
     allowed = line_of(text, "a")
     assert allowed["GQA"].startswith("50.0\u2020 [") and allowed["ALL AVG"].startswith("50.0\u2020") and allowed["complete"] == "13/14"
     assert "\u2020 a aaaaaaaa: samples left out whose pictures cannot be read: gqa 1 of 12578." in text
     limited = results.make_cell(column, {column.metric: 0.5}, 8, column.n, row.scores["gqa"], left_out=1)
-    assert averages.admit(replace(row, cells={"gqa": limited})).cells["gqa"].refused  # a limit is no matter of pictures
+    assert averages.accept_unreadable(replace(row, cells={"gqa": limited})).cells["gqa"].refused  # a limit is no matter of pictures
 
 
 def test_latex_holds_the_same_numbers_escaped(tmp_path):
     rows = [measured("my_enc&1", value=0.5, digest="a" * 64), measured("b", value=0.7, digest="b" * 64)]
-    tables.write(SUITE, rows, tmp_path)
+    tables.write_tables(SUITE, rows, tmp_path)
     text = (tmp_path / "genlip14.tex").read_text()
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len(lines) == 1 + 2 + 19 and {line.count(" & ") for line in lines} == {21}

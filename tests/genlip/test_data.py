@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from genlip import data as data_module
-from genlip.data import START, Ledger, Sample, load_tokenizer, normalised, packed_rows, spoken, walk
+from genlip.data import START, Ledger, Sample, iterate_stream, load_tokenizer, normalised, packed_rows, prompt_and_answer
 from genlip.shards import Shard, list_sources, listing_digest, open_shard
 from genlip.train import check_ledger, train
 
@@ -47,15 +47,15 @@ def test_labels_stand_on_the_caption_and_its_two_end_tokens(recipe):
 
 def test_a_conversation_speaks_its_first_answer(recipe):
     talk = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": " a dog "}]
-    assert spoken(talk, "p") == ("what?", "a dog", None)
-    assert spoken([{"from": "user", "value": "<image>"}, {"from": "assistant", "value": "x"}], "p") == ("p", "x", None)
-    assert spoken(talk * 2, "p")[2] == "later turns left out"
+    assert prompt_and_answer(talk, "p") == ("what?", "a dog", None)
+    assert prompt_and_answer([{"from": "user", "value": "<image>"}, {"from": "assistant", "value": "x"}], "p") == ("p", "x", None)
+    assert prompt_and_answer(talk * 2, "p")[2] == "later turns left out"
     bad = {"no caption": None, "empty caption": "  ", "caption is not text": 5, "unreadable conversation": talk[:1]}
     for reason, text in bad.items():
         with pytest.raises(ValueError, match=reason):
-            spoken(text, "p")
+            prompt_and_answer(text, "p")
     with pytest.raises(ValueError, match="unreadable conversation"):
-        spoken(talk[::-1], "p")
+        prompt_and_answer(talk[::-1], "p")
 
 
 @pytest.mark.parametrize("changes", [{}, {"rows": 2, "look_ahead": 7}])
@@ -93,7 +93,7 @@ def test_two_ranks_of_two_workers_read_every_sample_once_an_epoch(recipe, tmp_pa
     met = Counter()
     for stream in range(8):
         lengths = [len(open_shard(s, "image", "caption")) for s in list_sources(data)[0].shards]
-        for shard, sample, place in walk(7, lengths.__getitem__, recipe.seed, stream, 8, START):
+        for shard, sample, place in iterate_stream(7, lengths.__getitem__, recipe.seed, stream, 8, START):
             if place["epoch"] > 0:
                 break
             met[shard, sample] += 1

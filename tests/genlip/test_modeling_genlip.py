@@ -13,7 +13,7 @@ import genlip
 from genlip import modeling_genlip
 from genlip.configuration_genlip import PRESETS, GenLIPConfig, mrope_channels
 from genlip.modeling_genlip import GenLIPForPretraining, GenLIPVisionModel
-from genlip.packed_row import Plan, bucket_lens, lay_out, plan_spans, row_mask
+from genlip.packed_row import AttentionPlan, bucket_lens, build_layout, plan_spans, row_mask
 from genlip.recipes import TINY
 
 genlip.register()
@@ -67,11 +67,11 @@ def test_joint_forward_equals_the_released_code(golden, attention):
 def test_positions_equal_the_released_code(golden):
     _, ref = golden
     grid, words = ref["grid_hw"].view(1, 2), len(ref["text_ids"])
-    assert lay_out(grid, torch.tensor([words]), len(ref["patches"]), words).positions.equal(ref["position_ids"])
+    assert build_layout(grid, torch.tensor([words]), len(ref["patches"]), words).positions.equal(ref["position_ids"])
 
 
 def test_positions_and_mask_of_a_2x3_grid_and_four_words():
-    layout = lay_out(torch.tensor([[2, 3]]), torch.tensor([4]), 6, 4)
+    layout = build_layout(torch.tensor([[2, 3]]), torch.tensor([4]), 6, 4)
     time, row, column = layout.positions.tolist()
     assert time == [0, 0, 0, 0, 0, 0, 3, 4, 5, 6]
     assert row == [0, 0, 0, 1, 1, 1, 3, 4, 5, 6]
@@ -92,7 +92,7 @@ def test_positions_and_mask_of_a_2x3_grid_and_four_words():
 
 def test_positions_and_mask_of_two_packed_samples():
     """A 1x2 grid with two words, then one patch with one word: positions start anew, nothing crosses."""
-    layout = lay_out(torch.tensor([[1, 2], [1, 1]]), torch.tensor([2, 1]), 3, 3)
+    layout = build_layout(torch.tensor([[1, 2], [1, 1]]), torch.tensor([2, 1]), 3, 3)
     assert layout.positions.tolist() == [[0, 0, 2, 3, 0, 1], [0, 0, 2, 3, 0, 1], [0, 1, 2, 3, 0, 1]]
     assert row_mask(layout)[0, 0].int().tolist() == [
         [1, 1, 0, 0, 0, 0],
@@ -106,7 +106,7 @@ def test_positions_and_mask_of_two_packed_samples():
 
 
 def test_registers_stand_before_the_patches_at_position_zero():
-    layout = lay_out(torch.tensor([[1, 2], [1, 1]]), torch.tensor([1, 1]), 3, 2, registers=1)
+    layout = build_layout(torch.tensor([[1, 2], [1, 1]]), torch.tensor([1, 1]), 3, 2, registers=1)
     assert layout.positions.tolist() == [[0, 0, 0, 2, 0, 0, 1], [0, 0, 0, 2, 0, 0, 1], [0, 0, 1, 2, 0, 0, 1]]
     assert layout.source.tolist() == [0, 1, 2, 4, 0, 3, 5]  # of [1 register][3 patches][2 words]
     assert layout.patches.tolist() == [1, 2, 5] and layout.words.tolist() == [3, 6]
@@ -417,17 +417,17 @@ def test_gradient_checkpointing_changes_nothing_but_memory():
 
 def test_drop_path_drops_whole_samples_and_scales_the_others():
     layer = tiny(drop_path_rate=0.25, num_hidden_layers=1).train().visual.layers[0]
-    layout = lay_out(torch.tensor([[2, 3], [1, 1], [2, 2]] * 40), torch.ones(120, dtype=torch.long), 440, 120)
-    plan = Plan(sample=layout.sample, samples=120)
+    layout = build_layout(torch.tensor([[2, 3], [1, 1], [2, 2]] * 40), torch.ones(120, dtype=torch.long), 440, 120)
+    plan = AttentionPlan(sample=layout.sample, samples=120)
     torch.manual_seed(0)
     packed = layer.drop_path(torch.ones(1, 560, 3), plan)[0]
     kept = [set(tokens.flatten().tolist()) for tokens in packed.split(layout.lens.tolist())]
     assert all(len(values) == 1 for values in kept)  # a sample has one fate
     assert sorted(set().union(*kept)) == pytest.approx([0.0, 1 / 0.75])
     assert 0.6 < sum(values != {0.0} for values in kept) / 120 < 0.9
-    rows = layer.drop_path(torch.ones(120, 4, 3), Plan())
+    rows = layer.drop_path(torch.ones(120, 4, 3), AttentionPlan())
     assert all(len(set(row.flatten().tolist())) == 1 for row in rows) and 0.6 < (rows > 0).float().mean() < 0.9
-    assert layer.eval().drop_path(rows, Plan()) is rows
+    assert layer.eval().drop_path(rows, AttentionPlan()) is rows
 
 
 @pytest.mark.parametrize("change", [{"gated_attention": False}, {"num_register_tokens": 1}, {"num_register_tokens": 4}])

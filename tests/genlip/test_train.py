@@ -276,7 +276,7 @@ def test_what_the_user_can_mend_is_a_sentence(recipe, capsys):
     with pytest.raises(ValueError, match="--rows 3 do not split over 2 ranks"):
         os.environ["WORLD_SIZE"] = "2"
         try:
-            train_module.join(replace(recipe, rows=3))
+            train_module.init_distributed(replace(recipe, rows=3))
         finally:
             del os.environ["WORLD_SIZE"]
     for changes, said in (

@@ -113,7 +113,7 @@ def evaluate(root: Path, make) -> tuple[dict[str, float], Scripted]:
     model = Scripted(make(root))
     with tempfile.TemporaryDirectory() as folder:
         for task in suites.get("mini14").tasks:
-            tasks.write(Path(folder), tasks.locate(task, root))
+            tasks.write_definition(Path(folder), tasks.locate(task, root))
         manager = TaskManager(include_path=folder, include_defaults=False)
         options = SimpleNamespace(output_path=folder, process_with_media=False, reasoning_tags=None)
         names = [tasks.local_name(task) for task in suites.get("mini14").tasks]
@@ -144,7 +144,7 @@ def by_command(root: Path, name: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         names = []
         for task in suites.get("mini14").tasks:
-            tasks.write(Path(folder), tasks.locate(task, root))
+            tasks.write_definition(Path(folder), tasks.locate(task, root))
             names.append(tasks.local_name(task))
         asked = ["--include_path", folder, "--tasks", ",".join(names), "--output_path", f"{folder}/out", "--process_docs_parallel", "1"]
         done = subprocess.run([sys.executable, __file__, str(root), name, *asked], capture_output=True, text=True)

@@ -270,7 +270,7 @@ def test_question_types_are_held_against_the_words():
 def test_captions_need_both_said_outright():
     def picture(*pairs):
         questions = [easyvqa.Question("q", text, answer, easyvqa.question_type(text, answer)) for text, answer in pairs]
-        return easyvqa.Picture(0, b"", tuple(questions))
+        return easyvqa.ImageQuestions(0, b"", tuple(questions))
 
     assert easyvqa.caption(picture(("what color is the circle?", "blue"))) == "a blue circle."
     assert easyvqa.caption(picture(("is there not a circle?", "no"), ("is no red shape present?", "no"))) == "a red circle."

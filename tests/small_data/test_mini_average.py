@@ -13,7 +13,7 @@ MINI = suites.get("mini14")
 MAXIMA = {"ocrbench": 0.2, "mme_p": 2000.0, "nocaps": 4.9, "coco": 5.0, "textcaps": 4.5}  # as lmms-eval counts; the others 1
 
 
-def row(share: float = 1.0, encoder: str = "a", maxima=MAXIMA) -> results.Row:
+def row(share: float = 1.0, encoder: str = "a", maxima=MAXIMA) -> results.EncoderResult:
     """A row with `share` of each maximum, as results.read_row makes it of a result whose key carries the manifest's statement."""
     cells = {}
     for column in MINI.columns:
@@ -32,10 +32,10 @@ def test_full_marks_everywhere_average_a_hundred_and_half_of_them_fifty():
 
 
 def test_the_table_says_what_full_marks_are(tmp_path):
-    text = tables.write(MINI, [row(0.5)], tmp_path)
+    text = tables.write_tables(MINI, [row(0.5)], tmp_path)
     assert "value / maximum x 100" in text and "OCRBench 20, MME-P 2000, NoCaps 490, COCO 500, TextCaps 450, the others 100." in text
     assert text.count("value / maximum") == 1
-    two = tables.write(MINI, [row(0.5), row(0.6, "b", {**MAXIMA, "coco": 4.0})], tmp_path)
+    two = tables.write_tables(MINI, [row(0.5), row(0.6, "b", {**MAXIMA, "coco": 4.0})], tmp_path)
     assert "COCO 500" in two and "COCO 400" in two, "rows of two worlds have two full marks"
     assert "value / maximum" in (tmp_path / "mini14.tex").read_text()
 
@@ -45,7 +45,7 @@ def test_the_papers_suites_keep_the_papers_rule(tmp_path):
     assert all(column.full_mark is not None for other in ("genlip14", "genlip15", "easyvqa") for column in suites.get(other).columns)
     paper = measured()
     assert averages.average(suite.columns, paper.cells) == pytest.approx(50)
-    assert "value / maximum" not in tables.write(suite, [paper], tmp_path)
+    assert "value / maximum" not in tables.write_tables(suite, [paper], tmp_path)
 
 
 @pytest.mark.parametrize("stated", [None, 0, {"mme_c": 800.0}])

@@ -251,7 +251,7 @@ def test_people_agree_enough_for_a_full_score_and_answer_ids_differ(small):
 
 def test_a_column_that_the_hub_does_not_have_is_refused(tmp_path):
     with pytest.raises(KeyError, match="no column"):
-        hub_columns.write(tmp_path / "x.parquet", "ai2d", [{"question": "", "options": [], "answer": "0", "picture": None}])
+        hub_columns.write_rows(tmp_path / "x.parquet", "ai2d", [{"question": "", "options": [], "answer": "0", "picture": None}])
 
 
 def test_memory_does_not_grow_with_the_world(tmp_path, monkeypatch):

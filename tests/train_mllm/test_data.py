@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from llava_plugin import mllm
-from train_mllm.data import IGNORED, Conversations, as_text, encode, end_of_turn, measure
+from train_mllm.data import IGNORED, Conversations, as_text, encode, end_of_turn, token_lengths
 from train_mllm.prepare_data import prepare
 
 TWO_TURNS = [
@@ -182,10 +182,10 @@ def test_lengths_are_measured_once(llama_tiny, tokenizer, tmp_path):
     prepare(str(tmp_path / "a.json"), "", str(tmp_path / "out"))
     recipe = SimpleNamespace(turns="dialogue", max_length=40)
     conversations = Conversations(tmp_path / "out", tokenizer, SimpleNamespace(image_token_id=3, image_seq_length=2), recipe)
-    found = measure(conversations, tmp_path, "digest")
+    found = token_lengths(conversations, tmp_path, "digest")
     fits = encode([{"role": "user", "content": "no"}, {"role": "assistant", "content": "yes"}], tokenizer, 3, 2, "dialogue", 40)
     supervised = sum(label != IGNORED for label in fits.labels)
     assert found.tolist() == [[len(fits.ids), supervised, 0], [len(fits.ids), supervised, 1], [0, 0, -1]]
     conversations.table = None  # the second time nothing is read
-    assert measure(conversations, tmp_path, "digest").tolist() == found.tolist()
+    assert token_lengths(conversations, tmp_path, "digest").tolist() == found.tolist()
     assert len(list(tmp_path.glob("lengths-*.npy"))) == 1

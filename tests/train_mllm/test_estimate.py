@@ -10,7 +10,7 @@ import pytest
 
 from train_mllm import estimate
 from train_mllm.recipes import PRESETS
-from train_mllm.train import check, in_words, main
+from train_mllm.train import check_recipe, explain_error, main
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {name: make() for name, make in PRESETS.items()}
@@ -194,18 +194,20 @@ def test_too_little_disk_is_said(tmp_path, monkeypatch):
 )
 def test_fields_that_do_not_go_together(change, message):
     with pytest.raises(ValueError, match=message):
-        check(replace(RECIPES["sft-qwen7b-frozen"], **change))
+        check_recipe(replace(RECIPES["sft-qwen7b-frozen"], **change))
 
 
 def test_a_full_gpu_and_a_workers_error_are_sentences():
     import torch
 
-    said = in_words(torch.OutOfMemoryError("CUDA out of memory"), replace(RECIPES["sft-qwen1.5b-frozen"], gradient_checkpointing=False))
+    said = explain_error(
+        torch.OutOfMemoryError("CUDA out of memory"), replace(RECIPES["sft-qwen1.5b-frozen"], gradient_checkpointing=False)
+    )
     assert "--batch 8 (" in said and "--gradient-checkpointing" in said and "--zero 3" in said
     caught = (
         "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  x\nValueError: no token of 'a'\n"
     )
-    assert in_words(ValueError(caught), RECIPES["projector"]) == "no token of 'a'"
+    assert explain_error(ValueError(caught), RECIPES["projector"]) == "no token of 'a'"
 
 
 @pytest.mark.parametrize(

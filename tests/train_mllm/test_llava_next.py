@@ -14,7 +14,7 @@ from llava_plugin import mllm
 from train_mllm import estimate, llava_next
 from train_mllm.prepare_data import prepare
 from train_mllm.recipes import PRESETS
-from train_mllm.train import check
+from train_mllm.train import check_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = replace(PRESETS["sft-qwen7b-frozen"](), backend="llava_next")
@@ -26,7 +26,7 @@ RECIPE = replace(PRESETS["sft-qwen7b-frozen"](), backend="llava_next")
 )
 def test_what_llava_next_cannot_follow_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        check(replace(RECIPE, **change))
+        check_recipe(replace(RECIPE, **change))
 
 
 def test_an_absent_checkout_is_missing(monkeypatch):

@@ -8,7 +8,7 @@ from PIL import Image
 from llava_plugin import mllm
 from llava_plugin.tower import VisionTower
 from train_mllm import packing
-from train_mllm.data import IGNORED, Row, encode
+from train_mllm.data import IGNORED, TokenizedConversation, encode
 from train_mllm.packing import Bins, Collator, bins, like_lengths, sequences, use_packed_attention
 
 TWO_TURNS = [
@@ -166,7 +166,7 @@ def test_cached_features_without_a_picture(parts):
 
 def test_a_batch_that_teaches_nothing_is_refused_by_name(parts):
     model = parts[1]
-    row = Row([5, 6], [IGNORED, IGNORED], [0, 1], [0, 0], False)
+    row = TokenizedConversation([5, 6], [IGNORED, IGNORED], [0, 1], [0, 0], False)
     with pytest.raises(ValueError, match="no token of 'odd' is to be learned"):
         Collator(None, model.config)([[{"id": "odd", "row": row, "pictures": []}]])
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from train_mllm import conversations as rows_module
 from train_mllm import image_check, prepare_data, sources
-from train_mllm.conversations import Picture, normalise, open_conversations
+from train_mllm.conversations import ImageRef, normalise, open_conversations
 from train_mllm.prepare_data import main, prepare
 
 ROOT = Path(__file__).parents[2]
@@ -91,17 +91,17 @@ def test_forms_become_one(images):
     raw = (images / "red.png").read_bytes()
     from_parquet = normalise(llava(image={"bytes": raw, "path": None}), images)
     assert (from_parquet["messages"], from_parquet["digest"]) == (expected["messages"], expected["digest"])
-    assert from_parquet["images"] == [Picture(None, raw)]
+    assert from_parquet["images"] == [ImageRef(None, raw)]
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
 def test_pictures_are_told_whole_from_cut(form):
     data = encoded(form, (40, 24))
-    assert image_check.check(data) == image_check.check(data, full=True) == (40, 24)
+    assert image_check.check_image(data) == image_check.check_image(data, full=True) == (40, 24)
     with pytest.raises(ValueError, match="undecodable picture"):
-        image_check.check(data[: len(data) * 2 // 3])
+        image_check.check_image(data[: len(data) * 2 // 3])
     with pytest.raises(ValueError, match="undecodable picture"):
-        image_check.check(b"<html>404</html>")
+        image_check.check_image(b"<html>404</html>")
 
 
 def test_the_scan_does_not_decode_what_looks_whole_and_decodes_what_does_not(monkeypatch, shared):
@@ -109,28 +109,28 @@ def test_the_scan_does_not_decode_what_looks_whole_and_decodes_what_does_not(mon
     real = image_check._decode
     monkeypatch.setattr(image_check, "_decode", lambda data: decoded.append(len(data)) or real(data))
     for options in ({}, {"progressive": True}, {"exif": Image.Exif()}):
-        assert image_check.check(encoded("JPEG", (40, 24), **options)) == (40, 24)
-    assert image_check.check(encoded("PNG", (40, 24))) == (40, 24) and not decoded
+        assert image_check.check_image(encoded("JPEG", (40, 24), **options)) == (40, 24)
+    assert image_check.check_image(encoded("PNG", (40, 24))) == (40, 24) and not decoded
     padded = encoded("JPEG", (40, 24)) + b"\0" * 500  # whole all the same: an odd end alone is no fault
-    assert image_check.check(padded) == (40, 24) and decoded == [len(padded)]
+    assert image_check.check_image(padded) == (40, 24) and decoded == [len(padded)]
     with pytest.raises(ValueError, match="undecodable"):
-        image_check.check((shared / "ocr" / "broken.jpg").read_bytes())
+        image_check.check_image((shared / "ocr" / "broken.jpg").read_bytes())
     for file in sorted((shared / "sft" / "images").iterdir()) + sorted((shared / "charts" / "images").iterdir()):
         with Image.open(file) as image:
-            assert image_check.check(file.read_bytes()) == image.size
+            assert image_check.check_image(file.read_bytes()) == image.size
     assert len(decoded) == 2, "real pictures were decoded"
 
 
 def test_damage_in_the_middle_is_found_by_a_full_decode_and_a_bomb_by_its_header():
     data = bytearray(encoded("PNG", (64, 64)))
     data[len(data) // 2] ^= 255
-    assert image_check.check(bytes(data)) == (64, 64)
+    assert image_check.check_image(bytes(data)) == (64, 64)
     with pytest.raises(ValueError, match="undecodable"):
-        image_check.check(bytes(data), full=True)
+        image_check.check_image(bytes(data), full=True)
     bomb = bytearray(encoded("PNG"))
     bomb[16:24] = (20_000).to_bytes(4, "big") * 2
     with pytest.raises(ValueError, match="picture too large"):
-        image_check.check(bytes(bomb))
+        image_check.check_image(bytes(bomb))
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------------

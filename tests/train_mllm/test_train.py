@@ -19,7 +19,7 @@ from llava_plugin.encoders import weights_dir
 from llava_plugin.tower import VisionTower, digest
 from train_mllm import features as features_module
 from train_mllm import train as train_module
-from train_mllm.freeze_check import Guard
+from train_mllm.freeze_check import FreezeCheck
 from train_mllm.recipes import PRESETS
 from train_mllm.train import main, train
 
@@ -66,7 +66,7 @@ def test_projector_stage_trains_the_projector_alone_and_sft_starts_from_it(recip
     said = provenance(projector)
     assert said["stage"] == "projector" and said["llm_digest_before"] == said["llm_digest"]
     started = {}
-    real = train_module.start_from
+    real = train_module.initialise_from
 
     def spy(model, recipe):
         handed_on = real(model, recipe)
@@ -130,7 +130,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(recipe, monkeypatch):
         if state.global_step == 5:
             raise Killed
 
-    monkeypatch.setattr(Guard, "on_step_end", kill)
+    monkeypatch.setattr(FreezeCheck, "on_step_end", kill)
     with pytest.raises(Killed):
         train(other)
     monkeypatch.undo()
@@ -145,7 +145,7 @@ def test_a_run_stopped_before_its_export_takes_no_step_more(recipe, monkeypatch)
     def kill(self):
         raise Killed
 
-    monkeypatch.setattr(Guard, "check", kill)
+    monkeypatch.setattr(FreezeCheck, "check", kill)
     with pytest.raises(Killed):
         train(recipe)
     monkeypatch.undo()
@@ -162,7 +162,7 @@ def test_a_broken_promise_fails_the_run(recipe, monkeypatch):
 
 def test_guard_sees_drift_and_standstill():
     tower = VisionTower.from_encoder("genlip-tiny")
-    frozen, unfrozen = Guard(tower, train_encoder=False), Guard(tower, train_encoder=True)
+    frozen, unfrozen = FreezeCheck(tower, train_encoder=False), FreezeCheck(tower, train_encoder=True)
     with pytest.raises(RuntimeError, match="is it in the optimizer"):
         unfrozen.check()
     with pytest.raises(RuntimeError, match="received gradients"):  # woken up after the start
@@ -340,7 +340,7 @@ def test_adapters_are_merged_into_the_export_and_resumed(recipe, monkeypatch):
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Guard, "on_pre_optimizer_step", kill)
+        patch.setattr(FreezeCheck, "on_pre_optimizer_step", kill)
         with pytest.raises(Killed):
             train(other)
     saved = load_file(Path(other.out) / "checkpoints" / "checkpoint-3" / "model.safetensors")
