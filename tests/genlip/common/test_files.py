@@ -1,12 +1,14 @@
+"""Files are whole or absent, whoever else writes them at the same moment."""
+
 import multiprocessing
 from pathlib import Path
 
-from eval_suites.report.formatting import write_whole
+from genlip.common.files import write_file
 
 
 def _write_often(path: Path, letter: str) -> None:
     for _ in range(200):
-        write_whole(path, letter * 100_000)
+        write_file(path, letter * 100_000)
         seen = path.read_text()
         assert len(seen) == 100_000 and len(set(seen)) == 1
 
