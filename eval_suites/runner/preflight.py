@@ -15,8 +15,6 @@ from eval_suites import tasks
 from eval_suites.score import results
 from eval_suites.suites import Suite
 
-PATIENCE = 5.0  # seconds that a killed run's workers have to let go of its folder
-
 
 @dataclass(frozen=True)
 class Export:

@@ -26,7 +26,9 @@ def overall(suite: Suite, row: EncoderResult) -> float | None:
 
 def accept_unreadable(row: EncoderResult) -> EncoderResult:
     """The row with columns that lack nothing but unreadable pictures let into its averages; the table marks both."""
-    return replace(row, cells={name: replace(cell, refused=None) if cell.nearly else cell for name, cell in row.cells.items()})
+    return replace(
+        row, cells={name: replace(cell, refused=None) if cell.complete_except_unreadable else cell for name, cell in row.cells.items()}
+    )
 
 
 def weights(columns: tuple[Column, ...], cells: dict[str, Cell]) -> list[float]:

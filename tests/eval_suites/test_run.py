@@ -463,12 +463,12 @@ def test_frozen_encoders_of_another_token_budget_are_not_compared(small_easyvqa,
 
 
 def test_two_runs_into_one_folder(small_easyvqa, capsys, monkeypatch):
-    from eval_suites.runner import preflight
+    from genlip.common import locks
 
     small_easyvqa.export("a", "genlip-tiny")
-    monkeypatch.setattr(preflight, "PATIENCE", 0.1)
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
     (folder,) = [Path("results/easyvqa/genlip-tiny") / f"llm-tiny@{small_easyvqa.models[Path('runs/a/export')].digest[:8]}"]
-    with preflight.locked(folder):
+    with locks.locked(folder):
         assert "another run is writing" in refusal(small_easyvqa, capsys, "--encoder", "genlip-tiny", "--suite", "easyvqa")
 
 

@@ -73,7 +73,7 @@ def test_projector_stage_trains_the_projector_alone_and_sft_starts_from_it(recip
         started.update({n: p.detach().clone() for n, p in model.model.multi_modal_projector.named_parameters()})
         return handed_on
 
-    monkeypatch.setattr(train_module, "start_from", spy)
+    monkeypatch.setattr(train_module, "initialise_from", spy)
     tuned = train(replace(recipe, init=str(projector)))
     saved = dict(mllm.load(projector).model.model.multi_modal_projector.named_parameters())
     assert started and all(saved[n].equal(p) for n, p in started.items())
@@ -484,6 +484,8 @@ def test_a_real_language_model_around_a_real_encoder_learns_the_conversations(sh
 def test_provenance_where_neither_git_nor_the_package_is_installed(monkeypatch):
     from importlib import metadata
 
+    from genlip.common.versions import git_commit, package_versions
+
     real = metadata.version
 
     def version(name):
@@ -493,5 +495,5 @@ def test_provenance_where_neither_git_nor_the_package_is_installed(monkeypatch):
 
     monkeypatch.setattr(metadata, "version", version)
     monkeypatch.setenv("PATH", "")
-    assert train_module._git_commit() == "unknown"
-    assert train_module._versions()["genlip-eval"] == "not installed" and train_module._versions()["torch"]
+    assert git_commit() is None
+    assert package_versions(("torch", "genlip-eval")) == {"torch": real("torch"), "genlip-eval": "not installed"}
