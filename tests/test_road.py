@@ -1,4 +1,4 @@
-"""The README's commands, taken from it: the full-size road on a machine with nothing, the two paths of a new user with tiny stand-ins."""
+"""The pages' commands, taken from them: the full-size road on a machine with nothing, the paths of a new user with tiny stand-ins."""
 
 import csv
 import os
@@ -9,19 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests import pages
+from tests.pages import ROOT
+
 pytest.importorskip("lmms_eval")
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+ROAD_PAGE, OWN_ENCODER, OWN_BENCHMARK = (pages.text_of(f"docs/{name}.md") for name in ("road", "own-encoder", "own-benchmark"))
 
 
-def section(title: str) -> str:
-    """The README from a heading to the next heading of any level."""
-    return re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#+ |\Z)", README, re.M | re.S)[1]
-
-
-def commands(title: str) -> list[str]:
-    lines = re.findall(r"^    (\S.*)$", section(title), re.M)
-    return [re.sub(r"\s+# .*", "", line) for line in lines]
+def commands(page: str, *titles: str) -> list[str]:
+    return [command for title in titles for command in pages.commands(pages.section(page, title))]
 
 
 def shell(folder: Path, command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -39,7 +35,8 @@ def shell(folder: Path, command: str, **environment: str) -> subprocess.Complete
     return subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=600)
 
 
-# What each command of the road has to say of a machine with nothing, in order; and its exit code.
+SECTIONS = ("Fetch", "Train and evaluate", "Pretraining GenLIP")
+# What each command of these sections has to say of a machine with nothing, in order; and its exit code.
 ROAD = [
     (0, "weights/genlip-g16: from the hub, YanFang/GenLIP-g16-NaViT"),
     (1, "repository cannot be accessed"),  # hf's own words: there is no hub here
@@ -58,9 +55,9 @@ ROAD = [
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory) -> list[tuple[str, subprocess.CompletedProcess]]:
-    """Every command of the section with --dry-run, and what came of it. A plan needs one process, not eight."""
+    """Every command of the sections with --dry-run, and what came of it. A plan needs one process, not eight."""
     folder = tmp_path_factory.mktemp("nothing")
-    one = [command.replace("torchrun --nproc-per-node 8 -m", "python -m") for command in commands("The full-size road")]
+    one = [command.replace("torchrun --nproc-per-node 8 -m", "python -m") for command in commands(ROAD_PAGE, *SECTIONS)]
     return [(command, shell(folder, f"{command} --dry-run")) for command in one]
 
 
@@ -76,10 +73,12 @@ def test_the_roads_costs_are_those_of_the_dry_runs(road):
     out = "\n".join(done.stdout for _, done in road)
     plans = re.findall(
         r"^steps +([\d,]+) of .*\ntime +([\d.]+) hours on 8 GPUs at 40% .*\n(?:.*\n)*?"
-        r"memory a GPU +([\d.]+) GB.*\n(?:.*\n)*?disk +([\d.]+) GB",
+        r"memory (?:a|per) GPU +([\d.]+) GB.*\n(?:.*\n)*?disk +([\d.]+) GB",
         out, re.M,
     )  # fmt: skip
-    table = re.findall(r"^\| \w+, [^|]*\| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", section("The full-size road"), re.M)
+    table = re.findall(
+        r"^\| \w+, [^|]*\| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", pages.section(ROAD_PAGE, "What it takes"), re.M
+    )
     assert len(table) == 4 and table == plans[:4]
 
 
@@ -109,8 +108,8 @@ def test_my_own_encoder_gets_a_row(tmp_path, llama_tiny, own_encoder):
     from small_data.mini import build
 
     build.make(build.World(0, 8, 4), tmp_path / "data", workers=1)
-    title = "I have my own encoder on disk and want a row"
-    show, train, evaluate = (command.replace("/models/my-encoder", str(own_encoder)) for command in commands(title))
+    typed = commands(OWN_ENCODER, "A folder on disk, a row in the table")
+    show, train, evaluate = (command.replace("/models/my-encoder", str(own_encoder)) for command in typed)
     shown = shell(tmp_path, show)
     assert shown.returncode == 0 and re.search(r"mine +siglip_vision_model .*4 x 4 +16 +64", shown.stdout), shown.stdout + shown.stderr
     few = "--max-steps 1 --batch 2 --global-batch 2 --workers 0 --no-gradient-checkpointing"
@@ -131,9 +130,24 @@ def test_my_lmms_eval_results_get_a_table(tmp_path):
     from tests.eval_suites.test_elsewhere import lmms_logs
 
     lmms_logs(tmp_path / "logs" / "my__model")
-    cells, table = (shell(tmp_path, command) for command in commands("I have lmms-eval results and want the table"))
+    cells, table = (shell(tmp_path, command) for command in commands(OWN_ENCODER, "Results of plain lmms-eval"))
     assert cells.returncode == 0 and re.search(r"^chartqa .* 50 %.* n=2500/2500$", cells.stdout, re.M), cells.stdout + cells.stderr
     assert table.returncode == 0 and "| mine " in table.stdout and "SigLIP2 (paper)" in table.stdout, table.stderr
     with (tmp_path / "tables" / "genlip14.csv").open(newline="") as stream:
         rows = {row["encoder"]: row for row in csv.DictReader(stream)}
     assert float(rows["mine"]["all_avg"]) == 50.0 and rows["mine"]["complete"] == "14/14"
+
+
+def test_the_readmes_road_is_the_roads():
+    """Its commands stand on the road's page too, or are one of them with fewer arguments."""
+    road = commands(ROAD_PAGE, "Fetch", "Train and evaluate")
+    for command in commands(pages.text_of("README.md"), "The road in short"):
+        assert any(set(command.split()) <= set(longer.split()) for longer in road), command
+
+
+def test_a_selection_of_columns_is_a_suite(tmp_path):
+    """The page's file is taken for a suite, and the evaluation then says what lacks of it."""
+    write, evaluate = commands(OWN_BENCHMARK, "A selection of columns")
+    done = shell(tmp_path, f"{write} && {evaluate} --dry-run")
+    assert done.returncode == 2 and "suite documents: columns of documents.yaml: chartqa, docvqa" in done.stdout
+    assert "no fine-tuned MLLM of genlip-g16" in done.stderr and "Traceback" not in done.stderr
