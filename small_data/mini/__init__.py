@@ -1,6 +1,6 @@
 """The mini world: one deterministic generator of small pictures, their captions, conversations and fourteen benchmark sets.
 
-    python -m small_data.mini --out data/mini --train 20000 --eval 200 --seed 0
+    python -m small_data.mini --out data --train 20000 --eval 200 --seed 0
 
 Why: no hub can be reached in a test, on an air-gapped cluster or on a laptop in a train, yet all of the paper's benchmarks must run there
 through lmms-eval's own prompts and metrics, on pictures from which an encoder can learn something that the benchmarks then measure.
