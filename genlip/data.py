@@ -31,9 +31,9 @@ from .shards import Source, open_shard
 
 END_OF_CAPTION = "<|im_end|>\n"  # the two end tokens of the paper's sequence
 MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded
-MAX_NAMES_PER_REASON = 10  # offenders named in the ledger, a reason
-MAX_CONSECUTIVE_BAD = 1000  # unusable samples one after another
-SAMPLE_OVERHEAD_BYTES = 4096  # bytes of a sample that is kept: its words, its name
+MAX_NAMES_PER_REASON = 10  # sample names kept per skip reason
+MAX_CONSECUTIVE_BAD = 1000  # stop after this many unusable samples in a row
+SAMPLE_OVERHEAD_BYTES = 4096  # cached bytes per sample besides the pixels: ids, name
 
 
 @dataclass

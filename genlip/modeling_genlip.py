@@ -1,6 +1,6 @@
 """GenLIP on transformers: one stack of layers reads the patches, then speaks the caption (arXiv 2605.00809, section 3).
 
-Shapes: B samples, T tokens of a packed row, N patches, R registers a sample (none by default), L longest sample of a bucket,
+Shapes: B samples, T tokens of a packed row, N patches, R registers per sample (none by default), L longest sample of a bucket,
 D width, H heads, V words. A packed row holds its samples one after another, each as [registers][patches][text]. Within a sample
 (Prefix-LM; registers are as patches)
 
@@ -494,7 +494,7 @@ class GenLIPVisionModel(GenLIPPreTrainedModel):
 
 
 class GenLIPForPretraining(GenLIPVisionModel, GenerationMixin):
-    """The encoder and its tongue: patches and caption tokens through the same layers, the next word from each text token."""
+    """Encoder plus language-model head: patches and caption tokens through the same layers, the next word from each text token."""
 
     main_input_name = "input_ids"
     _keys_to_ignore_on_load_unexpected = None

@@ -1,6 +1,6 @@
 """A packed row of samples: where everything stands in it, which token sees which, and how attention is to be called for that.
 
-Shapes: B samples, T tokens of the row, N patches, R registers a sample, L longest sample of a bucket, P prefix tokens. `modeling_genlip`
+Shapes: B samples, T tokens of the row, N patches, R registers per sample, L longest sample of a bucket, P prefix tokens. `modeling_genlip`
 says what a row is and who attends to whom; this file says it in indices and masks, without weights.
 """
 
@@ -45,8 +45,8 @@ def build_layout(grid_hw: torch.Tensor, text_lens: torch.Tensor, patches: int, w
 
     t = torch.arange(patches + words + registers * len(grid_hw), device=device)
     sample = torch.searchsorted(ends, t, right=True)
-    patch = t - starts[sample] - registers  # the how-manieth patch of its sample; negative for a register
-    word = patch - image_lens[sample]  # the how-manieth word; negative for what comes before the text
+    patch = t - starts[sample] - registers  # index of the patch within its sample; negative for a register
+    word = patch - image_lens[sample]  # index of the word within its text; negative before the text
     column = grid_hw[sample, 1]
     text = grid_hw.max(dim=1).values[sample] + word
     is_register, is_text = patch < 0, word >= 0

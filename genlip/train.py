@@ -54,7 +54,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     from .log import Log
     from .shards import list_sources, listing_digest
 
-    # Who we are, what there is to read, and where it goes.
+    # Process group, data listing, run folder.
     rank, world, device = init_distributed(recipe)
     sources = list_sources(recipe.data)
     digest = listing_digest(sources)

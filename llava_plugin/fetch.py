@@ -208,7 +208,7 @@ def hub_id(name: str) -> str:
 
 
 def download(repository: str, folder: Path) -> dict:
-    """A hub repository's configs, tokenizer and safetensors into `folder`; goes on after a stop. ValueError when it cannot be had."""
+    """A hub repository's configs, tokenizer and safetensors into `folder`; resumes. Raises ValueError if the download fails."""
     import huggingface_hub
 
     # Nothing that has to be unpickled or run is asked for.

@@ -8,7 +8,7 @@ right layer without prefix tokens. What is ours is around it: building it from p
 function for training and evaluation), and answering in batches. Where it does not fit: it knows one projector (two linear maps
 with a GELU between), so a model with another one is the subclass `LlavaWithProjector`.
 
-Shapes: B samples, S tokens, N visual tokens a picture.
+Shapes: B samples, S tokens, N visual tokens per picture.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ from .tower import VisionTower, digest, tensor_digests
 
 PROJECTORS = ("mlp2x_gelu", "linear", "pixel_shuffle")
 IMAGE = "<image>"  # the marker in messages and in LLaVA's data
-# All but cuDNN's attention, which plans anew for every shape, 80 ms each on an H100: while an answer grows, that is every word.
+# Without cuDNN's attention: it re-plans for every new shape (80 ms on an H100), that is at each decoding step.
 DECODE_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 FEATURES_KEPT = 512  # pictures whose features `answer` keeps: benchmarks ask several questions about one picture in a row
 

@@ -188,7 +188,8 @@ class VisionTower(PreTrainedModel):
 
     def forward(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None, **kwargs) -> BaseModelOutput:
         """(B, 3, R, R) -> features (B, N, D). With image_sizes (B, 2), packed patches (N, 3, P, P) of pictures at their own aspect
-        ratio -> (1, N, D), which transformers' LLaVA splits again. A (B, N, D) input is taken for features computed before."""
+        ratio -> (1, N, D), which transformers' LLaVA splits again. A (B, N, D) input is
+        cached features, which pass through unchanged."""
         spec = self.spec
         if pixel_values.ndim == 3:
             features = pixel_values

@@ -219,7 +219,7 @@ def benchmark_rows(test: list[ImageQuestions], kind: str) -> list[dict]:
 
 
 def rows_digest(sets: dict[str, list[dict]]) -> str:
-    """sha256 (hex) over all rows, set by set in the order of SETS, row by row: a JSON list a line of question_id, question, answer,
+    """sha256 (hex) over all rows, set by set in the order of SETS, row by row: one JSON list per line of question_id, question, answer,
     type, image_id and the sha256 of the picture's bytes. The parquet files' own bytes would change with the writer's version.
     """
     digest = hashlib.sha256()

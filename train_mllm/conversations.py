@@ -1,4 +1,4 @@
-"""One row: any common form of a conversation -> the one form, checked; rows -> Arrow, mapped into memory by whoever trains. Torch-free.
+"""Normalise one conversation (LLaVA, OpenAI, parquet) and write Arrow tables that training maps into memory. Torch-free.
 
 Used by `python -m train_mllm.prepare_data`, which counts what does not pass. A row costs 20 us beside the hash of its picture: a
 picture that lies in a parquet column is looked at where parquet's reader has put it, and is written from there.

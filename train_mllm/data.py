@@ -14,7 +14,7 @@ Two ways with several turns:
     turn 1    1      1               (each block causal)
     turn 2    1              1
 
-Shapes: S tokens of a conversation, N visual tokens a picture, D tower width.
+Shapes: S tokens of a conversation, N visual tokens per picture, D tower width.
 """
 
 import functools

@@ -1,5 +1,4 @@
-"""Proof of what was trained: a frozen encoder stayed bit-equal, an unfrozen one learnt and is what was saved. A broken promise fails
-the run, in words.
+"""Verifies that a frozen encoder stayed bit-identical, and that a trained one changed and was saved; RuntimeError otherwise.
 
 In today's tools unfrozen weights are at times never saved, and frozen ones at times drift; both make a comparison of encoders void.
 """

@@ -1,4 +1,4 @@
-"""What learns, from what, and at which rate: the parts of an MLLM as `python -m train_mllm.train` sets them up. Loads without torch."""
+"""Model setup: initialise from an earlier stage, freeze, attach LoRA adapters, build optimizer groups. Loads without torch."""
 
 import json
 from pathlib import Path

@@ -12,7 +12,7 @@ Which conversations share a batch (`bins`):
     padded   as many as --batch says, of like length, padded to the longest
 
 Shapes: T tokens of a packed batch, S tokens of its sequences (those of a front count in each), R sequences of like length, L the longest
-of them, K tokens that are learned, N visual tokens a picture, D tower width.
+of them, K tokens that are learned, N visual tokens per picture, D tower width.
 """
 
 import bisect
@@ -30,7 +30,7 @@ from . import estimate
 from .data import IGNORED, TokenizedConversation
 
 GQA_IS_ASKED_FOR = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 groups heads unasked
-WINDOW = 1000  # conversations among which those that fill a bin, or are of like length, are looked for: the order stays random
+WINDOW = 1000  # sort only within windows of so many conversations, so that the global order stays random
 
 
 def bins(lengths: np.ndarray, batching: str, batch: int, budget: int, seed: int) -> list[np.ndarray]:
@@ -74,7 +74,8 @@ class Bins(torch.utils.data.Dataset):
 
 
 def in_batches(dataset, lengths: np.ndarray, kept: np.ndarray, recipe, processes: int) -> tuple[torch.utils.data.Dataset, int]:
-    """(what the Trainer draws from, micro-steps a step): the conversations `kept`, whose `lengths` (n, 1 or more) begin with tokens."""
+    """Returns (dataset for the Trainer, gradient-accumulation steps) of the conversations `kept`; `lengths` (n, 1 or more) begin with
+    tokens."""
     accumulation = estimate.accumulation(recipe, processes)
     if recipe.batching == "batch":
         return dataset if len(kept) == len(lengths) else torch.utils.data.Subset(dataset, kept.tolist()), accumulation
@@ -212,7 +213,7 @@ def packed_attention(module, query, key, value, attention_mask, sequence_index, 
 def flash_packed_attention(
     module, query, key, value, attention_mask, sequence_ends, longest, sequence_index=None, token_source=None, scaling=None, **kwargs
 ):
-    """The same by one call of torch's FlashAttention. Raises ValueError for dropout, which it does not know."""
+    """`packed_attention` as one varlen FlashAttention call; fp16 and bf16 only. Raises ValueError for dropout."""
     if kwargs.get("dropout"):
         raise ValueError("FlashAttention of packed rows has no dropout: set attention_dropout 0 in the language model's config.json")
     # It takes half precision alone, and no autocast sees to that: rotated beside fp32 weights, queries and keys are fp32.

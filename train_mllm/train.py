@@ -113,7 +113,7 @@ def train(recipe: Recipe) -> Path:
     from .packing import Collator, in_batches
     from .trainer import StrictTrainer, keep_until, newest_whole
 
-    # The model: what learns, what does not. On a GPU what learns is kept in fp32 and computed in bf16; DeepSpeed keeps its own fp32 copy.
+    # The model. Trainable weights stay fp32 (bf16 under autocast on a GPU; DeepSpeed keeps its own fp32 copy), frozen ones are bf16.
     set_seed(recipe.seed)
     logging.disable_progress_bar()  # one for every folder that is read
     on_gpu = torch.cuda.is_available()

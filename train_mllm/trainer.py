@@ -1,5 +1,5 @@
-"""transformers' own training loop, held to more: what learns is saved and found again to the last weight, a checkpoint counts only when
-it is whole, a loss that is no number stops the run before a weight moves, and the log says how many tokens teach.
+"""A stricter transformers Trainer: trainable weights are saved and restored exactly, a checkpoint counts only when it is whole, a
+non-finite loss stops the run before the optimizer moves, and the log says how many tokens are supervised.
 """
 
 import json

@@ -24,7 +24,7 @@ from eval_suites.suites import Column, Suite
 from genlip.common.files import write_file
 
 CELLS_HEADER = ("encoder", "benchmark", "value", "unit", "n", "n_expected", "stderr", "low", "high", "refused")
-DAGGER = "\u2020"  # of what lacks pictures that cannot be read, where such columns are let into averages
+DAGGER = "\u2020"  # marks values averaged despite unreadable pictures
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------------

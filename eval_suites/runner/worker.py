@@ -1,8 +1,8 @@
 """Running tasks: one process each, forked from a parent that has imported lmms-eval once, spread over the GPUs there are.
 
 Why: tasks keep sums in their modules (OCRBench), leave memory behind, and fall over; what one of them does must not touch the next. An
-import of lmms-eval takes 5-8 s, a fork 0.02 s. The parent imports and never computes (a fork may not follow the first use of CUDA or of
-OpenMP); each worker loads the model, answers through the journal, scores by lmms-eval, and writes samples.jsonl, then result.json.
+import of lmms-eval takes 5-8 s, a fork 0.02 s. Forking is unsafe once CUDA or OpenMP has been used, so the parent
+only imports; each worker loads the model, answers through the journal, scores by lmms-eval, and writes samples.jsonl, then result.json.
 A task has succeeded when that file is there and has the right key; no exit code is asked. A worker dies with its parent.
 """
 

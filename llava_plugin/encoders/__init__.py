@@ -283,7 +283,7 @@ def same_budget(sizes: list[tuple[str, int, int]]) -> int:
     """The visual tokens a picture that all share, of (label, tokens, pixels a side) each; encoders are comparable only at an equal
     budget (paper: 24 x 24 = 576).
 
-    Raises ValueError, with the resolution that mends it, where two differ.
+    Raises ValueError if two differ; the message suggests the resolution that makes them equal.
     """
     first, tokens, _ = sizes[0]
     grid = math.isqrt(tokens)
@@ -291,7 +291,7 @@ def same_budget(sizes: list[tuple[str, int, int]]) -> int:
         if own != tokens:
             side = math.isqrt(own)
             raise ValueError(
-                f"{first} gives {tokens} tokens a picture ({grid} x {grid}), {label} {own} ({side} x {side}): not comparable. "
+                f"{first} gives {tokens} tokens per picture ({grid} x {grid}), {label} {own} ({side} x {side}): not comparable. "
                 f"Train {label} at --resolution {grid * (resolution // side)}, which is {grid} x {grid}"
             )
     return tokens
