@@ -24,7 +24,7 @@ SUITE = suites.get("genlip14")
 def test_every_printed_average_is_recomputed_and_exactly_the_known_rows_are_flagged():
     flagged, rows = [], 0
     for number in json.loads(paper.PAPER.read_text()):
-        for row in paper.paper_table(number)[2]:
+        for row in paper.paper_table(number).rows:
             rows += 1
             flagged += [(number, row.model, row.arch)] if row.flag else []
     assert flagged == [
@@ -38,14 +38,14 @@ def test_every_printed_average_is_recomputed_and_exactly_the_known_rows_are_flag
 
 
 def test_rows_on_the_rounding_border_are_not_flagged():
-    border = {row.recomputed for number in ("3", "7") for row in paper.paper_table(number)[2]} & {Decimal("61.45"), Decimal("61.55")}
+    border = {row.recomputed for number in ("3", "7") for row in paper.paper_table(number).rows} & {Decimal("61.45"), Decimal("61.55")}
     assert len(border) == 2
     row = paper.Printed("m", "a", "", {}, Decimal("68.6"), Decimal("68.55"))
     assert not row.flag and replace(row, recomputed=Decimal("68.5499")).flag
 
 
 def test_18_of_the_19_averages_of_tables_3_and_4_follow_the_rule_to_the_printed_digit():
-    rows = [row for number in ("3", "4") for row in paper.paper_table(number)[2]]
+    rows = [row for number in ("3", "4") for row in paper.paper_table(number).rows]
     assert len(rows) == 19 and sum(not row.flag for row in rows) == 18
 
 
