@@ -3,13 +3,14 @@
 # make demo       the mini world end to end: pretrain, fine-tune three MLLMs, evaluate on 14 benchmarks, one table
 # make demo-easyvqa  the same chain on a public data set of shapes
 # make demo-real  the same chain with SmolLM2-135M, partial rows; long without a GPU
-# make lint       ruff
+# make lint       ruff, and types
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BEGUN := $(VENV)/.begun
 TORCH := torch==2.13.0
+NODEPS := eval_suites/requirements-nodeps.txt
 ROOM := 4
 # Modules are compiled when they are first imported: all of them at once is half of the set-up, and most are never asked for.
 PIP := --quiet --disable-pip-version-check --no-compile
@@ -25,7 +26,7 @@ setup: $(STAMP)
 # A machine whose own Python has a CUDA torch keeps it: the environment then sees the system's packages.
 # An environment that a stop left half-made (begun by this rule, or without a pip that runs) is made anew; one that a user made is kept,
 # and so is what a symbolic link leads to.
-$(STAMP): requirements.txt requirements-nodeps.txt pyproject.toml
+$(STAMP): requirements.txt $(NODEPS) pyproject.toml
 	@command -v $(PYTHON) > /dev/null || { echo "no $(PYTHON) here: install Python 3.11 or newer, or make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %s: make PYTHON=python3.11 ..." % sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "this Python makes no environments: apt-get install python3-venv, or make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -37,7 +38,7 @@ $(STAMP): requirements.txt requirements-nodeps.txt pyproject.toml
 	  echo "keeping the CUDA torch of this machine"; $(PYTHON) -m venv $$clear --system-site-packages $(VENV) && touch $(BEGUN); \
 	else $(PYTHON) -m venv $$clear $(VENV) && touch $(BEGUN) && $(BIN)/python -m pip install $(PIP) $(TORCH); fi || { $(MENDS); }
 	@echo "installing into $(VENV): minutes"; $(BIN)/python -m pip install $(PIP) -r requirements.txt || { $(MENDS); }
-	@$(BIN)/python -m pip install $(PIP) --no-deps -r requirements-nodeps.txt || { $(MENDS); }
+	@$(BIN)/python -m pip install $(PIP) --no-deps -r $(NODEPS) || { $(MENDS); }
 	@$(BIN)/python -m pip install $(PIP) --no-deps --no-build-isolation -e . || { $(MENDS); }
 	@touch $(STAMP) && rm -f $(BEGUN)
 
@@ -64,3 +65,4 @@ demo-real: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python tests/check_types.py
