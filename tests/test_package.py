@@ -10,13 +10,19 @@ from pathlib import Path
 import pytest
 
 import genlip_eval
+from small_data.mini.fonts import FONTS
 from tests.check_types import faults
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 INSTALLED = ("genlip", "llava_plugin", "train_mllm", "eval_suites", "small_data")
 # What a folder may import besides the dependencies of all: the extras that its users install.
-EXTRAS = {"llava_plugin": ("weights", "llava_next"), "train_mllm": ("train", "deepspeed"), "eval_suites": ("eval",)}
+EXTRAS = {
+    "llava_plugin": ("weights", "llava_next"),
+    "train_mllm": ("train", "deepspeed"),
+    "eval_suites": ("eval",),
+    "small_data": ("mini",),
+}
 DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml"}
 OPTIONAL = {  # imported, and in no extra
     "lmms_eval": "installed with --no-deps from eval_suites/requirements-nodeps.txt",
@@ -29,7 +35,12 @@ UNSEEN = {  # declared, and imported by somebody else on our behalf
     "tensorboard": "torch.utils.tensorboard writes by it",
     "evaluate": "lmms-eval's metrics",
     "pycocoevalcap": "lmms-eval's CIDEr",
+    "loguru": "lmms-eval's log",
+    "sacrebleu": "lmms-eval's metrics",
+    "tenacity": "lmms-eval's retries",
+    "pytz": "lmms-eval, which does not declare it",
     "einops": "LLaVA-NeXT's model code",
+    **{package.replace("-", "_"): "a font file, read and never imported" for package, _ in FONTS.values()},
 }
 
 
@@ -70,7 +81,7 @@ def test_what_a_fresh_environment_installs_has_every_dependency_pinned():
     pinned = names([line for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line])
     extras = PROJECT["project"]["optional-dependencies"]
     assert names(PROJECT["project"]["dependencies"]) - pinned == {"torch"}, "torch comes first, from the Makefile"
-    assert names(extras["train"] + extras["eval"] + extras["weights"] + extras["dev"]) <= pinned
+    assert names(extras["train"] + extras["eval"] + extras["weights"] + extras["mini"] + extras["dev"]) <= pinned
 
 
 def test_every_installed_package_says_that_it_is_typed():
