@@ -12,6 +12,8 @@ BEGUN := $(VENV)/.begun
 TORCH := torch==2.13.0
 NODEPS := eval_suites/requirements-nodeps.txt
 ROOM := 4
+# Two workers, a thread each; a file's tests stay together and in order, for what they share. make test SIDE= runs them one by one.
+SIDE := -n 2 --dist loadfile
 # Modules are compiled when they are first imported: all of them at once is half of the set-up, and most are never asked for.
 PIP := --quiet --disable-pip-version-check --no-compile
 MENDS := echo "set-up stopped: see pip's words above. A package index is needed, $(ROOM) GB of disk, and a compiler (apt-get install build-essential) where a package has no wheel for this Python; then the same command again" >&2; exit 1
@@ -43,11 +45,11 @@ $(STAMP): requirements.txt $(NODEPS) pyproject.toml
 	@touch $(STAMP) && rm -f $(BEGUN)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SIDE) -m "not slow"
 
 # timm and torchvision stand on the path for one file alone: they change which processors transformers picks.
 test-all: $(STAMP) .peers/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE)
 	PYTHONPATH=.peers $(BIN)/python -m pytest tests/llava_plugin/test_peers.py
 
 .peers/.installed: requirements-peers.txt $(STAMP)
