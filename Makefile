@@ -3,7 +3,7 @@
 # make demo       the mini world end to end: pretrain, fine-tune three MLLMs, evaluate on 14 benchmarks, one table
 # make demo-easyvqa  the same chain on a public data set of shapes
 # make demo-real  the same chain with SmolLM2-135M, partial rows; long without a GPU
-# make lint       ruff
+# make lint       ruff, and types
 # make docs       the pages as a site in build/docs; a broken link or anchor fails
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +11,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BEGUN := $(VENV)/.begun
 TORCH := torch==2.13.0
+NODEPS := eval_suites/requirements-nodeps.txt
 ROOM := 4
+# Two workers, a thread each; a file's tests stay together and in order, for what they share. make test SIDE= runs them one by one.
+SIDE := -n 2 --dist loadfile
 # Modules are compiled when they are first imported: all of them at once is half of the set-up, and most are never asked for.
 PIP := --quiet --disable-pip-version-check --no-compile
 MENDS := echo "set-up stopped: see pip's words above. A package index is needed, $(ROOM) GB of disk, and a compiler (apt-get install build-essential) where a package has no wheel for this Python; then the same command again" >&2; exit 1
@@ -26,7 +29,7 @@ setup: $(STAMP)
 # A machine whose own Python has a CUDA torch keeps it: the environment then sees the system's packages.
 # An environment that a stop left half-made (begun by this rule, or without a pip that runs) is made anew; one that a user made is kept,
 # and so is what a symbolic link leads to.
-$(STAMP): requirements.txt requirements-nodeps.txt pyproject.toml
+$(STAMP): requirements.txt $(NODEPS) pyproject.toml
 	@command -v $(PYTHON) > /dev/null || { echo "no $(PYTHON) here: install Python 3.11 or newer, or make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %s: make PYTHON=python3.11 ..." % sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "this Python makes no environments: apt-get install python3-venv, or make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -38,16 +41,16 @@ $(STAMP): requirements.txt requirements-nodeps.txt pyproject.toml
 	  echo "keeping the CUDA torch of this machine"; $(PYTHON) -m venv $$clear --system-site-packages $(VENV) && touch $(BEGUN); \
 	else $(PYTHON) -m venv $$clear $(VENV) && touch $(BEGUN) && $(BIN)/python -m pip install $(PIP) $(TORCH); fi || { $(MENDS); }
 	@echo "installing into $(VENV): minutes"; $(BIN)/python -m pip install $(PIP) -r requirements.txt || { $(MENDS); }
-	@$(BIN)/python -m pip install $(PIP) --no-deps -r requirements-nodeps.txt || { $(MENDS); }
+	@$(BIN)/python -m pip install $(PIP) --no-deps -r $(NODEPS) || { $(MENDS); }
 	@$(BIN)/python -m pip install $(PIP) --no-deps --no-build-isolation -e . || { $(MENDS); }
 	@touch $(STAMP) && rm -f $(BEGUN)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SIDE) -m "not slow"
 
 # timm and torchvision stand on the path for one file alone: they change which processors transformers picks.
 test-all: $(STAMP) .peers/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE)
 	PYTHONPATH=.peers $(BIN)/python -m pytest tests/llava_plugin/test_peers.py
 
 .peers/.installed: requirements-peers.txt $(STAMP)
@@ -65,6 +68,7 @@ demo-real: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python tests/check_types.py
 
 # -W: a warning fails; -E: every page is read anew, so that none hides in a cache.
 docs: $(STAMP)

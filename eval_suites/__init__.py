@@ -1,1 +1,29 @@
 """Evaluate an encoder's MLLM through lmms-eval's own task code, aggregate, report: `python eval_suites/run.py --encoder KEY`."""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def table(root: str | Path, suite: str) -> "pandas.DataFrame":
+    """The rows of tables/<suite>.csv, from the results folder `root`: a column per benchmark and average, NaN where there is no number.
+
+        import eval_suites
+        rows = eval_suites.table("results", "genlip14").set_index("encoder")
+        rows.loc["genlip-g16", ["chartqa", "docvqa", "all_avg"]]
+
+    The paper's rows stand below the measured ones: `source` tells them apart. `suite` is a name or a YAML file.
+    """
+    import pandas
+
+    from eval_suites import suites
+    from eval_suites.report.tables import csv_table
+    from eval_suites.score.results import read_rows
+
+    asked = suites.get(suite)
+    text = io.StringIO(csv_table(asked, read_rows(Path(root), asked)))
+    words = dict.fromkeys(("encoder", "arch", "llm", "source", "complete", "digest"), "str")  # a digest may look like a number
+    return pandas.read_csv(text, dtype={**words, "frozen": "boolean", "resolution": "Int64", "tokens": "Int64"})

@@ -41,8 +41,8 @@ def ocrbench(source: Path, images: Path) -> list[dict]:
 def coco2017_cap_val(source: Path, images: Path) -> list[dict]:
     """A row for each captioned picture of a tar: one reference, where COCO has five."""
     with tarfile.open(source) as tar:
-        content = {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
-    rows = []
+        content = {member.name: stream.read() for member in tar if member.isfile() and (stream := tar.extractfile(member))}
+    rows: list[dict] = []
     for name in sorted(name for name in content if name.endswith(".json")):
         stem = name.removesuffix(".json")
         if f"{stem}.jpg" not in content:

@@ -75,8 +75,8 @@ class Suite:
     @property
     def n(self) -> int | None:
         """Samples of all columns together, for the micro-average; None where a manifest has to say."""
-        counts = [column.n for column in self.columns]
-        return None if None in counts else sum(counts)
+        counts = [column.n for column in self.columns if column.n is not None]
+        return sum(counts) if len(counts) == len(self.columns) else None
 
 
 def _caption(name: str, title: str, task: str, metric: str, n: int, split: str, prompt: str) -> Column:

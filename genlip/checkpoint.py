@@ -63,7 +63,7 @@ def save(run: Path, step: int, model, optimizer, state: dict, keep: int = 2, mil
 
 def newest(run: Path) -> Path | None:
     """The newest whole checkpoint, the same on all ranks, or None where there is none."""
-    found = [None]
+    found: list[str | None] = [None]
     if not dist.is_initialized() or dist.get_rank() == 0:
         for folder in sorted((run / "checkpoints").glob("step-??????"), reverse=True):
             if whole(folder):

@@ -120,7 +120,7 @@ class GenLIPConfig(PreTrainedConfig):
         """This configuration as the released code's `config.json`. Raises ValueError for what that code cannot build."""
         if self.num_register_tokens:
             raise ValueError(f"the released code knows no register tokens (num_register_tokens={self.num_register_tokens})")
-        theirs = {"architectures": ["GenLIPModel"], "model_type": self.model_type}
+        theirs: dict = {"architectures": ["GenLIPModel"], "model_type": self.model_type}
         theirs |= {name: getattr(self, name) for name in OFFICIAL} | FIXED | {name: getattr(self, name, UNREAD[name]) for name in UNREAD}
         theirs["rope_scaling"] = {"type": "mrope", "mrope_section": list(self.mrope_section)}
         theirs["torch_dtype"] = str(self.dtype or "float32").removeprefix("torch.")

@@ -259,7 +259,8 @@ class PackedRows(IterableDataset):
         """The rows of one stream, one after another."""
         recipe, state = self.recipe, self.states and self.states[stream]
         ledger = Ledger.from_dict(state["ledger"]) if state else Ledger()
-        position = state["position"] if state else {"places": [START] * len(self.sources), "drawn": [0] * len(self.sources), "waiting": []}
+        new: dict = {"places": [START] * len(self.sources), "drawn": [0] * len(self.sources), "waiting": []}
+        position = state["position"] if state else new
         places, drawn = list(position["places"]), list(position["drawn"])
         draws = self._draw(stream, places, drawn, ledger)
         waiting = [self.load(*place) for place in position["waiting"]]

@@ -4,6 +4,8 @@ FLOP are those of the model, as MFU counts them: 6 a weight and token (forward a
 12 n^2 D a layer for the attention of a sample of n tokens; what activation checkpointing computes twice is not counted.
 """
 
+from typing import NamedTuple
+
 from .common.hardware import PEAK_BF16
 from .recipes import Recipe
 
@@ -17,9 +19,16 @@ def step_flops(config, tokens: int, squares: int, labelled: int) -> float:
     return 6.0 * per_token * tokens + 6.0 * (config.vocab_size * text + joined) * labelled + 12.0 * layers * width * squares
 
 
-def memory(recipe: Recipe, config, parameters: int, labelled: float, gpus: int) -> tuple[float, float, float]:
-    """Bytes a GPU of fp32 weights, gradients and two moments; of what is kept of a row; of the head's logits and gradient (with the
-    layer that FSDP gathers), where a share `labelled` of the tokens has a label."""
+class MemoryEstimate(NamedTuple):
+    """Bytes per GPU; their sum is the peak."""
+
+    states: float  # fp32 weights, gradients and two moments
+    activations: float  # what is kept of a row
+    logits: float  # the head's, and their gradient, with the layer that FSDP gathers
+
+
+def memory(recipe: Recipe, config, parameters: int, labelled: float, gpus: int) -> MemoryEstimate:
+    """Of training, where a share `labelled` of the tokens has a label."""
     from .modeling_genlip import LOGITS
 
     shared = gpus if recipe.parallel == "fsdp" else 1
@@ -29,7 +38,7 @@ def memory(recipe: Recipe, config, parameters: int, labelled: float, gpus: int) 
     held = min(LOGITS, round(recipe.row_tokens * labelled) * config.vocab_size)
     logits = (6 if recipe.bf16 else 4) * held + 4 * config.vocab_size * config.text_embed_dim
     half = 2 * parameters / config.num_hidden_layers if recipe.parallel == "fsdp" else 0
-    return 16 * parameters / shared, kept + layer, logits + half
+    return MemoryEstimate(16 * parameters / shared, kept + layer, logits + half)
 
 
 def estimate(recipe: Recipe, vocabulary: int, gpus: int, mfu: float, peak: float = PEAK_BF16["H100"]) -> list[str]:
@@ -50,8 +59,7 @@ def estimate(recipe: Recipe, vocabulary: int, gpus: int, mfu: float, peak: float
     flops = step_flops(config, tokens, round(samples * recipe.mean_tokens**2), round(samples * words))
     days = recipe.steps * flops / (gpus * mfu * peak) / 86_400
 
-    states, activations, logits = memory(recipe, config, whole, words / recipe.mean_tokens, gpus)
-    total = states + activations + logits
+    planned = memory(recipe, config, whole, words / recipe.mean_tokens, gpus)
     gib = 2**30
     uneven = [f"note         {recipe.rows} rows do not split over {gpus} GPUs: change --rows"] if recipe.rows % gpus else []
     return [
@@ -59,8 +67,8 @@ def estimate(recipe: Recipe, vocabulary: int, gpus: int, mfu: float, peak: float
         f"steps        {recipe.steps:,} of {recipe.rows} rows x {recipe.row_tokens:,} tokens",
         f"tokens       {tokens:,} a step, {tokens * recipe.steps:,} in all",
         f"samples      about {samples:,.0f} a step, {samples * recipe.steps:,.0f} in all (at {recipe.mean_tokens} tokens each)",
-        f"memory       about {total / gib:.1f} GiB a GPU: {states / gib:.1f} weights, gradients and moments, "
-        f"{activations / gib:.1f} activations, {logits / gib:.1f} logits",
+        f"memory       about {sum(planned) / gib:.1f} GiB a GPU: {planned.states / gib:.1f} weights, gradients and moments, "
+        f"{planned.activations / gib:.1f} activations, {planned.logits / gib:.1f} logits",
         f"time         {days:,.2f} days on {gpus} GPU(s) at {mfu:.0%} of {peak / 1e12:,.0f} TFLOP/s ({flops * recipe.steps:.3g} FLOP)",
         *uneven,
     ]

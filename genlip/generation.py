@@ -1,9 +1,17 @@
 """What a pretrained GenLIP says of pictures: greedy decoding, as in the paper's own test, and the pictures that are asked about."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+    from .image_processing_genlip import GenLIPImageProcessor
+    from .modeling_genlip import GenLIPForPretraining
 
 
 def captions(model, tokenizer, pixel_values, prompt: str, max_new_tokens: int = 256) -> list[str]:
@@ -35,7 +43,7 @@ class PromptedImage:
     """pixels (H, W, 3) uint8, as the model takes them; `truth` is the caption that came with it, if any."""
 
     name: str
-    pixels: object
+    pixels: "np.ndarray"
     prompt: str
     truth: str | None = None
 
@@ -68,8 +76,15 @@ def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> 
                 raise ValueError(f"{file} is not a picture that can be read ({e})") from e
 
 
-def load(export: str, attention: str = "sdpa"):
-    """(model, tokenizer, image processor, the processor's size rule) of an export folder."""
+class LoadedExport(NamedTuple):
+    model: "GenLIPForPretraining"
+    tokenizer: "PreTrainedTokenizerBase"
+    processor: "GenLIPImageProcessor"
+    size: Callable[[int, int], tuple[int, int]]  # (height, width) of a picture -> those that it is resized to
+
+
+def load(export: str, attention: str = "sdpa") -> LoadedExport:
+    """What an export folder of genlip.train holds. ValueError where it is none."""
     from transformers.utils import logging
 
     from . import register
@@ -89,4 +104,4 @@ def load(export: str, attention: str = "sdpa"):
             return processor.size, processor.size
         return native_size(height, width, processor.min_pixels, processor.max_pixels, processor.patch_size)
 
-    return model, load_tokenizer(export), processor, size
+    return LoadedExport(model, load_tokenizer(export), processor, size)

@@ -129,7 +129,8 @@ def bucket_lens(lens: list[int], with_text: bool) -> list[list[int]]:
     A padded call needs a mask, which on a CPU takes twice the time of a plain one; many short calls cost by their number. So long
     pictures attend with their equals only, the rest is padded as long as this adds no more than WASTE to the work.
     """
-    buckets, work = [], 0
+    buckets: list[list[int]] = []
+    work = 0
     for i in sorted(range(len(lens)), key=lambda i: -lens[i]):
         longest = lens[buckets[-1][0]] if buckets else 0
         joined = buckets and (len(buckets[-1]) + 1) * longest**2 <= WASTE * (work + lens[i] ** 2)

@@ -27,9 +27,13 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from genlip.common.files import written_aside
 from genlip.common.packages import Package, packaged_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 EASY_VQA = Package("easy-vqa", "1.0", "easy_vqa", "data", "MIT")
 SHAPES = ("circle", "rectangle", "triangle")
@@ -83,7 +87,7 @@ def stated(question: Question, words: tuple[str, ...]) -> str | None:
 
 def caption(picture: ImageQuestions) -> str | None:
     """ "a blue circle." where the picture's questions and answers tell both; else None. ValueError where they contradict."""
-    found = []
+    found: list[str] = []
     for words in (COLOURS, SHAPES):
         said = {word for question in picture.questions if (word := stated(question, words))}
         if len(said) > 1:
@@ -105,8 +109,13 @@ def read_split(split: str) -> list[ImageQuestions]:
         raise ValueError(f"{error.filename} is missing from the package: {EASY_VQA.install} --force-reinstall") from error
 
 
-def cut_out(png: bytes) -> tuple:
-    """(the picture without its shape, the shape's rectangle cut out, that rectangle's (left, top, right, bottom))."""
+class CutOut(NamedTuple):
+    background: "Image"  # the picture without its shape
+    shape: "Image"
+    box: tuple[int, int, int, int]  # left, top, right, bottom of the shape in the picture
+
+
+def cut_out(png: bytes) -> CutOut:
     from PIL import Image, ImageChops
 
     picture = Image.open(io.BytesIO(png)).convert("RGB")
@@ -114,24 +123,24 @@ def cut_out(png: bytes) -> tuple:
     _, colour = max(picture.getcolors(picture.width * picture.height))
     background = Image.new("RGB", picture.size, colour)
     box = ImageChops.difference(picture, background).getbbox()
-    return background, picture.crop(box), box
+    return CutOut(background, picture.crop(box), box)
 
 
-def moved_copy(background, shape, box: tuple[int, int, int, int], upright: bool, rng: random.Random) -> bytes:
-    """A png of the picture (as `cut_out` gives it) flipped and shifted at random, by at most MAX_SHIFT pixels and never so far that
+def moved_copy(cut: CutOut, upright: bool, rng: random.Random) -> bytes:
+    """A png of the picture flipped and shifted at random, by at most MAX_SHIFT pixels and never so far that
     the shape is cut. `upright` shapes are not flipped vertically: all of the set's triangles stand on their base.
     """
     from PIL import ImageOps
 
-    left, top, right, bottom = box
-    width, height = background.size
+    shape, (left, top, right, bottom) = cut.shape, cut.box
+    width, height = cut.background.size
     if rng.random() < 0.5:
         shape, left, right = ImageOps.mirror(shape), width - right, width - left
     if rng.random() < 0.5 and not upright:
         shape, top, bottom = ImageOps.flip(shape), height - bottom, height - top
     along = rng.randint(max(-MAX_SHIFT, -left), min(MAX_SHIFT, width - right))
     down = rng.randint(max(-MAX_SHIFT, -top), min(MAX_SHIFT, height - bottom))
-    moved = background.copy()
+    moved = cut.background.copy()
     moved.paste(shape, (left + along, top + down))
     file = io.BytesIO()
     moved.save(file, "PNG")
@@ -165,8 +174,8 @@ def write_captions(
     for copy in track(range(copies), "caption shards", disable=not sys.stderr.isatty()):
         rng = random.Random(f"{seed} {copy}")
         samples = (
-            (f"{picture.id:04}-{copy}", moved_copy(*parts, "triangle" in text, rng) if copy else picture.png, text)
-            for picture, text, parts in rng.sample(captioned, len(captioned))
+            (f"{picture.id:04}-{copy}", moved_copy(cut, "triangle" in text, rng) if copy else picture.png, text)
+            for picture, text, cut in rng.sample(captioned, len(captioned))
         )
         write_shard(folder / f"train-{copy:06}.tar", samples)
     held_out = [(f"{picture.id:04}", picture.png, text) for picture in test if (text := caption(picture))]
@@ -180,7 +189,7 @@ def write_conversations(folder: Path, train: list[ImageQuestions]) -> None:
     records = []
     for picture in train:
         (folder / "images" / f"{picture.id}.png").write_bytes(picture.png)
-        turns = []
+        turns: list[dict] = []
         for question in picture.questions:
             marker = "" if turns else "<image>\n"
             turns += [

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "benchmarks": OURS,
 }
 TORCH_FREE = (
+    "genlip_eval",
     "genlip",
     "genlip.recipes",
     "genlip.estimate",
@@ -41,6 +42,7 @@ TORCH_FREE = (
     "small_data.mini",
 )
 COMMANDS = (
+    "genlip_eval",
     "genlip.train",
     "genlip.speak",
     "genlip.readout",
@@ -104,6 +106,11 @@ def test_imports_keep_to_the_layers(file):
         assert not any(under(module, "eval_suites.runner", "eval_suites.report") for module in ours)
     if name.startswith("genlip/") and file.stem in UPLOADABLE:
         assert {module.split(".")[1] for module in ours} <= UPLOADABLE
+
+
+def test_the_one_command_imports_the_ground_floor_alone():
+    """It names commands of all folders as words, and imports the one that is asked for."""
+    assert all(under(module, "genlip.common") for module in imports(ROOT / "genlip_eval.py") if under(module, *OURS))
 
 
 def test_no_two_files_import_each_other_by_whatever_way():

@@ -29,8 +29,9 @@ esac
 @pytest.fixture
 def make(tmp_path):
     """`make setup` in a folder of its own -> (exit code, stderr, lines of the log so far)."""
-    for name in ("Makefile", "requirements.txt", "requirements-nodeps.txt", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "eval_suites").mkdir()
+    for name in ("Makefile", "requirements.txt", "eval_suites/requirements-nodeps.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "fake").write_text(FAKE)
     (tmp_path / "fake").chmod(0o755)
     (tmp_path / "log").touch()

@@ -101,7 +101,9 @@ def encode(messages: list[dict], tokenizer, image_token_id: int, image_tokens: i
 
 
 def _dialogue(parts, image_token_id, max_length) -> TokenizedConversation:
-    ids, labels, cut = [], [], False
+    ids: list[int] = []
+    labels: list[int] = []
+    cut = False
     for prompt, answer in parts:
         if prompt[: len(ids)] != ids:
             raise ValueError("the chat template rewrites earlier turns: train with --turns independent")
@@ -151,7 +153,7 @@ def as_text(messages: list[dict], tokenizer, turns: str = "dialogue") -> str:
 
 
 def _split(ids: list[int], mark: int) -> list[list[int]]:
-    parts = [[]]
+    parts: list[list[int]] = [[]]
     for i in ids:
         if i == mark:
             parts.append([])

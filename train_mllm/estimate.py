@@ -16,6 +16,7 @@ import struct
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from genlip.common.hardware import PEAK_BF16
 from llava_plugin import encoders, llava_next
@@ -226,17 +227,23 @@ def log_every(recipe: Recipe) -> int:
     return 1 if 0 < recipe.max_steps <= SHORT else 10
 
 
-def kernels(recipe: Recipe) -> tuple[str, bool, bool]:
-    """(in words, FlashAttention of packed rows, Liger): what a GPU will compute with; Liger where it can be imported."""
+class Kernels(NamedTuple):
+    words: str
+    flash: bool  # FlashAttention of packed rows
+    liger: bool
+
+
+def kernels(recipe: Recipe) -> Kernels:
+    """What a GPU will compute with; Liger where it can be imported."""
     flash = recipe.batching != "padded" and recipe.bf16  # it knows half precision alone
     liger = find_spec("liger_kernel") is not None
     rows = "padded rows" if recipe.batching == "padded" else "rows of like length"
     words = f"attention by torch ({'FlashAttention, packed' if flash else f'SDPA, {rows}'}), layers by "
-    return words + ("Liger" if liger else "transformers (liger-kernel is not installed)"), flash, liger
+    return Kernels(words + ("Liger" if liger else "transformers (liger-kernel is not installed)"), flash, liger)
 
 
 def computed_with(recipe: Recipe, on_gpu: bool) -> str:
-    return kernels(recipe)[0] if on_gpu else "attention by torch (SDPA), no GPU"
+    return kernels(recipe).words if on_gpu else "attention by torch (SDPA), no GPU"
 
 
 def rows(recipe: Recipe) -> tuple[int, str]:
@@ -348,7 +355,7 @@ def dry_run(recipe: Recipe, gpus: int, gpu_memory: float, mfu: float = 0.4) -> N
         peak = PEAK_BF16["H100"]
         hours = seen * flops / (gpus * mfu * peak) / 3600
         say("time", f"{hours:,.1f} hours on {gpus} GPUs at {mfu:.0%} of {peak / 1e12:,.0f} TFLOP/s ({seen * flops:.2g} FLOP)")
-    say("kernels on a GPU", kernels(recipe)[0])
+    say("kernels on a GPU", kernels(recipe).words)
     if counted is None:
         say("parameters", "not known: the encoder or the language model is neither in the table nor here")
     else:

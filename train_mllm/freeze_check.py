@@ -19,7 +19,7 @@ class FreezeCheck(TrainerCallback):
         self.tower, self.train_encoder = tower, train_encoder
         self.before = digest(tower)
         self.gradient_seen = False
-        self.hooks = []
+        self.hooks: list = []
 
     def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
         learning = [p for p in self.tower.parameters() if p.requires_grad]

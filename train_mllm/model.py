@@ -76,10 +76,10 @@ def prepare_for_training(model, recipe: Recipe, dtype, zero: bool, on_gpu: bool)
     # Where it can, torch takes cuDNN's attention, which plans anew for every shape it meets: 80 ms each on an H100, and packed rows
     # hardly ever meet one twice.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    _, flash, liger = estimate.kernels(recipe)
+    kernels = estimate.kernels(recipe)
     if recipe.batching != "padded":
-        use_packed_attention(model, flash and on_gpu)
-    if liger and on_gpu:
+        use_packed_attention(model, kernels.flash and on_gpu)
+    if kernels.liger and on_gpu:
         use_liger(model.model.language_model)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable()

@@ -36,7 +36,7 @@ WINDOW = 1000  # sort only within windows of so many conversations, so that the 
 def bins(lengths: np.ndarray, batching: str, batch: int, budget: int, seed: int) -> list[np.ndarray]:
     """Conversation numbers of every batch. `lengths` (n,) are tokens; in "tokens" one longer than the budget has a bin of its own."""
     order = np.random.default_rng(seed).permutation(len(lengths))
-    out = []
+    out: list[np.ndarray] = []
     window = WINDOW if batching == "tokens" else max(1, WINDOW // batch) * batch
     for start in range(0, len(order), window):
         some = order[start : start + window]

@@ -141,7 +141,7 @@ def prepare(
                 return content
 
     plan = [(s, *sources.pieces(s, seed)) for s in found]
-    jobs = []
+    jobs: list[PieceJob] = []
     for _, pieces, _ in plan:
         jobs += [PieceJob(piece, images, decode, folder / "conversations", len(jobs) + i) for i, piece in enumerate(pieces)]
     needed = sum(f.stat().st_size for f in files if f.suffix == ".parquet")
@@ -214,9 +214,10 @@ def _ledger(origin: dict, plan: list, tallies: list[dict]) -> dict:
             for key in ("read", "used", "pictures"):
                 into[key] += found[key]
             into["skipped"] = dict(Counter(into["skipped"]) + Counter(found["skipped"]))
-            for reason, names in found["names"].items():
-                into["names"][reason] = (into["names"].get(reason, []) + names)[:MAX_NAMES_PER_REASON]
-    skipped, names = Counter(), {}
+            for reason, some in found["names"].items():
+                into["names"][reason] = (into["names"].get(reason, []) + some)[:MAX_NAMES_PER_REASON]
+    skipped: Counter[str] = Counter()
+    names: dict[str, list] = {}
     for subset in subsets.values():
         skipped += Counter(subset["skipped"])
         for reason, some in subset.pop("names").items():

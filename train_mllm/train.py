@@ -147,7 +147,7 @@ def train(recipe: Recipe) -> Path:
             fold_standardisation(model.model.multi_modal_projector.linear_1, -mean / std, 1 / std)
     kept = (lengths[:, 2] >= 0).nonzero()[0]
     dataset, accumulation = in_batches(dataset, lengths, kept, recipe, processes)
-    flash = on_gpu and estimate.kernels(recipe)[1]
+    flash = on_gpu and estimate.kernels(recipe).flash
     collator = Collator(tower.preprocess, model.config, tokenizer.pad_token_id, recipe.batching == "padded", flash)
     prepare_for_training(model, recipe, dtype, bool(zero), on_gpu)
     groups = parameter_groups(model)

@@ -2,9 +2,10 @@
 
 import csv
 import io
+from collections.abc import Sequence
 
 
-def markdown_text(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+def markdown_text(head: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(str(line[i])) for line in (head, *lines)) for i in range(len(head))]
     rows = ["| " + " | ".join(str(cell).ljust(width) for cell, width in zip(line, widths)) + " |" for line in (head, *lines)]
     return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]]) + "\n"

@@ -241,7 +241,7 @@ def write_page(
         raise ValueError(f"{out} is there and is no report: it is not overwritten; give another --out")
     rows = [accept_unreadable(row) for row in rows] if allow_partial else rows
     called = names(rows)
-    printed = [(llm, row) for number in suite.paper for _, llm, table in [paper_table(number)] for row in table]
+    printed = [(table.llm, row) for table in map(paper_table, suite.paper) for row in table.rows]
     lines = _measured(suite, rows, folders, called) + _printed(suite, printed)
     compared = _compared(suite, rows, _pairs(rows, pairs))
     behind, chains = _behind(suite, rows, run_root)

@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import NamedTuple
 
 from eval_suites.report.formatting import csv_text, markdown_text
 from genlip.common.suggest import choose
@@ -33,23 +34,29 @@ class Printed:
         return abs(self.printed - self.recomputed) > Decimal("0.05")
 
 
-def paper_table(number: str) -> tuple[str, str, list[Printed]]:
-    """(caption, LLM, rows) of a table of the paper, numbered as in version 2 of arXiv 2605.00809."""
+class PaperTable(NamedTuple):
+    caption: str
+    llm: str
+    rows: list[Printed]
+
+
+def paper_table(number: str) -> PaperTable:
+    """A table of the paper, numbered as in version 2 of arXiv 2605.00809."""
     tables = json.loads(PAPER.read_text(encoding="utf-8"), parse_float=Decimal, parse_int=Decimal)
     table = tables[choose(number, tables, "table of the paper (with averages)")]
     rows = []
     for row in table["rows"]:
         marks = [score * 100 / table["mme_p_max"] if name.lower() in ("mme-p", "mme_p") else score for name, score in row["scores"].items()]
         rows.append(Printed(row["model"], row["arch"], row.get("note", ""), row["scores"], row["average"], sum(marks) / len(marks)))
-    return table["caption"], table["llm"], rows
+    return PaperTable(table["caption"], table["llm"], rows)
 
 
 def paper_report(number: str, as_csv: bool) -> str:
     """The table's averages, printed and recomputed, as text or as CSV (`model,arch,printed,recomputed,flag`)."""
     caption, _, rows = paper_table(number)
     if as_csv:
-        lines = [(row.model, row.arch, row.printed, f"{row.recomputed:.4f}", str(row.flag).lower()) for row in rows]
-        return csv_text([("model", "arch", "printed", "recomputed", "flag"), *lines])
+        table = [(row.model, row.arch, row.printed, f"{row.recomputed:.4f}", str(row.flag).lower()) for row in rows]
+        return csv_text([("model", "arch", "printed", "recomputed", "flag"), *table])
     head = ("model", "arch", "printed", "recomputed", "")
     lines = [
         (row.model, " ".join((row.arch, row.note)).strip(), str(row.printed), f"{row.recomputed:.3f}", "DOES NOT ADD UP" * row.flag)

@@ -53,6 +53,12 @@ def _measured_line(suite: Suite, row: EncoderResult) -> list:
     return [row.encoder, row.arch, row.llm, frozen, row.resolution, row.tokens, source, *map(_plain, values), complete, row.digest]
 
 
+def csv_table(suite: Suite, rows: list[EncoderResult]) -> str:
+    """The rows, and the paper's below them."""
+    printed = [printed_line(suite, table.llm, row) for table in map(paper_table, suite.paper) for row in table.rows]
+    return csv_text([header(suite), *(_measured_line(suite, row) for row in rows), *printed])
+
+
 def printed_line(suite: Suite, llm: str, row: Printed) -> list:
     """A row of tables 3 and 4: frozen, 24 x 24 = 576 tokens at 336 (patch 14) or 384 pixels (patch 16)."""
     *groups, _ = suite.averaged.values()
@@ -80,14 +86,13 @@ def write_tables(
     """
     if allow_partial:
         rows, pairs = [accept_unreadable(row) for row in rows], [(accept_unreadable(a), accept_unreadable(b)) for a, b in pairs]
-    printed = [(llm, row) for number in suite.paper for _, llm, table in [paper_table(number)] for row in table]
-    lines = [_measured_line(suite, row) for row in rows] + [printed_line(suite, llm, row) for llm, row in printed]
+    printed = [(table.llm, row) for table in map(paper_table, suite.paper) for row in table.rows]
     cells = [(row.encoder, cell) for row in rows for cell in row.cells.values()]
     long = [
         [encoder, *("" if getattr(cell, name) is None else getattr(cell, name) for name in CELLS_HEADER[1:])] for encoder, cell in cells
     ]
     text = markdown(suite, rows, printed, pairs)
-    for ending, content in ((".csv", csv_text([header(suite), *lines])), ("_cells.csv", csv_text([CELLS_HEADER, *long])),
+    for ending, content in ((".csv", csv_table(suite, rows)), ("_cells.csv", csv_text([CELLS_HEADER, *long])),
                             (".tex", tabular(suite, rows, printed)), (".md", text)):  # fmt: skip
         write_file(folder / f"{suite.name}{ending}", content)
     return text

@@ -98,7 +98,8 @@ class EvaluatedMllm(lmms):
         """Answer a batch and write it down. Where memory runs out, in halves, and so from there on."""
         import torch
 
-        waiting, answered = list(asked), {}
+        waiting = list(asked)
+        answered: dict[int, str] = {}
         while waiting:
             part = waiting[: self.batch_size]
             conversations, images = zip(*(asked[i] for i in part))

@@ -138,7 +138,7 @@ def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export |
     if column.prompt and tasks.prompt_digest(task) != column.prompt:
         raise ValueError(
             f"{task}: the installed lmms-eval {importlib.metadata.version('lmms-eval')} defines it otherwise than suite {suite.name} "
-            "declares: other prompts or scores. Install the declared one: pip install --no-deps -r requirements-nodeps.txt"
+            f"declares: other prompts or scores. Install the declared one: {tasks.INSTALL}"
         )
     data = tasks.locate(task, args.data_root)
     declared = column.n
@@ -168,7 +168,7 @@ def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export |
         key["maximum"] = data.maximum
     done = results.read_result(folder)
     # A full result answers a limited request too: a quick look never costs the long run's answers.
-    return TaskJob(task, data, expected, key, folder, bool(done) and done["key"] in (key, {**key, "limit": None}))
+    return TaskJob(task, data, expected, key, folder, done is not None and done["key"] in (key, {**key, "limit": None}))
 
 
 def manifest_problem(jobs: list[TaskJob]) -> list[str]:

@@ -12,9 +12,8 @@ from eval_suites.suites import Column, Suite
 
 def average(columns: tuple[Column, ...], cells: dict[str, Cell]) -> float | None:
     """Plain mean of the columns at 100 for full marks; None unless every one is complete."""
-    if not columns or not all(cells[column.name].complete for column in columns):
-        return None
-    return sum(cells[column.name].value * 100 / cells[column.name].full_mark for column in columns) / len(columns)
+    marks = [mark for column in columns if (mark := cells[column.name].mark) is not None]
+    return sum(marks) / len(marks) if marks and len(marks) == len(columns) else None
 
 
 def overall(suite: Suite, row: EncoderResult) -> float | None:
@@ -26,9 +25,8 @@ def overall(suite: Suite, row: EncoderResult) -> float | None:
 
 def accept_unreadable(row: EncoderResult) -> EncoderResult:
     """The row with columns that lack nothing but unreadable pictures let into its averages; the table marks both."""
-    return replace(
-        row, cells={name: replace(cell, refused=None) if cell.complete_except_unreadable else cell for name, cell in row.cells.items()}
-    )
+    cells = row.cells.items()
+    return replace(row, cells={name: replace(cell, refused=None) if cell.complete_except_unreadable else cell for name, cell in cells})
 
 
 def weights(columns: tuple[Column, ...], cells: dict[str, Cell]) -> list[float]:
@@ -52,4 +50,4 @@ def overall_bounds(suite: Suite, row: EncoderResult) -> tuple[float | None, floa
         return None, None
     scores = stats.pooled([row.scores[column.name] for column in suite.columns])
     low, high = stats.interval(value / 100, stats.stderr([scores], [1.0], True), len(set(scores.pictures)), (0.0, 1.0))
-    return (None, None) if low is None else (100 * low, 100 * high)
+    return (None, None) if low is None or high is None else (100 * low, 100 * high)

@@ -50,7 +50,7 @@ def compare(suite: Suite, a: EncoderResult, b: EncoderResult) -> list[Comparison
             ComparisonLine(column.title, one.value, two.value, one.n if not reason else None, verdict, reason or one.refused or "")
         )
     for title, columns in suite.averaged.items():
-        means = [average(columns, row.cells) for row in (a, b)]
+        means = average(columns, a.cells), average(columns, b.cells)
         parts = [paired[column.name] for column in columns if column.name in paired and None not in means]
         complete = len(parts) == len(columns)
         verdict, reason = None, "not every column is complete in both"
@@ -65,10 +65,12 @@ def compare(suite: Suite, a: EncoderResult, b: EncoderResult) -> list[Comparison
     return lines
 
 
-def _judged(*said) -> tuple[stats.Verdict | None, str]:
-    """(the verdict, "") of what `stats.judge` takes, or (None, why there is none)."""
+def _judged(
+    parts: list[stats.Scores], weights: list[float], shared_pictures: bool, higher_is_better: bool = True
+) -> tuple[stats.Verdict | None, str]:
+    """(the verdict, "") of `stats.judge`, or (None, why there is none)."""
     try:
-        return stats.judge(*said), ""
+        return stats.judge(parts, weights, shared_pictures, higher_is_better), ""
     except ValueError as error:
         return None, str(error)
 
@@ -119,18 +121,18 @@ def ranks(suite: Suite, rows: list[EncoderResult], columns: tuple[Column, ...]) 
 
     Rows may be compared that differ in the encoder alone and answered the same questions under the same prompts. Ties share a rank.
     """
-    groups: dict[str, list[int]] = {}
+    groups: dict[str, list[tuple[int, float]]] = {}
+    sign = -1 if columns[0].higher_is_better else 1
     for i, row in enumerate(rows):
-        if row.results and average(columns, row.cells) is not None:
+        mean = average(columns, row.cells)
+        if row.results and mean is not None:
             asked = [{part: row.results[column.task]["key"][part] for part in ("task", "data", "limit")} for column in columns]
             lacking = [row.results[column.task].get("left_out") for column in columns]
-            groups.setdefault(json.dumps([protocol(row), asked, lacking], sort_keys=True), []).append(i)
+            groups.setdefault(json.dumps([protocol(row), asked, lacking], sort_keys=True), []).append((i, sign * mean))
     best = {}
     for group in groups.values():
-        sign = -1 if columns[0].higher_is_better else 1
-        values = [sign * average(columns, rows[i].cells) for i in group]
-        order = sorted(set(values))
-        for i, value in zip(group, values):
+        order = sorted({value for _, value in group})
+        for i, value in group:
             if len(group) > 1 and value == order[0]:
                 best[i] = 1
             elif len(group) > 2 and value == order[1]:
@@ -138,6 +140,6 @@ def ranks(suite: Suite, rows: list[EncoderResult], columns: tuple[Column, ...]) 
     return best
 
 
-def _short(value) -> str:
+def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else f"{text[:8]}..."

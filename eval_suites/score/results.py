@@ -49,6 +49,11 @@ class Cell:
         return self.refused is None and self.value is not None
 
     @property
+    def mark(self) -> float | None:
+        """The value at 100 for full marks; None unless complete."""
+        return None if self.value is None or not self.complete else self.value * 100 / self.full_mark
+
+    @property
     def complete_except_unreadable(self) -> bool:
         """Complete but for pictures that cannot be read."""
         return self.value is not None and self.left_out > 0 and self.n is not None and self.n + self.left_out == self.n_expected
@@ -114,7 +119,7 @@ def make_cell(column: Column, metrics: dict, n: int | None, n_expected: int | No
     """The column's cell of one result: checked, scaled, with its standard error where the samples are there."""
     bare = replace(_bare(column), n=n, n_expected=n_expected, digest=digest, left_out=left_out)
     value, why = number(metrics, column)
-    if why:
+    if value is None:
         return replace(bare, refused=why)
     if n is not None and n_expected is not None and n > n_expected:
         return replace(bare, refused=f"{n} samples where {n_expected} are declared: other data")
@@ -131,7 +136,7 @@ def make_cell(column: Column, metrics: dict, n: int | None, n_expected: int | No
         most = scores.factor  # points of a subset end at n / 1000: their interval is that of the share of right answers
         share = None if error is None else error / most
         low, high = stats.interval(value / most, share, len(np.unique(scores.pictures)), column.range)
-        low, high = (None, None) if low is None else (low * most, high * most)
+        low, high = (None, None) if low is None or high is None else (low * most, high * most)
     scaled = [None if x is None else x * column.scale for x in (value, error, low, high)]
     return replace(bare, value=scaled[0], stderr=scaled[1], low=scaled[2], high=scaled[3], refused=partial)
 
@@ -179,7 +184,7 @@ def read_result(folder: Path) -> dict | None:
     if not path.exists():
         return None
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result: dict = json.loads(path.read_text(encoding="utf-8"))
         for name in ("suite", "task", "encoder", "llm", "n", "n_expected", "results", "key", "provenance"):
             result[name]
     except (ValueError, KeyError, TypeError) as error:
@@ -229,6 +234,8 @@ def cells_of_file(path: Path) -> tuple[str, list[Cell]]:
         raise ValueError(f"{path} holds no results")
     if "key" in content and "suite" in content:
         row = read_row(path.parent.parent, suites.get(content["suite"]))
+        if row is None:
+            raise ValueError(f"{path} lies away from the results it was written among: give the file where run.py wrote it")
         return row.digest, [cell for cell in row.cells.values() if cell.task == content["task"]]
     config = content.get("config") or content.get("model_configs") or {}
     cells = []
@@ -276,7 +283,7 @@ def _agreed(found: list[tuple[str, list[Cell]]]) -> list[Cell]:
     keyed = [((model, cell.benchmark), cell) for model, cells in found for cell in cells]
     values: dict[tuple, set[float]] = {}
     for key, cell in keyed:
-        if cell.complete:
+        if cell.complete and cell.value is not None:
             values.setdefault(key, set()).add(cell.value)
     return [
         replace(cell, value=None, refused=f"files disagree: {' and '.join(f'{value:g}' for value in sorted(values[key]))}")

@@ -59,6 +59,7 @@ def stderr(parts: list[Scores], weights: list[float], shared_pictures: bool) -> 
     With `shared_pictures` a picture's influence is added up over the columns first; otherwise the columns are independent.
     """
     influences = [_influence(part) for part in parts]
+    pools: list[np.ndarray]
     if shared_pictures:
         names = np.concatenate([pictures for pictures, _ in influences])
         where = np.unique(names, return_inverse=True)[1]

@@ -70,12 +70,15 @@ class Data:
     maximum: float | dict | None = None  # by that manifest, lmms-eval's number (by column where a task fills several) for full marks
 
 
+INSTALL = f"pip install --no-deps -r {Path(__file__).parents[1] / 'requirements-nodeps.txt'}"
+
+
 @lru_cache(maxsize=1)
 def lmms_eval_tasks() -> Path:
     """Folder of the packaged definitions, found without importing lmms_eval (5-8 s)."""
     spec = importlib.util.find_spec("lmms_eval")
     if spec is None:
-        raise ValueError("lmms-eval is not installed: pip install --no-deps -r requirements-nodeps.txt (make setup does it)")
+        raise ValueError(f"lmms-eval is not installed: {INSTALL} (make setup does it)")
     return Path(spec.submodule_search_locations[0]) / "tasks"
 
 

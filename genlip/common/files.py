@@ -52,7 +52,7 @@ def write_file(path: Path, content: str | bytes) -> None:
         aside.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def write_json(path: Path, content) -> None:
+def write_json(path: Path, content: object) -> None:
     write_file(path, json.dumps(content, indent=1) + "\n")
 
 

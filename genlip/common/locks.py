@@ -2,6 +2,7 @@
 
 import fcntl
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,7 +10,7 @@ PATIENCE = 5.0  # seconds that a killed run's last worker may take to let go of 
 
 
 @contextmanager
-def locked(folder: Path):
+def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process and its workers, which inherit the lock. ValueError where another run holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as stream:
@@ -26,7 +27,7 @@ def locked(folder: Path):
 
 
 @contextmanager
-def one_at_a_time(folder: Path):
+def one_at_a_time(folder: Path) -> Iterator[None]:
     """Ranks that come to the same folder do what lies inside one after another: the first does the work, the others find it done."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as stream:

@@ -3,11 +3,12 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from .files import write_json
 
 
-def claim_run_folder(recipe, accept_changes: bool | None = None) -> Path:
+def claim_run_folder(recipe: Any, accept_changes: bool | None = None) -> Path:
     """Write recipe.json into the run folder before step 0, or check that the run there is of this very recipe.
 
     Raises ValueError with the fields that differ: a run goes on only as it began, unless the changes are accepted

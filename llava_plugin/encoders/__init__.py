@@ -261,10 +261,10 @@ def _measured(label: str, family: str, folder: Path, config: dict, processor: di
         mean, std, resample = processor["image_mean"], processor["image_std"], RESAMPLE.get(processor.get("resample"), "bicubic")
     from .measure import measure_shapes
 
-    grid, prefix_tokens, width, parameters = measure_shapes(str(folder), resolution)
+    seen = measure_shapes(str(folder), resolution)
     return EncoderSpec(
-        label, family, resolution // grid, resolution, width, "norm", prefix_tokens, _triple(mean), _triple(std), resample,
-        parameters=parameters, **where,
+        label, family, resolution // seen.grid, resolution, seen.width, "norm", seen.prefix_tokens, _triple(mean), _triple(std), resample,
+        parameters=seen.parameters, **where,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Shapes of an encoder outside the table, from one forward of its class without weights (on the meta device)."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -8,8 +9,15 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from llava_plugin import register
 
 
-def measure_shapes(source: str, resolution: int) -> tuple[int, int, int, int]:
-    """(grid side, prefix tokens, width, parameters) of an encoder of any family, by one forward of its class without weights.
+class EncoderShapes(NamedTuple):
+    grid: int  # patches along a side
+    prefix_tokens: int
+    width: int
+    parameters: int
+
+
+def measure_shapes(source: str, resolution: int) -> EncoderShapes:
+    """Of an encoder of any family, by one forward of its class without weights.
 
     Raises ValueError where the output is no square grid of features, with nothing but prefix tokens before it.
     """
@@ -22,7 +30,7 @@ def measure_shapes(source: str, resolution: int) -> tuple[int, int, int, int]:
     if out.ndim == 4:
         if out.shape[2] != out.shape[3]:
             raise ValueError(f"{source} gives features of shape {tuple(out.shape)}: channels behind the grid are not understood here")
-        return out.shape[2], 0, out.shape[1], encoder.num_parameters()
+        return EncoderShapes(out.shape[2], 0, out.shape[1], encoder.num_parameters())
     patch = getattr(config, "patch_size", None)
     if config.model_type == "timm_wrapper":
         prefix = getattr(encoder.timm_model, "num_prefix_tokens", 0)
@@ -33,7 +41,7 @@ def measure_shapes(source: str, resolution: int) -> tuple[int, int, int, int]:
     grid = math.isqrt(out.shape[1] - prefix) if 0 <= prefix < out.shape[1] else 0
     if grid == 0 or grid**2 + prefix != out.shape[1]:
         raise ValueError(f"{source} gives {out.shape[1]} tokens at {resolution} pixels, which is no square grid behind prefix tokens")
-    return grid, prefix, out.shape[2], encoder.num_parameters()
+    return EncoderShapes(grid, prefix, out.shape[2], encoder.num_parameters())
 
 
 def build(config: PreTrainedConfig) -> PreTrainedModel:

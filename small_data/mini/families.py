@@ -1,5 +1,6 @@
 """The twelve scene families by name, and how a seed becomes a scene."""
 
+from collections.abc import Callable
 from random import Random
 
 from small_data.mini import charts, diagrams, documents, infographics, portraits, scenery, shapes, signs
@@ -7,7 +8,7 @@ from small_data.mini.knobs import DEFAULT, Knobs
 from small_data.mini.scene import Scene
 from small_data.mini.stamp import stamped
 
-FAMILIES = {
+FAMILIES: dict[str, Callable[..., Scene]] = {
     "shapes": shapes.compose,
     "scene": scenery.compose,
     "portrait": portraits.compose,

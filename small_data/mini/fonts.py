@@ -25,9 +25,7 @@ def path(style: str) -> Path:
     spec = find_spec(package.replace("-", "_"))
     found = Path(spec.origin).parent / "files" / file if spec and spec.origin else None
     if found is None or not found.is_file():
-        raise ValueError(
-            f"no font found for {style!r} text: {file} of the package {package} is missing; run `pip install -r requirements.txt`"
-        )
+        raise ValueError(f"no font found for {style!r} text: {file} of the package {package} is missing: pip install 'genlip-eval[mini]'")
     return found
 
 

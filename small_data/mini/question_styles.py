@@ -29,7 +29,7 @@ def pick(
         for q in scene.questions
         if (not kinds or q.kind in kinds) and (q.claim or not claims) and (not choices or len(q.others) + 1 >= choices)
     ]
-    chosen = []
+    chosen: list[Question] = []
     while left and len(chosen) < n:
         q = rng.choices(left, _weights(left, knobs))[0]
         left.remove(q)

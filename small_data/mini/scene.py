@@ -144,7 +144,8 @@ class Sketch:
 
     def noisy(self, colour: Colour) -> Colour:
         j = self.knobs.jitter
-        return tuple(min(255, max(0, c + self.rng.randint(-j, j))) for c in colour)
+        red, green, blue = (min(255, max(0, c + self.rng.randint(-j, j))) for c in colour)
+        return red, green, blue
 
     def background(self, colour: Colour) -> None:
         """Paints the ground. It belongs to no thing (part 0)."""

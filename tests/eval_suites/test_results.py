@@ -10,6 +10,7 @@ import pytest
 from eval_suites import suites
 from eval_suites.results import main as results_main
 from eval_suites.score import results
+from tests.eval_suites.helpers import handmade_results as handmade
 
 COLUMN = {column.name: column for column in suites.get("genlip15").columns}
 
@@ -188,3 +189,12 @@ def test_command_prints_cells_as_json_lines(tmp_path, capsys):
 def test_a_manifests_n_stands_in_where_the_suite_declares_none():
     column = replace(COLUMN["chartqa"], n=None)
     assert results.make_cell(column, {"relaxed_overall,none": 0.5}, 200, 200, None).complete
+
+
+def test_a_result_that_was_carried_away_from_its_samples_says_where_to_read_it(tmp_path, monkeypatch):
+    root, _ = handmade.make(tmp_path, monkeypatch)
+    carried = tmp_path / "carried" / "result.json"
+    carried.parent.mkdir()
+    carried.write_bytes(next(root.rglob("result.json")).read_bytes())
+    with pytest.raises(ValueError, match="lies away from the results"):
+        results.cells_of_file(carried)

@@ -9,12 +9,16 @@ from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
+from pandas.testing import assert_frame_equal
 
+import eval_suites
 from eval_suites import suites
 from eval_suites.report import paper, tables
 from eval_suites.score import averages, comparison, results, stats
 from eval_suites.tables import main as tables_main
+from tests.eval_suites.helpers import handmade_results as handmade
 from tests.eval_suites.helpers.small_data import provenance
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +28,7 @@ SUITE = suites.get("genlip14")
 def test_every_printed_average_is_recomputed_and_exactly_the_known_rows_are_flagged():
     flagged, rows = [], 0
     for number in json.loads(paper.PAPER.read_text()):
-        for row in paper.paper_table(number)[2]:
+        for row in paper.paper_table(number).rows:
             rows += 1
             flagged += [(number, row.model, row.arch)] if row.flag else []
     assert flagged == [
@@ -38,14 +42,14 @@ def test_every_printed_average_is_recomputed_and_exactly_the_known_rows_are_flag
 
 
 def test_rows_on_the_rounding_border_are_not_flagged():
-    border = {row.recomputed for number in ("3", "7") for row in paper.paper_table(number)[2]} & {Decimal("61.45"), Decimal("61.55")}
+    border = {row.recomputed for number in ("3", "7") for row in paper.paper_table(number).rows} & {Decimal("61.45"), Decimal("61.55")}
     assert len(border) == 2
     row = paper.Printed("m", "a", "", {}, Decimal("68.6"), Decimal("68.55"))
     assert not row.flag and replace(row, recomputed=Decimal("68.5499")).flag
 
 
 def test_18_of_the_19_averages_of_tables_3_and_4_follow_the_rule_to_the_printed_digit():
-    rows = [row for number in ("3", "4") for row in paper.paper_table(number)[2]]
+    rows = [row for number in ("3", "4") for row in paper.paper_table(number).rows]
     assert len(rows) == 19 and sum(not row.flag for row in rows) == 18
 
 
@@ -111,6 +115,21 @@ def test_the_papers_rows_stand_beside_ours_and_are_marked(tmp_path):
     assert "prints 53.1, its row's mean is 52.99" in text and "(paper)" in text
     header = (tmp_path / "genlip14_cells.csv").read_text().splitlines()[0]
     assert header == "encoder,benchmark,value,unit,n,n_expected,stderr,low,high,refused"
+
+
+def test_the_table_of_pandas_is_the_csv(tmp_path, monkeypatch):
+    root, data = handmade.make(tmp_path, monkeypatch)
+    handmade.write_results(root, data, "half", handmade.right_share(3, 0.5), kinds=("shape",))
+    tables.write_tables(handmade.SUITE, results.read_rows(root, handmade.SUITE), tmp_path)
+    rows = eval_suites.table(root, "easyvqa")
+    assert_frame_equal(rows, pandas.read_csv(tmp_path / "easyvqa.csv"), check_dtype=False)
+    half = rows.set_index("encoder").loc["half"]
+    assert half["shape"] > 0 and half[["colour", "yes_no", "all_avg"]].isna().all() and half["complete"] == "1/3"
+    assert {str(rows[name].dtype) for name in ("shape", "colour", "yes_no", "all_avg")} == {"float64"}
+    handmade.write_results(root, data, "digits", handmade.right_share(4, 0.5), weights_digest="12345678")
+    assert "12345678" in set(eval_suites.table(str(root), "easyvqa")["digest"]), "a word, whatever it looks like"
+    printed = eval_suites.table(tmp_path / "nothing", "genlip14")
+    assert len(printed) == 19 and set(printed["source"]) == {"printed"} and printed["digest"].isna().all()
 
 
 def test_genlip15_averages_15_columns_and_says_whose_the_15th_is(tmp_path):

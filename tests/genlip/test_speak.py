@@ -69,7 +69,8 @@ def test_shares_of_attention_are_those_of_a_known_matrix():
 
 
 def test_attention_of_the_words_is_the_models_own(novice):
-    model, tokenizer, _, _ = generation.load(str(novice), "eager")
+    loaded = generation.load(str(novice), "eager")
+    model, tokenizer = loaded.model, loaded.tokenizer
     ids = torch.tensor([tokenizer("a red picture", add_special_tokens=False).input_ids])
     patches, grid = torch.zeros(6, 3, 16, 16), torch.tensor([[2, 3]])
     attention = readout.text_attention(model, patches, grid, ids)
