@@ -52,7 +52,7 @@ def test_learns_and_speaks(recipe, capsys):
     provenance = json.loads((export / "provenance.json").read_text())
     assert len(provenance["weights_digest"]) == 64 and provenance["recipe"]["steps"] == 120
     assert main(["tiny-s1", "--data", recipe.data, "--tokenizer", recipe.tokenizer, "--out", str(export.parent)]) == 2  # another recipe
-    assert "steps: 120 there, 2200 asked" in capsys.readouterr().err
+    assert "--steps 120 there, --steps 2200 asked" in capsys.readouterr().err
 
 
 def test_killed_at_any_step_and_resumed_it_is_bit_equal(recipe, tmp_path):
