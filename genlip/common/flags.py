@@ -108,7 +108,7 @@ def check_choices(recipe) -> None:
         value, choices = getattr(recipe, f.name), f.metadata["choices"]
         for each in value if isinstance(value, dict) else [value]:
             if choices and each not in choices:
-                raise ValueError(f"{flag(f.name)} is one of {', '.join(map(str, choices))}; not {each!r}")
+                raise ValueError(f"{flag(f.name)} is one of {', '.join(shlex.quote(str(choice)) for choice in choices)}; not {each!r}")
 
 
 def read_recipe(parser, presets: dict, args):

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from genlip.common.flags import add_recipe, read_recipe
+from genlip.common.hardware import mfu
 from genlip.common.run_folder import claim_run_folder
 from genlip.estimate import step_flops
 from genlip.recipes import PRESETS, Recipe
@@ -95,3 +96,8 @@ def test_flops_are_those_of_the_matrices():
     head = model.lm_head.weight.numel() + model.proj.weight.numel() + model.in_proj.weight.numel()
     assert step_flops(config, 10, 0, 0) == 60 * matrices and step_flops(config, 0, 0, 1) == 6 * head
     assert step_flops(config, 0, 100, 0) == 12 * 4 * 128 * 100
+
+
+def test_mfu_of_an_unknown_gpu_says_so():
+    assert mfu(98.9e12, "NVIDIA H100 80GB HBM3") == "10.0 %"
+    assert mfu(1e12, "NVIDIA T4") == "not known: NVIDIA T4 is not in genlip/common/hardware.py"

@@ -251,7 +251,7 @@ def test_a_run_that_is_done_is_left_alone(recipe, capsys):
     export = train(replace(recipe, steps=2))
     before = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in export.iterdir()}
     assert train(replace(recipe, steps=2)) == export and "this run is done" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"another recipe \(steps: 2 there, 5 asked\)"):
+    with pytest.raises(ValueError, match=r"another recipe \(--steps 2 there, --steps 5 asked\)"):
         train(replace(recipe, steps=5))
     assert before == {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in export.iterdir()}
     assert len(metrics(export.parent)) == 2
