@@ -22,11 +22,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.packing import mix
-from genlip.common.flags import add_flags, from_args
-from genlip.common.hardware import peak_bf16
+from genlip.common.flags import add_recipe, read_recipe
+from genlip.common.hardware import mfu
 from llava_plugin import encoders
 from train_mllm import estimate
-from train_mllm.recipes import PRESETS, Recipe, chosen_preset
+from train_mllm.recipes import PRESETS, Recipe
 
 TEXT = 32  # tokens of text beside the picture in the shortest conversation
 BEFORE = 8  # of them in front of the picture
@@ -239,7 +239,6 @@ def table(recipe: Recipe, model, seen: StepCounts, rates: list[float], accumulat
     counted = list(itertools.chain(*seen.lengths[accumulation:]))
     work = flops(model, recipe, counted, sum(seen.taught[accumulation:]), sum(seen.pictures[accumulation:]))
     where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads of {platform.machine()}"
-    peak = peak_bf16(where) if on_gpu else None
 
     every = sorted(n for some in seen.lengths for n in some)
     largest, taught = max((sum(lengths), taught) for lengths, taught in zip(seen.lengths, seen.taught))
@@ -272,7 +271,7 @@ def table(recipe: Recipe, model, seen: StepCounts, rates: list[float], accumulat
         f"| seconds a step | {seconds / len(steps):.2f} | | |",
         f"| FLOP a token | {work / sum(tokens):.3g} | | |",
         f"| TFLOP/s | {work / seconds / 1e12:.3g} | | |",
-        f"| MFU | {f'{100 * work / seconds / peak:.1f} %' if peak else '-'} | | |",
+        f"| MFU | {mfu(work / seconds, where) if on_gpu else '-'} | | |",
         f"| peak memory, as --dry-run plans it ({estimate.step_tokens(recipe):,} tokens a micro-step) | {gb(measured)} | {gb(planned)} "
         f"| {ratio(planned)} |",
         f"| in forward and backward passes, the largest of {largest:,} tokens, {taught:,} of them taught "
@@ -283,21 +282,20 @@ def table(recipe: Recipe, model, seen: StepCounts, rates: list[float], accumulat
 
 
 def main(argv: list[str] | None = None) -> int:
-    chosen = chosen_preset(argv)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.finetuning",
-        description="Tokens/s, MFU and peak memory of some real training steps on random weights of the true sizes, beside the plan.",
+        description="Tokens/s, MFU and peak memory of some real training steps on random weights of the true sizes, beside the plan. "
+        "Data and folders are not read.",
         epilog="examples:\n"
         "  python -m benchmarks.finetuning sft-qwen1.5b-frozen --global-batch 32\n"
         "  python -m benchmarks.finetuning sft-qwen7b-frozen --lora-rank 128 --global-batch 32",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("preset", choices=sorted(PRESETS), help="which recipe; every field of it is a flag (data and folders are not read)")
-    parser.add_argument("--steps", type=int, default=4, metavar="N", help="optimizer steps, the first of which warms up (default 4)")
-    parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="divides the lengths of the mix (default 1)")
-    add_flags(parser, chosen())
+    run = add_recipe(parser, PRESETS, argv)["run"]
+    run.add_argument("--steps", type=int, default=4, metavar="N", help="optimizer steps, the first of which warms up (default 4)")
+    run.add_argument("--scale", type=float, default=1.0, metavar="X", help="divides the lengths of the mix (default 1)")
     args = parser.parse_args(argv)
-    recipe = from_args(chosen(), args)
+    recipe = read_recipe(parser, PRESETS, args)
     try:
         print("\n".join(time_recipe(recipe, args.steps, args.scale)))
     except (ValueError, RuntimeError, OSError) as e:

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from genlip.common.flags import add_flags, from_args
-from genlip.common.hardware import peak_bf16
+from genlip.common.flags import add_recipe, read_recipe
+from genlip.common.hardware import mfu
 from genlip.recipes import PRESETS
 
 WORDS = (20, 400)  # of a caption
@@ -269,7 +269,6 @@ def recipe_steps(recipe, steps: int) -> list[str]:
     parts = memory(recipe, config, model.num_parameters(), labelled_share, 1)
     taken = sum(seconds[2:])
     where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads"
-    peak = peak_bf16(where) if on_gpu else None
     measured = torch.cuda.max_memory_allocated() if on_gpu else None
     return [
         f"{recipe.preset}, {model.num_parameters():,} parameters, {recipe.rows} row(s) of {recipe.row_tokens:,} tokens a step, "
@@ -279,7 +278,7 @@ def recipe_steps(recipe, steps: int) -> list[str]:
         "",
         "| tokens/s | seconds a step | TFLOP/s | MFU | peak memory, GiB | planned | measured / planned |",
         "|---:|---:|---:|---:|---:|---:|---:|",
-        f"| {tokens / taken:,.0f} | {taken / steps:.3f} | {work / taken / 1e12:.3g} | {f'{work / taken / peak:.1%}' if peak else '-'} "
+        f"| {tokens / taken:,.0f} | {taken / steps:.3f} | {work / taken / 1e12:.3g} | {mfu(work / taken, where) if on_gpu else '-'} "
         f"| {f'{measured / 2**30:.1f}' if measured else '-'} | {sum(parts) / 2**30:.1f} "
         f"| {f'{measured / sum(parts):.2f}' if measured else '-'} |",
     ]
@@ -314,14 +313,13 @@ def main(argv: list[str] | None = None) -> int:
     data.add_argument("--samples", type=int, default=200, metavar="N", help="a turn (default: %(default)s)")
     data.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each (default: %(default)s)")
     full = commands.add_parser("recipe", help="tokens/s, MFU and memory of a recipe's training step at its true sizes")
-    full.add_argument("preset", choices=sorted(PRESETS), help="which recipe; every field of it is a flag")
-    named = next((word for word in (sys.argv[1:] if argv is None else argv) if word in PRESETS), "tiny-s1")
-    chosen = replace(PRESETS[named](), rows=1, steps=4, init="")
-    add_flags(full, chosen)
+    one_process = {name: lambda make=make: replace(make(), rows=1, steps=4, init="") for name, make in PRESETS.items()}
+    add_recipe(full, one_process, argv)
     args = parser.parse_args(argv)
+    recipe = read_recipe(full, one_process, args) if args.command == "recipe" else None
     try:
         if args.command == "recipe":
-            print("\n".join(recipe_steps(from_args(chosen, args), args.steps)))
+            print("\n".join(recipe_steps(recipe, recipe.steps)))
         else:
             print("\n".join(training_steps(args) if args.command == "steps" else data_path(args)))
     except ValueError as e:

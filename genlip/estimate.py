@@ -42,7 +42,7 @@ def memory(recipe: Recipe, config, parameters: int, labelled: float, gpus: int) 
 
 
 def estimate(recipe: Recipe, vocabulary: int, gpus: int, mfu: float, peak: float = PEAK_BF16["H100"]) -> list[str]:
-    """Lines of plain text. The model is built without memory."""
+    """Lines of plain text; without GPUs, of one process on a CPU. The model is built without memory."""
     import torch
 
     from .configuration_genlip import GenLIPConfig
@@ -57,18 +57,22 @@ def estimate(recipe: Recipe, vocabulary: int, gpus: int, mfu: float, peak: float
     patches = (recipe.resolution // config.patch_size) ** 2
     words = 0.7 * recipe.mean_tokens if recipe.native else max(recipe.mean_tokens - patches, 1)
     flops = step_flops(config, tokens, round(samples * recipe.mean_tokens**2), round(samples * words))
-    days = recipe.steps * flops / (gpus * mfu * peak) / 86_400
+    where = "not planned on a CPU; --gpus 1 plans it on an H100"
+    if gpus:
+        days = recipe.steps * flops / (gpus * mfu * peak) / 86_400
+        where = f"{days:,.2f} days on {gpus} GPU(s) at {mfu:.0%} of {peak / 1e12:,.0f} TFLOP/s"
 
-    planned = memory(recipe, config, whole, words / recipe.mean_tokens, gpus)
+    planned = memory(recipe, config, whole, words / recipe.mean_tokens, gpus or 1)
     gib = 2**30
-    uneven = [f"note         {recipe.rows} rows do not split over {gpus} GPUs: change --rows"] if recipe.rows % gpus else []
+    uneven = [f"note         {recipe.rows} rows do not split over {gpus} GPUs: change --rows"] if gpus and recipe.rows % gpus else []
     return [
         f"parameters   {whole:,} in all, {encoder:,} of the encoder",
         f"steps        {recipe.steps:,} of {recipe.rows} rows x {recipe.row_tokens:,} tokens",
-        f"tokens       {tokens:,} a step, {tokens * recipe.steps:,} in all",
-        f"samples      about {samples:,.0f} a step, {samples * recipe.steps:,.0f} in all (at {recipe.mean_tokens} tokens each)",
-        f"memory       about {sum(planned) / gib:.1f} GiB a GPU: {planned.states / gib:.1f} weights, gradients and moments, "
+        f"tokens       {tokens:,} per step, {tokens * recipe.steps:,} in all",
+        f"samples      about {samples:,.0f} per step, {samples * recipe.steps:,.0f} in all (at {recipe.mean_tokens} tokens each)",
+        f"memory       about {sum(planned) / gib:.1f} GiB per {'GPU' if gpus else 'process'}: "
+        f"{planned.states / gib:.1f} weights, gradients and moments, "
         f"{planned.activations / gib:.1f} activations, {planned.logits / gib:.1f} logits",
-        f"time         {days:,.2f} days on {gpus} GPU(s) at {mfu:.0%} of {peak / 1e12:,.0f} TFLOP/s ({flops * recipe.steps:.3g} FLOP)",
+        f"time         {where} ({flops * recipe.steps:.3g} FLOP)",
         *uneven,
     ]

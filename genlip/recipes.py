@@ -5,7 +5,9 @@ The loop reads nothing but its Recipe, which is written to the run folder before
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, replace
+
+from .common.flags import option
 
 # About 0.95 M encoder parameters: 64 x 64 pixels are 4 x 4 patches. Head size 32, so 6/5/5 rotary channels a side.
 TINY = {
@@ -44,50 +46,50 @@ MODEL_FIELDS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """One pretraining run. Lengths are in tokens, sizes in pixels a side, `warmup` is a share of `steps`."""
+    """One pretraining run."""
 
-    preset: str
-    model: dict = field(metadata={"keys": MODEL_FIELDS})  # GenLIPConfig fields; `vocab_size` follows the tokenizer
-    data: str = ""  # PATH[@WEIGHT],...: tar or parquet shards, each PATH a folder, a glob, a file, or a .txt list of such
-    tokenizer: str = ""  # a folder or hub id
-    vocabulary: int = 0  # words of the model; 0: the tokenizer's, rounded up to a multiple of 64
-    out: str = ""  # the run folder
-    init: str = ""  # an earlier stage's export to start from, at any resolution
-    prompt: str = "Describe the image in detail."  # of captions; conversations bring their own
-    image_key: str = "image"  # the parquet column with the pictures (tars know them by suffix)
-    text_key: str = "caption"  # JSON key or parquet column: a string is a caption, a list a conversation
-    resolution: int = 224  # every picture is resized to a square of this size, unless `native`
-    native: bool = False  # each picture in its own shape, within `min_pixels` and `max_pixels`
-    min_pixels: int = 4096
-    max_pixels: int = 262_144
-    row_tokens: int = 16_384  # a packed row
-    rows: int = 1  # packed rows a step, over all ranks; a rank takes its share one after another
-    max_tokens: int = 4096  # of one sample; longer text is cut, and counted
-    look_ahead: int = 200  # samples that wait to be packed, first fit; 1: in order
-    steps: int = 0
-    lr: float = 1e-3
-    min_lr: float = 1e-6
-    warmup: float = 0.007
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.01  # on all parameters, as in the released code
-    clip: float = 1.0
-    seed: int = 0
-    bf16: bool = False  # bf16 compute on fp32 master weights
-    parallel: str = "ddp"  # or "fsdp": parameters, gradients and optimizer state split over the ranks
-    checkpoint_layers: bool = False  # recompute each layer in the backward pass instead of keeping its activations
-    compile: bool = False  # torch.compile, layer by layer
-    attention: str = "sdpa"  # or "flex_attention", "eager"
-    workers: int = 1  # processes a rank that decode and tokenise
-    kept_mib: int = 128  # of decoded samples that a rank keeps, for small data, which is read epoch after epoch
-    max_bad: float = 0.01  # share of unusable samples above which the run stops
-    save_every: int = 500  # steps
-    keep: int = 2  # newest checkpoints kept
-    milestone_every: int = 0  # checkpoints at multiples of it are kept for good; 0: none
-    held_out: str = ""  # shards, as `data`, of which a few pictures are captioned and a loss is taken as the run goes
-    look_every: int = 500  # steps between two looks at them
-    tracker: str = ""  # "tensorboard" or "wandb", beside metrics.jsonl
-    mean_tokens: int = 270  # expected tokens a sample, for the plan of --dry-run alone
+    preset: str = option(MISSING, "the preset that the recipe was made from", "run")
+    model: dict = option(MISSING, "fields of GenLIPConfig", "model", (*MODEL_FIELDS, "vocab_size"), MODEL_FIELDS)
+    data: str = option("", "PATH[@WEIGHT],...: tar or parquet shards; each PATH a folder, a glob, a file or a .txt list", "data")
+    tokenizer: str = option("", "a folder or hub id; empty: the tokenizer of --init", "data")
+    vocabulary: int = option(0, "words of the model; 0: the tokenizer's, rounded up to a multiple of 64", "model")
+    out: str = option("", "the run folder: recipe, metrics, checkpoints, export", "run")
+    init: str = option("", "an earlier stage's export to start from, at any resolution; empty: random weights", "model")
+    prompt: str = option("Describe the image in detail.", "instruction before a caption; conversations bring their own", "data")
+    image_key: str = option("image", "parquet column with the pictures (tars know them by suffix)", "data")
+    text_key: str = option("caption", "JSON key or parquet column with the text: a string is a caption, a list a conversation", "data")
+    resolution: int = option(224, "pixels per side of the square that pictures become (paper: 224)", "data", needs=("native", False))
+    native: bool = option(False, "pictures keep their aspect ratio (paper: stage 2)", "data")
+    min_pixels: int = option(4096, "smallest area of a picture; a smaller one is enlarged", "data", needs=("native", True))
+    max_pixels: int = option(262_144, "largest area of a picture; a larger one is reduced", "data", needs=("native", True))
+    row_tokens: int = option(16_384, "tokens per packed row (paper: 16,384)", "data")
+    rows: int = option(1, "packed rows per step, over all ranks; a rank takes its share one after another", "optimisation")
+    max_tokens: int = option(4096, "tokens per sample; longer text is cut, and counted (released code: 4,096)", "data")
+    look_ahead: int = option(200, "samples that wait to be packed, first fit (released code: 200); 1: in order", "data")
+    steps: int = option(0, "optimizer steps of the run", "optimisation")
+    lr: float = option(1e-3, "peak learning rate, cosine (paper: 1e-3 in stage 1, 1e-4 in stage 2)", "optimisation")
+    min_lr: float = option(1e-6, "learning rate at the last step (paper: 1e-6)", "optimisation")
+    warmup: float = option(0.007, "linear warm-up, a share of the steps (paper: 0.007; g/16 in stage 1: 0.02)", "optimisation")
+    betas: tuple[float, float] = option((0.9, 0.95), "of AdamW (paper: 0.9 0.95)", "optimisation")
+    eps: float = option(1e-8, "of AdamW (paper: 1e-8)", "optimisation")
+    weight_decay: float = option(0.01, "of AdamW, on all parameters (released code: 0.01)", "optimisation")
+    clip: float = option(1.0, "largest norm of the gradient (paper: 1.0)", "optimisation")
+    seed: int = option(0, "of the initial weights, the order of the data and drop path", "run")
+    bf16: bool = option(False, "bf16 compute on fp32 master weights", "speed")
+    parallel: str = option("ddp", "fsdp splits parameters, gradients and optimizer state over the ranks", "speed", ("ddp", "fsdp"))
+    checkpoint_layers: bool = option(False, "recompute each layer in the backward pass instead of keeping its activations", "speed")
+    compile: bool = option(False, "torch.compile, layer by layer", "speed")
+    attention: str = option("sdpa", "attention kernel; the maths is the same", "speed", ("sdpa", "flex_attention", "eager"))
+    workers: int = option(1, "processes per rank that decode and tokenise; 0: the rank itself", "speed")
+    kept_mib: int = option(128, "MiB of decoded samples that a rank keeps, for small data read epoch after epoch", "speed")
+    max_bad: float = option(0.01, "share of unusable samples above which the run stops", "data")
+    save_every: int = option(500, "steps from one checkpoint to the next", "run")
+    keep: int = option(2, "newest checkpoints that are kept", "run")
+    milestone_every: int = option(0, "checkpoints at multiples of so many steps are kept for good; 0: none", "run")
+    held_out: str = option("", "shards, as in --data: a few pictures are captioned, and a loss taken, as the run goes", "run")
+    look_every: int = option(500, "steps from one look at the held-out shards to the next", "run", needs=("held_out",))
+    tracker: str = option("", "where the metrics go beside metrics.jsonl; empty: nowhere", "run", ("", "tensorboard", "wandb"))
+    mean_tokens: int = option(270, "expected tokens per sample, for the plan of --dry-run alone (paper: 270 and 1,200)", "data")
 
 
 def steps_for(samples: int, recipe: Recipe) -> int:
@@ -168,3 +170,4 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "tiny-s2": tiny_s2,
     "captions-32": captions32,
 }
+LAPTOP = ("tiny-s1", "tiny-s2", "captions-32")  # made for a CPU: a dry run plans one process

@@ -22,10 +22,10 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from .common.flags import add_flags, from_args
+from .common.flags import add_recipe, check_choices, read_recipe
 from .common.hardware import peak_bf16
 from .common.run_folder import claim_run_folder
-from .recipes import PRESETS, Recipe
+from .recipes import LAPTOP, PRESETS, Recipe
 
 HELD_PICTURES = 4  # captioned at every look
 
@@ -154,12 +154,11 @@ def init_distributed(recipe: Recipe):
     import torch
     import torch.distributed as dist
 
+    check_choices(recipe)
     if recipe.steps < 1:
         raise ValueError("--steps must be at least 1")
     if recipe.look_ahead < 1 or recipe.rows < 1:
         raise ValueError("--look-ahead and --rows must be at least 1")
-    if recipe.parallel not in ("ddp", "fsdp") or recipe.tracker not in ("", "tensorboard", "wandb"):
-        raise ValueError(f"--parallel is ddp or fsdp, --tracker tensorboard or wandb; not {recipe.parallel!r}, {recipe.tracker!r}")
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     if recipe.rows % world:
         raise ValueError(f"--rows {recipe.rows} do not split over {world} ranks: give a multiple of {world}")
@@ -370,9 +369,6 @@ def evaluate_held_out(model, tokenizer, row, recipe: Recipe, device) -> tuple[fl
 
 
 def main(argv: list[str] | None = None) -> int:
-    presets = argparse.ArgumentParser(add_help=False)
-    presets.add_argument("preset", nargs="?", default="tiny-s1")
-    chosen = PRESETS.get(presets.parse_known_args(argv)[0].preset)
     parser = argparse.ArgumentParser(
         prog="python -m genlip.train",
         description="Pretrain GenLIP on shards of pictures and captions.",
@@ -380,20 +376,20 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m genlip.train tiny-s1 --data data/easy-vqa/captions --tokenizer weights/llama-tiny --out runs/tiny-s1\n"
         "  python -m genlip.train tiny-s2 --init runs/tiny-s1/export --data shards/ --out runs/tiny-s2\n"
         "  torchrun --nproc-per-node 8 -m genlip.train so16-s1 --data 'shards/*.tar' --out runs/so16-s1\n"
-        "  python -m genlip.train so16-s1 --dry-run --gpus 64 --mfu 0.5",
+        "  python -m genlip.train so16-s1 --dry-run --gpus 64 --mfu 0.5\n"
+        "  python -m genlip.train --config runs/tiny-s1/recipe.json --lr 5e-4 --out runs/tiny-s1-lower",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("preset", choices=sorted(PRESETS), help="which recipe; every field of it is a flag")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what it costs; nothing is written")
-    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="of the dry run's estimate (default: %(default)s)")
-    parser.add_argument("--mfu", type=float, default=0.4, metavar="X", help="of the dry run's estimate (default: %(default)s)")
-    parser.add_argument("--accept-changes", action="store_true", help="go on although the recipe is not the run folder's")
-    add_flags(parser, (chosen or PRESETS["tiny-s1"])())
+    run = add_recipe(parser, PRESETS, argv)["run"]
+    run.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what it costs; nothing is written")
+    run.add_argument("--gpus", type=int, metavar="N", help=f"--dry-run: H100s to plan for (default: 8; of {', '.join(LAPTOP)}: 0, a CPU)")
+    run.add_argument("--mfu", type=float, default=0.4, metavar="X", help="--dry-run: share of an H100's FLOP/s in use (default: 0.4)")
+    run.add_argument("--accept-changes", action="store_true", help="go on although the recipe is not the run folder's")
     args = parser.parse_args(argv)
+    recipe = read_recipe(parser, PRESETS, args)
     try:
-        recipe = from_args(chosen(), args)
         if args.dry_run:
-            return dry_run(recipe, args.gpus, args.mfu)
+            return dry_run(recipe, 8 * (recipe.preset not in LAPTOP) if args.gpus is None else args.gpus, args.mfu)
         for name in ("data", "out") if recipe.init else ("data", "tokenizer", "out"):
             if not getattr(recipe, name):
                 raise ValueError(f"--{name} is needed: see python -m genlip.train --help")

@@ -308,9 +308,10 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m llava_plugin.fetch siglip2-so16-384 Qwen/Qwen2.5-7B-Instruct --weights /big/disk",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", help=f"{', '.join(MADE)}, an encoder key, or a hub id ORG/NAME")
+    named = ", ".join(f"{name} (needs --text)" if name == "llama-tiny" else name for name in MADE)
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"{named}, an encoder key, or a hub id ORG/NAME")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="folder to fill (default: $GENLIP_WEIGHTS, else weights/)")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="llama-tiny: what its tokenizer is trained on")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="llama-tiny needs it: what its tokenizer is trained on")
     parser.add_argument(
         "--phrase", action="append", default=[], metavar="TEXT", help="llama-tiny: make TEXT one token: an instruction often repeated"
     )

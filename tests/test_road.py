@@ -73,7 +73,7 @@ def test_the_roads_costs_are_those_of_the_dry_runs(road):
     out = "\n".join(done.stdout for _, done in road)
     plans = re.findall(
         r"^steps +([\d,]+) of .*\ntime +([\d.]+) hours on 8 GPUs at 40% .*\n(?:.*\n)*?"
-        r"memory (?:a|per) GPU +([\d.]+) GB.*\n(?:.*\n)*?disk +([\d.]+) GB",
+        r"memory per GPU +([\d.]+) GB.*\n(?:.*\n)*?disk +([\d.]+) GB",
         out, re.M,
     )  # fmt: skip
     table = re.findall(

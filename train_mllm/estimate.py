@@ -311,7 +311,7 @@ def missing(recipe: Recipe) -> list[str]:
         lacks.append(str(e))
     if not recipe.data or not Path(recipe.data).exists():
         bring = DATA["sft" if recipe.stage == "sft" else "projector"]
-        lacks.append(f"no conversations at {recipe.data or '--data'!r}: give --data yours, or bring the paper's: {bring}")
+        lacks.append(f"no conversations{f' at {recipe.data!r}' if recipe.data else ''}: give --data yours, or bring the paper's: {bring}")
     if recipe.images and not Path(recipe.images).is_dir():
         lacks.append(f"no folder of pictures at {recipe.images!r}: give --images the folder that the conversations' paths start from")
     if recipe.init and not (Path(recipe.init) / "provenance.json").is_file():
@@ -322,7 +322,7 @@ def missing(recipe: Recipe) -> list[str]:
 
 
 def dry_run(recipe: Recipe, gpus: int, gpu_memory: float, mfu: float = 0.4) -> None:
-    """Print the recipe, what it would take, and what stands in its way."""
+    """Print the recipe, what it would take, and what stands in its way; without GPUs, of one process on a CPU."""
 
     def say(name: str, text) -> None:
         print(f"{name:24}{text}")
@@ -330,7 +330,8 @@ def dry_run(recipe: Recipe, gpus: int, gpu_memory: float, mfu: float = 0.4) -> N
     for name, value in asdict(recipe).items():
         say(name, value)
     print()
-    gpus = int(os.environ.get("WORLD_SIZE", gpus))
+    on_gpu, gpus = gpus > 0, int(os.environ.get("WORLD_SIZE", gpus or 1))
+    device, units = ("GPU", "GPUs" if gpus > 1 else "GPU") if on_gpu else ("process", "process")
     spec, counted = _spec(recipe), parts(recipe)
     how = "trained" if recipe.train_encoder else "frozen"
     if spec is not None:
@@ -348,14 +349,15 @@ def dry_run(recipe: Recipe, gpus: int, gpu_memory: float, mfu: float = 0.4) -> N
         steps = recipe.max_steps or math.ceil(n * recipe.epochs * (visual + text) / (recipe.batch_tokens * micro * gpus))
     say(
         "steps",
-        f"{steps:,}" + ("" if recipe.batching == "tokens" else f" of {batch}: {recipe.batch} a GPU x {gpus} GPUs x {micro} accumulated"),
+        f"{steps:,}"
+        + ("" if recipe.batching == "tokens" else f" of {batch}: {recipe.batch} per {device} x {gpus} {units} x {micro} accumulated"),
     )
     seen = steps * batch if recipe.batching != "tokens" or recipe.global_batch else n * recipe.epochs
     if flops := conversation_flops(recipe):
         peak = PEAK_BF16["H100"]
-        hours = seen * flops / (gpus * mfu * peak) / 3600
-        say("time", f"{hours:,.1f} hours on {gpus} GPUs at {mfu:.0%} of {peak / 1e12:,.0f} TFLOP/s ({seen * flops:.2g} FLOP)")
-    say("kernels on a GPU", kernels(recipe).words)
+        hours = f"{seen * flops / (gpus * mfu * peak) / 3600:,.1f} hours on {gpus} {units} at {mfu:.0%} of {peak / 1e12:,.0f} TFLOP/s"
+        say("time", f"{hours if on_gpu else 'not planned on a CPU; --gpus 1 plans it on an H100'} ({seen * flops:.2g} FLOP)")
+    say("kernels on a GPU" if on_gpu else "kernels", computed_with(recipe, on_gpu))
     if counted is None:
         say("parameters", "not known: the encoder or the language model is neither in the table nor here")
     else:
@@ -368,11 +370,12 @@ def dry_run(recipe: Recipe, gpus: int, gpu_memory: float, mfu: float = 0.4) -> N
         here = activation_bytes(shape, micro_tokens, learned_tokens(recipe, micro_tokens), half) / 1e9
         longest = activation_bytes(shape, recipe.max_length, max(0, recipe.max_length - visual), half) / 1e9  # all of its text learned
         say(
-            "memory a GPU",
+            f"memory per {device}",
             f"{memory(recipe, stage, gpus):.1f} GB; activations of {micro_tokens:,} tokens have {here:.1f}",
         )
         say("", f"a conversation of --max-length {recipe.max_length:,} tokens alone has {longest:.1f} GB of activations")
-        say("ZeRO stage", f"{stage or 'none'}: {why}")
+        if on_gpu or stage:
+            say("ZeRO stage", f"{stage or 'none'}: {why}")
         say("disk", f"{disk_bytes(recipe) / 1e9:.1f} GB for two checkpoints and the export")
     if spec is not None and not recipe.train_encoder:
         say("feature cache", f"{n * spec.tokens * spec.width * 4 / 1e9:.1f} GB with --cache-features, one picture a conversation")

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from genlip.common.files import file_aside, write_file, write_json, written_aside
+from genlip.common.flags import flag
 from llava_plugin import encoders
 
 from . import estimate
@@ -40,7 +41,7 @@ SAME = {  # fields that LLaVA-NeXT cannot follow elsewhere
 
 def check_recipe(recipe: Recipe) -> None:
     """Raises ValueError for a recipe that LLaVA-NeXT cannot follow."""
-    other = [f"--{name.replace('_', '-')} {value}" for name, value in SAME.items() if getattr(recipe, name) != value]
+    other = [flag(name, value) for name, value in SAME.items() if getattr(recipe, name) != value]
     if other:
         raise ValueError(f"--backend llava_next goes with {', '.join(other)} alone: change that, or train with --backend native")
 

@@ -5,53 +5,55 @@ OneVision's single-image data; frozen means the encoder is frozen in both stages
 numbers are those of LLaVA-NeXT's published scripts (finetune_ov.sh and its projector stage), one epoch over the mix.
 """
 
-import argparse
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, replace
+
+from genlip.common.flags import option
+
+PROJECTORS = ("mlp2x_gelu", "linear", "pixel_shuffle")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One stage of fine-tuning. `batch` is conversations a device and micro-step; `warmup` is a share of the steps."""
+    """One stage of fine-tuning."""
 
-    preset: str
-    stage: str = "sft"  # "projector": only the projector learns; "sft": the language model too
-    encoder: str = "genlip-g16"
-    llm: str = "Qwen/Qwen2.5-7B-Instruct"
-    projector: str = "mlp2x_gelu"  # or "linear", or "pixel_shuffle": 2 x 2 visual tokens to one
-    data: str = ""  # LLaVA or OpenAI JSON, parquet, a YAML mix, or a folder made by train_mllm.prepare_data
-    images: str = ""  # the folder that the JSON's picture paths start from
-    out: str = ""  # the run folder
-    init: str = ""  # an earlier stage's export to start from: its projector, and its language model if that learnt too
-    backend: str = "native"  # "llava_next": SFT in the user's own LLaVA-NeXT checkout (see train_mllm/llava_next.py)
-    train_encoder: bool = False
-    resolution: int = 0  # pixels a side; 0: the encoder's own (24 x 24 tokens for the released ones)
-    turns: str = "dialogue"  # "independent": each turn sees the picture and itself alone, packed in one row without loss
-    max_length: int = 32_768  # tokens; longer conversations are cut at a turn's border
-    epochs: float = 1.0
-    max_steps: int = 0  # 0: as many as `epochs` says
-    batch: int = 1
-    accumulation: int = 1
-    global_batch: int = 0  # conversations a step, all processes together; not 0: accumulation follows from it
-    batching: str = "batch"  # "tokens": packed up to batch_tokens; "padded": `batch` conversations of like length, padded
-    batch_tokens: int = 16_384
-    lr: float = 1e-5
-    encoder_lr: float = 2e-6  # of an encoder that is trained
-    weight_decay: float = 0.0
-    warmup: float = 0.03
-    clip: float = 1.0
-    lora_rank: int = 0  # not 0: the language model learns by LoRA adapters of this rank, merged into the export
-    lora_alpha: int = 0  # 0: twice the rank
-    zero: int = -1  # DeepSpeed's ZeRO stage, 0 for none; -1: the least that fits (see --dry-run)
-    bf16: bool = True
-    gradient_checkpointing: bool = True
-    cache_features: bool = False  # compute a frozen encoder's features once, keep them under the data folder
-    standardise: bool = False  # of cached features, while the projector learns; folded into its first layer at the end
-    workers: int = 1
-    report: str = "none"  # "tensorboard" or "wandb", beside metrics.jsonl
-    save_every: int = 500
-    max_bad: float = 0.01  # share of unusable conversations above which nothing is trained
-    seed: int = 0
+    preset: str = option(MISSING, "the preset that the recipe was made from", "run")
+    stage: str = option("sft", "what learns: the projector alone, or in SFT the language model too", "model", ("projector", "sft"))
+    encoder: str = option("genlip-g16", "encoder key, PATH_OR_HUB_ID or NAME=PATH: see python -m llava_plugin.encoders", "model")
+    llm: str = option("Qwen/Qwen2.5-7B-Instruct", "language model: a name under weights/, a folder or hub id", "model")
+    projector: str = option("mlp2x_gelu", "features to words (paper: mlp2x_gelu); pixel_shuffle: 2 x 2 tokens to one", "model", PROJECTORS)
+    data: str = option("", "LLaVA or OpenAI JSON, parquet, a YAML mix, or a folder made by train_mllm.prepare_data", "data")
+    images: str = option("", "the folder that the JSON's picture paths start from", "data")
+    out: str = option("", "the run folder: recipe, data, metrics, checkpoints, export", "run")
+    init: str = option("", "an earlier stage's export to start from: its projector, and its language model if that learnt", "model")
+    backend: str = option("native", "llava_next: SFT in your own LLaVA-NeXT checkout", "run", ("native", "llava_next"))
+    train_encoder: bool = option(False, "the encoder learns too", "model")
+    resolution: int = option(0, "pixels per side of a picture; 0: the encoder's own (paper: 24 x 24 tokens)", "data")
+    turns: str = option("dialogue", "independent: a turn sees the picture and itself alone", "data", ("dialogue", "independent"))
+    max_length: int = option(32_768, "tokens per conversation; a longer one is cut at a turn's border", "data")
+    epochs: float = option(1.0, "passes over the data", "optimisation", needs=("max_steps", 0))
+    max_steps: int = option(0, "optimizer steps; 0: as many as --epochs says", "optimisation")
+    batch: int = option(1, "conversations per GPU and micro-step", "optimisation", needs=("batching", "batch", "padded"))
+    accumulation: int = option(1, "micro-steps per optimizer step", "optimisation", needs=("global_batch", 0))
+    global_batch: int = option(0, "conversations per step on all GPUs; 0: --batch x GPUs x --accumulation", "optimisation")
+    batching: str = option("batch", "packed by --batch, packed by --batch-tokens, or padded", "speed", ("batch", "tokens", "padded"))
+    batch_tokens: int = option(16_384, "tokens per GPU and micro-step", "optimisation", needs=("batching", "tokens"))
+    lr: float = option(1e-5, "peak learning rate, cosine (LLaVA-NeXT: 1e-3 for the projector, 1e-5 in SFT)", "optimisation")
+    encoder_lr: float = option(2e-6, "the encoder's (LLaVA-NeXT: 2e-6)", "optimisation", needs=("train_encoder", True))
+    weight_decay: float = option(0.0, "of AdamW (LLaVA-NeXT: 0)", "optimisation")
+    warmup: float = option(0.03, "linear warm-up, a share of the steps (LLaVA-NeXT: 0.03)", "optimisation")
+    clip: float = option(1.0, "largest norm of the gradient", "optimisation")
+    lora_rank: int = option(0, "rank of LoRA adapters, merged into the export; 0: the language model itself learns", "model")
+    lora_alpha: int = option(0, "scale of the adapters; 0: twice the rank", "model", needs=("lora_rank",))
+    zero: int = option(-1, "DeepSpeed's ZeRO stage; 0: none, -1: the least that fits (see --dry-run)", "speed", (-1, 0, 2, 3))
+    bf16: bool = option(True, "bf16 compute on a GPU", "speed")
+    gradient_checkpointing: bool = option(True, "recompute each layer in the backward pass: less memory, more time", "speed")
+    cache_features: bool = option(False, "compute a frozen encoder's features once, keep them under the data folder", "speed")
+    standardise: bool = option(False, "cached features with mean 0, deviation 1; folded into the projector at the end", "optimisation")
+    workers: int = option(1, "processes per GPU that decode and tokenise; 0: the training process itself", "speed")
+    report: str = option("none", "where the metrics go beside metrics.jsonl", "run", ("none", "tensorboard", "wandb"))
+    save_every: int = option(500, "steps from one checkpoint to the next", "run")
+    max_bad: float = option(0.01, "share of unusable conversations above which nothing is trained", "data")
+    seed: int = option(0, "of the new weights and the order of the data", "run")
 
 
 def projector() -> Recipe:
@@ -102,11 +104,4 @@ PRESETS = {
     make().preset: make
     for make in (projector, sft_qwen7b_frozen, sft_qwen1_5b_frozen, sft_qwen7b_unfrozen, sft_qwen1_5b_unfrozen, tiny_sft)
 }
-
-
-def chosen_preset(argv: list[str] | None) -> Callable[[], Recipe]:
-    """The preset that a command line names, read before its parser is made, whose flags follow from it; where it names none that exists,
-    tiny-sft: the parser says that."""
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("preset", nargs="?", default="tiny-sft")
-    return PRESETS.get(first.parse_known_args(argv)[0].preset, PRESETS["tiny-sft"])
+LAPTOP = ("tiny-sft",)  # made for a CPU: a dry run plans one process

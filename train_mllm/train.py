@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from genlip.common.files import write_json, written_aside
-from genlip.common.flags import add_flags, from_args
+from genlip.common.flags import add_recipe, check_choices, flag, read_recipe
 from genlip.common.locks import one_at_a_time
 from genlip.common.run_folder import claim_run_folder
 from genlip.common.versions import git_commit, package_versions
@@ -31,29 +31,18 @@ from . import estimate, llava_next
 from .estimate import missing
 from .model import adamw, freeze_parts, initialise_from, parameter_groups, prepare_for_training
 from .prepare_data import prepare
-from .recipes import PRESETS, Recipe, chosen_preset
+from .recipes import LAPTOP, PRESETS, Recipe
 
 DEEPSPEED = Path(__file__).parent / "deepspeed"
-CHOICES = {
-    "stage": ("projector", "sft"),
-    "backend": ("native", "llava_next"),
-    "turns": ("dialogue", "independent"),
-    "batching": ("batch", "tokens", "padded"),
-    "projector": ("mlp2x_gelu", "linear", "pixel_shuffle"),
-    "report": ("none", "tensorboard", "wandb"),
-    "zero": (-1, 0, 2, 3),
-}
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raises ValueError for a recipe whose fields do not go together, with the flag that mends it."""
     from importlib.util import find_spec
 
-    for field, allowed in CHOICES.items():
-        if getattr(recipe, field) not in allowed:
-            raise ValueError(f"--{field} is one of {', '.join(map(str, allowed))}; not {getattr(recipe, field)!r}")
+    check_choices(recipe)
     if recipe.cache_features and recipe.train_encoder:
-        raise ValueError("--cache-features keeps a frozen encoder's features; this recipe trains the encoder (--train-encoder)")
+        raise ValueError("--cache-features keeps a frozen encoder's features: give --no-cache-features, or --no-train-encoder")
     if recipe.standardise and not recipe.cache_features:
         raise ValueError("--standardise works on cached features: give --cache-features too, or --no-standardise")
     if recipe.standardise and recipe.projector != "mlp2x_gelu":
@@ -64,13 +53,13 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError("--lora-rank adapts the language model, which the projector stage leaves alone: use it in the SFT stage")
     if recipe.backend == "llava_next":
         llava_next.check_recipe(recipe)
-    for flag, module in (
-        (recipe.report, recipe.report),
-        ("deepspeed" * (recipe.zero > 0), "deepspeed"),
-        ("peft" * bool(recipe.lora_rank), "peft"),
+    for field, module, wanted in (
+        ("report", recipe.report, recipe.report != "none"),
+        ("zero", "deepspeed", recipe.zero > 0),
+        ("lora_rank", "peft", recipe.lora_rank),
     ):
-        if flag not in ("none", "") and find_spec(module) is None:
-            raise ValueError(f"{module} is not installed: pip install {module}, or leave its flag out")
+        if wanted and find_spec(module) is None:
+            raise ValueError(f"{module} is not installed: pip install {module}, or leave {flag(field, getattr(recipe, field))} out")
 
 
 def train(recipe: Recipe) -> Path:
@@ -289,7 +278,7 @@ def explain_error(error: Exception, recipe: Recipe) -> str:
     """The error as a sentence: what a worker process raised without its traceback, a full GPU with the settings that help."""
     if type(error).__name__ == "OutOfMemoryError":
         half = max(1, recipe.batch // 2)
-        helps = [f"--batch {half} (with --global-batch the step stays the same)"] * (recipe.batch > 1)
+        helps = [f"--batch {half} (with --global-batch the step stays the same)"] * (recipe.batch > 1 and recipe.batching != "tokens")
         helps += ["--gradient-checkpointing"] * (not recipe.gradient_checkpointing)
         helps += [f"--batch-tokens {recipe.batch_tokens // 2}"] * (recipe.batching == "tokens")
         helps += [f"--max-length {recipe.max_length // 2}", "--zero 3", "--lora-rank 128"]
@@ -299,27 +288,27 @@ def explain_error(error: Exception, recipe: Recipe) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    chosen = chosen_preset(argv)
     parser = argparse.ArgumentParser(
         prog="python -m train_mllm.train",
         description="Fine-tune an MLLM around a vision encoder.",
         epilog="examples:\n"
         "  python -m train_mllm.train sft-qwen7b-frozen --encoder siglip2-so16-384 --data sft.json --images images/ --out runs/sft\n"
-        "  python -m train_mllm.train sft-qwen7b-frozen --dry-run",
+        "  python -m train_mllm.train sft-qwen7b-frozen --dry-run\n"
+        "  python -m train_mllm.train --config runs/sft/recipe.json --lr 2e-5 --out runs/sft-higher",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("preset", choices=sorted(PRESETS), help="which recipe; every field of it is a flag")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what is missing, run nothing")
-    parser.add_argument("--gpus", type=int, default=8, help="of --dry-run: GPUs to plan for (default 8)")
-    parser.add_argument("--gpu-memory", type=float, default=80.0, help="of --dry-run: GB of each (default 80)")
-    parser.add_argument("--mfu", type=float, default=0.4, help="of --dry-run: share of an H100's FLOP/s that is reached (default 0.4)")
-    add_flags(parser, chosen())
+    run = add_recipe(parser, PRESETS, argv)["run"]
+    run.add_argument("--dry-run", action="store_true", help="print the resolved recipe, what it costs and what is missing; run nothing")
+    run.add_argument("--gpus", type=int, metavar="N", help=f"--dry-run: H100s to plan for (default: 8; of {', '.join(LAPTOP)}: 0, a CPU)")
+    run.add_argument("--gpu-memory", type=float, default=80.0, metavar="GB", help="--dry-run: memory per GPU (default: 80)")
+    run.add_argument("--mfu", type=float, default=0.4, metavar="X", help="--dry-run: share of an H100's FLOP/s in use (default: 0.4)")
     args = parser.parse_args(argv)
-    recipe = from_args(chosen(), args)
+    recipe = read_recipe(parser, PRESETS, args)
     try:
         if args.dry_run:
             check_recipe(recipe)
-            estimate.dry_run(recipe, args.gpus, args.gpu_memory, args.mfu)
+            gpus = 8 * (recipe.preset not in LAPTOP) if args.gpus is None else args.gpus
+            estimate.dry_run(recipe, gpus, args.gpu_memory, args.mfu)
             return 0
         if not recipe.out:
             raise ValueError(f"--out is needed, for example --out runs/{recipe.preset}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval_suites.score.results import EncoderResult
+from genlip.common.flags import flag
 
 POINTS = 300  # of a curve: more cannot be seen; each is the mean of the steps it stands for
 SPOKEN = 60  # captions of a run that are shown, the last step's and those of steps before it
@@ -152,13 +153,6 @@ def _training(run: Run) -> str:
     if not recipe.get("preset"):
         return ""
     module = "train_mllm.train" if "llm" in recipe else "genlip.train"
-    words = ["python", "-m", module, str(recipe["preset"])]
-    for name, value in recipe.items():
-        flag = f"--{name.replace('_', '-')}"
-        if name == "preset" or isinstance(value, dict) or value in ("", None):
-            continue  # a dictionary comes with the preset; an empty text is every such field's default
-        if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
-        else:
-            words += [flag, *map(str, value)] if isinstance(value, list) else [flag, str(value)]
-    return shlex.join(words)
+    # A dictionary comes with the preset; an empty text is every such field's default.
+    said = {name: value for name, value in recipe.items() if name != "preset" and not isinstance(value, dict) and value not in ("", None)}
+    return " ".join(["python -m", module, shlex.quote(str(recipe["preset"])), *(flag(name, value) for name, value in said.items())])

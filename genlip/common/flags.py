@@ -1,32 +1,73 @@
-"""Flags from the fields of a frozen dataclass."""
+"""Flags from the fields of a frozen dataclass: each field says in its metadata what it means, what it may be, and when it counts."""
 
 import argparse
 import json
-from dataclasses import fields, replace
+import shlex
+import sys
+from dataclasses import field, fields, replace
 from functools import partial
+from pathlib import Path
 
-from .suggest import unknown
+from .suggest import choose, unknown
+
+GROUPS = ("data", "model", "optimisation", "speed", "run")  # of --help, in this order
 
 
-def add_flags(parser, recipe) -> None:
-    """One flag for every field of a recipe, its default the recipe's value. A dictionary takes `--model num_hidden_layers=6 ...`."""
-    group = parser.add_argument_group(f"fields of the recipe {recipe.preset}")
-    for field in fields(recipe):
-        default = getattr(recipe, field.name)
-        flag = f"--{field.name.replace('_', '-')}"
-        if field.name == "preset":
+def option(default, help: str, group: str, choices: tuple = (), keys: tuple = (), needs: tuple = ()):
+    """A field of a recipe and its flag. A dictionary takes `NAME=VALUE` for the names in `keys`, and holds those in `choices`.
+
+    `needs=("max_steps", 0)` says that the field counts only beside that value of another field, or one of several;
+    `needs=("lora_rank",)`: beside any value that is not 0 or empty.
+    """
+    return field(default=default, metadata={"help": help, "group": group, "choices": choices, "keys": keys, "needs": needs})
+
+
+def flag(name: str, value=None) -> str:
+    """A field as it is typed: `--no-bf16`, `--betas 0.9 0.95`, `--data 'a b'`; without a value `--lora-rank`."""
+    name = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return name if value else f"--no-{name[2:]}"
+    if isinstance(value, dict):
+        value = [f"{key}={json.dumps(each)}" for key, each in value.items()]
+    words = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    words = [int(word) if isinstance(word, float) and word.is_integer() else word for word in words]
+    return " ".join([name, *(shlex.quote(str(word)) for word in words)])
+
+
+def _mend(other: str, *values) -> str:
+    """What is typed so that a field counts that `needs` these."""
+    return " or ".join(flag(other, value) for value in values) or flag(other)
+
+
+def add_recipe(parser, presets: dict, argv: list[str] | None) -> dict:
+    """A preset's name or --config, and a flag for every field; --help shows the values of the preset that `argv` names. Returns the
+    groups of the help by name. What is not typed does not reach the arguments: `read_recipe` has the recipe that they change."""
+    named = next((word for word in (sys.argv[1:] if argv is None else argv) if word in presets), next(iter(presets)))
+    recipe = presets[named]()
+    parser.usage = "%(prog)s [PRESET | --config FILE] [--flag VALUE ...]"
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    help = f"the recipe to start from: {', '.join(presets)}. Flags change its fields; the defaults here are those of {named}"
+    groups["run"].add_argument("preset", nargs="?", metavar="PRESET", help=help)
+    help = "start from a recipe.json, as a run folder holds it: all its fields are taken, --out too, so that run goes on; flags win"
+    groups["run"].add_argument("--config", metavar="FILE", help=help)
+    for f in fields(recipe):
+        default, about = getattr(recipe, f.name), f.metadata
+        if f.name == "preset":
             continue
         if isinstance(default, dict):
-            pair = partial(_pair, field.metadata["keys"])
-            group.add_argument(flag, nargs="+", type=pair, default=[], metavar="NAME=VALUE", help=f"over the preset's {default}")
+            how = {"nargs": "+", "type": partial(_pair, about["keys"]), "metavar": "NAME=VALUE"}
         elif isinstance(default, bool):
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
+            how = {"action": argparse.BooleanOptionalAction}
         elif isinstance(default, tuple):
-            group.add_argument(flag, nargs=len(default), type=type(default[0]), default=default, metavar="X", help=f"default {default}")
+            how = {"nargs": len(default), "type": type(default[0]), "metavar": "X"}
         else:
-            group.add_argument(
-                flag, type=type(default), default=default, metavar=type(default).__name__.upper(), help=f"default {default!r}"
-            )
+            some = "|".join(filter(None, map(str, about["choices"]))) or type(default).__name__.upper()
+            how = {"type": type(default), "choices": about["choices"] or None, "metavar": some}
+        shown = flag(f.name, default) if isinstance(default, bool) else flag("", default)[3:]
+        when = f"only with {_mend(*about['needs'])}; " if about["needs"] else ""
+        help = f"{about['help']} ({when}default: {shown})".replace("%", "%%")
+        groups[about["group"]].add_argument(flag(f.name), default=argparse.SUPPRESS, help=help, **how)
+    return groups
 
 
 def _pair(known: tuple[str, ...], text: str) -> tuple[str, object]:
@@ -41,12 +82,64 @@ def _pair(known: tuple[str, ...], text: str) -> tuple[str, object]:
 
 
 def from_args(recipe, args):
-    """The recipe with what the flags say."""
-    values = {f.name: getattr(args, f.name) for f in fields(recipe) if f.name in vars(args) and f.name != "preset"}
+    """The recipe with what the flags say. Raises ValueError for a flag that another field leaves without effect.
+
+    A command that types every field, as a report writes it, passes: a value that repeats the recipe's is let through where the field
+    that overrules it is typed too, or empty.
+    """
+    typed = {f.name: getattr(args, f.name) for f in fields(recipe) if f.name in vars(args) and f.name != "preset"}
+    for name, value in typed.items():
+        before = getattr(recipe, name)
+        typed[name] = before | dict(value) if isinstance(before, dict) else tuple(value) if isinstance(before, tuple) else value
+    found = replace(recipe, **typed)
+    for name, (other, *values) in [(f.name, f.metadata["needs"]) for f in fields(recipe) if f.name in typed and f.metadata["needs"]]:
+        beside = getattr(found, other)
+        repeats = typed[name] == getattr(recipe, name) and (other in typed or beside == "")
+        if not repeats and not (beside in values if values else beside):
+            whose = "" if other in typed else f" of {recipe.preset}"
+            raise ValueError(f"{flag(name, typed[name])} has no effect beside {flag(other, beside)}{whose}: give {_mend(other, *values)}")
+    check_choices(found)
+    return found
+
+
+def check_choices(recipe) -> None:
+    """Raises ValueError for a field whose value is none of its choices."""
+    for f in fields(recipe):
+        value, choices = getattr(recipe, f.name), f.metadata["choices"]
+        for each in value if isinstance(value, dict) else [value]:
+            if choices and each not in choices:
+                raise ValueError(f"{flag(f.name)} is one of {', '.join(shlex.quote(str(choice)) for choice in choices)}; not {each!r}")
+
+
+def read_recipe(parser, presets: dict, args):
+    """The recipe of a command line that `add_recipe` was given; what is wrong with it ends the command as the parser's own errors do."""
+    try:
+        if not args.config and not args.preset:
+            raise ValueError(f"name a recipe ({', '.join(presets)}), or give --config a recipe.json")
+        recipe = recipe_from_file(args.config, presets) if args.config else presets[choose(args.preset, presets, "recipe")]()
+        if args.preset not in (None, recipe.preset):
+            raise ValueError(f"{args.config} is a recipe of {recipe.preset}, not of {args.preset}: leave one of them out")
+        return from_args(recipe, args)
+    except ValueError as e:
+        parser.error(str(e))
+
+
+def recipe_from_file(file: str, presets: dict):
+    """A recipe as recipe.json holds it; what it leaves out is its preset's. Raises ValueError with file and field for all else."""
+    try:
+        values = dict(json.loads(Path(file).read_text()))
+    except (OSError, ValueError, TypeError) as e:
+        raise ValueError(f"--config {file} is no recipe.json: {e}") from e
+    recipe = presets[choose(str(values.get("preset")), presets, f"preset in {file}:")]()
     for name, value in values.items():
-        default = getattr(recipe, name)
-        if isinstance(default, dict):
-            values[name] = default | dict(value)
-        elif isinstance(default, tuple):
-            values[name] = tuple(value)
+        like = getattr(recipe, choose(name, [f.name for f in fields(recipe)], f"field of {file}:"))
+        value = float(value) if type(value) is int and isinstance(like, float) else value
+        if _kinds(value) != _kinds(json.loads(json.dumps(like))):
+            raise ValueError(f"{name} of {file} is {json.dumps(value)}: it takes what {json.dumps(like)} is, a value of that type")
+        values[name] = type(like)(value)
     return replace(recipe, **values)
+
+
+def _kinds(value) -> list[type]:
+    """The type of a value as JSON gives it, and of a list's values."""
+    return [type(value), *map(type, value if isinstance(value, list) else ())]

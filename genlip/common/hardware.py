@@ -20,3 +20,9 @@ def peak_bf16(device: str) -> float | None:
     """FLOP/s of a device by the name that torch gives it, such as `NVIDIA H100 80GB HBM3`; None for one that is not in the table."""
     named = max((name for name in PEAK_BF16 if name in device), key=len, default=None)
     return None if named is None else PEAK_BF16[named]
+
+
+def mfu(flops: float, device: str) -> str:
+    """FLOP/s as a share of the device's peak, in words: `17.9 %`, or that the device is not in the table."""
+    peak = peak_bf16(device)
+    return f"{flops / peak:.1%}".replace("%", " %") if peak else f"not known: {device} is not in genlip/common/hardware.py"

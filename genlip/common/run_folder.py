@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_json
+from .flags import flag
 
 
 def claim_run_folder(recipe: Any, accept_changes: bool | None = None) -> Path:
@@ -22,7 +23,8 @@ def claim_run_folder(recipe: Any, accept_changes: bool | None = None) -> Path:
         keys = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
         if not keys:
             return folder
-        changes = "; ".join(f"{k}: {theirs.get(k)!r} there, {mine.get(k)!r} asked" for k in keys)
+        there, asked = ({k: flag(k, r[k]) if k in r else f"no {flag(k)}" for k in keys} for r in (theirs, mine))
+        changes = "; ".join(f"{there[k]} there, {asked[k]} asked" for k in keys)
         if not accept_changes:
             more = "" if accept_changes is None else ", or go on as asked with --accept-changes"
             raise ValueError(f"{folder} holds a run of another recipe ({changes}). Give another --out, or remove that folder{more}")

@@ -347,6 +347,6 @@ def find_llm(name: str) -> str:
             return str(folder)
     if name.count("/") == 1 and not name.startswith((".", "/", "weights/")) and not offline():
         return name
-    raise ValueError(
-        f"no language model {name}: neither {weights_dir() / name} nor {name} is a folder. Bring it: python -m llava_plugin.fetch {name}"
-    )
+    text = " --text FILE" if name == "llama-tiny" else ""  # what its tokenizer is trained on
+    fetch = f"python -m llava_plugin.fetch {name}{text}"
+    raise ValueError(f"no language model {name}: neither {weights_dir() / name} nor {name} is a folder. Bring it: {fetch}")

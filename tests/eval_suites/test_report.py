@@ -331,7 +331,7 @@ def test_what_was_run_with_ledger_curves_captions_and_the_commands(world):
     good, poor = page.data["data"]["behind"]
     assert [run["what"] for run in good["runs"]] == ["sft stage", "projector stage", "pretraining of the encoder"]
     assert good["runs"][0]["ledger"] == {"read": 99} and poor["runs"] == []
-    assert good["commands"][0] == "python -m genlip.train tiny-s1 --mixture 0.5 2.0 --out runs/pre"
+    assert good["commands"][0] == "python -m genlip.train tiny-s1 --mixture 0.5 2 --out runs/pre"
     assert good["commands"][1].endswith("--init runs/first/export --out 'runs/own run' --no-train-encoder --max-steps 3")
     assert good["commands"][-1] == "python eval_suites/run.py --encoder good --suite easyvqa --mllm 'runs/own run/export'"
     assert good["spoken"][0]["lines"][0] == {"step": 9, "name": "a.jpg", "said": "a red <b>circle</b>", "true": "a red circle"}

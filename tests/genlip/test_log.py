@@ -43,7 +43,7 @@ def test_a_tracker_that_is_not_there_is_said(recipe, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="pip install wandb"):
         train(replace(recipe, tracker="wandb"))
-    with pytest.raises(ValueError, match="--tracker tensorboard or wandb"):
+    with pytest.raises(ValueError, match="--tracker is one of '', tensorboard, wandb; not 'mlflow'"):
         train(replace(recipe, tracker="mlflow"))
 
 

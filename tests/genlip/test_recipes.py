@@ -6,7 +6,8 @@ from dataclasses import fields, replace
 
 import pytest
 
-from genlip.common.flags import add_flags, from_args
+from genlip.common.flags import add_recipe, read_recipe
+from genlip.common.hardware import mfu
 from genlip.common.run_folder import claim_run_folder
 from genlip.estimate import step_flops
 from genlip.recipes import PRESETS, Recipe
@@ -15,8 +16,9 @@ from genlip.train import main
 
 def parsed(preset, *words):
     parser = argparse.ArgumentParser()
-    add_flags(parser, PRESETS[preset]())
-    return from_args(PRESETS[preset](), parser.parse_args(words))
+    words = [preset, *words]
+    add_recipe(parser, PRESETS, words)
+    return read_recipe(parser, PRESETS, parser.parse_args(words))
 
 
 def test_presets_are_the_papers_numbers():
@@ -45,11 +47,15 @@ def test_every_field_is_a_flag():
     assert recipe.betas == (0.8, 0.9) and recipe.native
     assert recipe.model == PRESETS["tiny-s1"]().model | {"num_hidden_layers": 2, "gated_attention": False}
     words = []
-    for field in fields(Recipe):
-        if field.type in ("int", "float", "str", int, float, str) and field.name != "preset":
-            words += [f"--{field.name.replace('_', '-')}", "7"]
-    changed = parsed("tiny-s1", *words)
-    assert all(str(getattr(changed, word[2:].replace("-", "_"))).startswith("7") for word in words[::2])
+    counts = {"resolution": "tiny-s1", "min_pixels": "tiny-s2", "max_pixels": "tiny-s2"}  # which preset's pictures have it
+    for preset in ("tiny-s1", "tiny-s2"):
+        given = {}
+        for field in fields(Recipe):
+            if field.type in (int, float, str) and field.name != "preset" and counts.get(field.name, preset) == preset:
+                given[field.name] = (field.metadata["choices"] or ("7",))[-1]
+        words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+        changed = parsed(preset, *words)
+        assert len(given) > 30 and all(str(getattr(changed, name)).startswith(value) for name, value in given.items())
 
 
 def test_an_unknown_model_field_says_what_was_meant(capsys):
@@ -57,16 +63,16 @@ def test_an_unknown_model_field_says_what_was_meant(capsys):
         with pytest.raises(SystemExit):
             parsed("tiny-s1", *words)
     said = capsys.readouterr().err
-    assert "did you mean num_hidden_layers" in said and "as in JSON" in said and "--no-such-flag" in said
+    assert "Did you mean 'num_hidden_layers'" in said and "as in JSON" in said and "--no-such-flag" in said
 
 
 def test_a_run_folder_keeps_its_recipe_unless_changes_are_accepted(recipe, capsys):
     claim_run_folder(recipe)
     claim_run_folder(recipe)
-    with pytest.raises(ValueError, match=r"lr: 0\.001 there, 0\.5 asked"):
+    with pytest.raises(ValueError, match=r"--lr 0\.001 there, --lr 0\.5 asked"):
         claim_run_folder(replace(recipe, lr=0.5))
     folder = claim_run_folder(replace(recipe, lr=0.5), accept_changes=True)
-    assert json.loads((folder / "recipe.json").read_text())["lr"] == 0.5 and "lr: 0.001 there" in capsys.readouterr().out
+    assert json.loads((folder / "recipe.json").read_text())["lr"] == 0.5 and "--lr 0.001 there" in capsys.readouterr().out
 
 
 def test_a_dry_run_writes_nothing_and_counts_right(capsys, tmp_path, monkeypatch):
@@ -90,3 +96,8 @@ def test_flops_are_those_of_the_matrices():
     head = model.lm_head.weight.numel() + model.proj.weight.numel() + model.in_proj.weight.numel()
     assert step_flops(config, 10, 0, 0) == 60 * matrices and step_flops(config, 0, 0, 1) == 6 * head
     assert step_flops(config, 0, 100, 0) == 12 * 4 * 128 * 100
+
+
+def test_mfu_of_an_unknown_gpu_says_so():
+    assert mfu(98.9e12, "NVIDIA H100 80GB HBM3") == "10.0 %"
+    assert mfu(1e12, "NVIDIA T4") == "not known: NVIDIA T4 is not in genlip/common/hardware.py"

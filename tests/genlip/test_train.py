@@ -52,7 +52,7 @@ def test_learns_and_speaks(recipe, capsys):
     provenance = json.loads((export / "provenance.json").read_text())
     assert len(provenance["weights_digest"]) == 64 and provenance["recipe"]["steps"] == 120
     assert main(["tiny-s1", "--data", recipe.data, "--tokenizer", recipe.tokenizer, "--out", str(export.parent)]) == 2  # another recipe
-    assert "steps: 120 there, 2200 asked" in capsys.readouterr().err
+    assert "--steps 120 there, --steps 2200 asked" in capsys.readouterr().err
 
 
 def test_killed_at_any_step_and_resumed_it_is_bit_equal(recipe, tmp_path):
@@ -251,7 +251,7 @@ def test_a_run_that_is_done_is_left_alone(recipe, capsys):
     export = train(replace(recipe, steps=2))
     before = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in export.iterdir()}
     assert train(replace(recipe, steps=2)) == export and "this run is done" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"another recipe \(steps: 2 there, 5 asked\)"):
+    with pytest.raises(ValueError, match=r"another recipe \(--steps 2 there, --steps 5 asked\)"):
         train(replace(recipe, steps=5))
     assert before == {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in export.iterdir()}
     assert len(metrics(export.parent)) == 2

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from llava_plugin import fetch
+from llava_plugin.encoders import find_llm
 from llava_plugin.tower import VisionTower
 
 PHOTOS = Path(__file__).parents[2].parent / "shared/data/sft/images"
@@ -346,3 +347,12 @@ def test_a_dry_run_says_what_is_there_and_where_the_rest_comes_from(tmp_path, ca
     assert "from the hub, Qwen/Qwen2.5-7B-Instruct; HF_HUB_OFFLINE is set here" in llm
     assert [path.name for path in tmp_path.iterdir()] == ["clip-l14-336"]
     assert fetch.main(["genlip-g61", "--weights", str(tmp_path), "--dry-run"]) == 2 and "did you mean" in capsys.readouterr().err
+
+
+def test_llama_tiny_says_that_it_needs_a_text(capsys, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit):
+        fetch.main(["--help"])
+    assert "llama-tiny (needs --text)" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setenv("GENLIP_WEIGHTS", str(tmp_path))
+    with pytest.raises(ValueError, match=r"llava_plugin\.fetch llama-tiny --text FILE"):
+        find_llm("llama-tiny")

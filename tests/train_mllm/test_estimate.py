@@ -111,7 +111,7 @@ def test_a_plan_without_any_file(capsys, tmp_path, monkeypatch):
     assert main(["sft-qwen7b-unfrozen", "--dry-run"]) == 0
     out = capsys.readouterr().out
     for line in (
-        "11,719 of 256: 4 a GPU x 8 GPUs x 8 accumulated",
+        "11,719 of 256: 4 per GPU x 8 GPUs x 8 accumulated",
         "trained / frozen        8,863,056,896 / 0",
         "ZeRO stage              2: ",
         "no anyres: not the setting of the paper's unfrozen table",

@@ -220,17 +220,17 @@ def test_what_is_missing_is_said_with_the_command(recipe, capsys, tmp_path, monk
     assert main(["sft-qwen7b-frozen", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "384 x 384, 576 tokens" in out
-    for command in ("fetch genlip-g16", "fetch Qwen/Qwen2.5-7B-Instruct", "no conversations at"):
+    for command in ("fetch genlip-g16", "fetch Qwen/Qwen2.5-7B-Instruct", "no conversations: give --data"):
         assert command in out
     assert main(["sft-qwen7b-frozen", "--out", str(tmp_path / "x")]) == 2
     assert not (tmp_path / "x").exists()
-    with pytest.raises(ValueError, match="did you mean genlip-tiny"):
+    with pytest.raises(ValueError, match="Did you mean 'genlip-tiny'"):
         train(replace(recipe, encoder="genlip-tyni"))
 
 
 def test_another_recipe_is_refused(recipe):
     train(recipe)
-    with pytest.raises(ValueError, match=r"lr: 0\.001 there, 0\.01 asked"):
+    with pytest.raises(ValueError, match=r"--lr 0\.001 there, --lr 0\.01 asked"):
         train(replace(recipe, lr=0.01))
 
 
