@@ -9,7 +9,6 @@ in time): 2 a weight of every linear map and patch, 4 n^2 D a layer for the atte
 model holds our weights, and its features are compared with ours before anything is timed.
 """
 
-import argparse
 import platform
 import statistics
 import sys
@@ -17,6 +16,7 @@ import time
 import types
 from pathlib import Path
 
+from genlip.common.command import command, new_parser
 from genlip.common.hardware import peak_bf16
 
 LARGEST = 32  # patches a side of the mixed grids, at most 1,024 in all: the range of stage 2
@@ -246,12 +246,12 @@ def interleaved_timing(calls: dict, rounds: int, device: str) -> dict[str, float
     return {who: statistics.median(times[1:]) for who, times in taken.items()}
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m benchmarks.encoder",
         description="Time the encoder beside HF's SigLIP 2 and open_clip's GenLIP, in one run; prints a Markdown table.",
         epilog="example:\n  python -m benchmarks.encoder --open-clip ../open_clip --rounds 9",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for flag, default, text in (
         ("width", 384, "of all encoders"),
@@ -265,13 +265,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--open-clip", type=Path, metavar="CLONE", help="a clone of open_clip at 89fb801, to compare with its GenLIP")
     parser.add_argument("--cpu", action="store_true", help="fp32 on the CPU even where there is a GPU")
     args = parser.parse_args(argv)
-    try:
-        print("\n".join(compare(args)))
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    print("\n".join(compare(args)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -12,16 +12,15 @@ weight learns; the head on taught tokens alone; the pictures through the encoder
 language model. What gradient checkpointing computes twice is not counted. The first step warms up and is left out.
 """
 
-import argparse
 import io
 import itertools
 import platform
-import sys
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.packing import mix
+from genlip.common.command import command, new_parser
 from genlip.common.flags import add_flags, from_args
 from genlip.common.hardware import peak_bf16
 from llava_plugin import encoders
@@ -282,15 +281,15 @@ def table(recipe: Recipe, model, seen: StepCounts, rates: list[float], accumulat
     ]
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     chosen = chosen_preset(argv)
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m benchmarks.finetuning",
         description="Tokens/s, MFU and peak memory of some real training steps on random weights of the true sizes, beside the plan.",
         epilog="examples:\n"
         "  python -m benchmarks.finetuning sft-qwen1.5b-frozen --global-batch 32\n"
         "  python -m benchmarks.finetuning sft-qwen7b-frozen --lora-rank 128 --global-batch 32",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("preset", choices=sorted(PRESETS), help="which recipe; every field of it is a flag (data and folders are not read)")
     parser.add_argument("--steps", type=int, default=4, metavar="N", help="optimizer steps, the first of which warms up (default 4)")
@@ -298,15 +297,12 @@ def main(argv: list[str] | None = None) -> int:
     add_flags(parser, chosen())
     args = parser.parse_args(argv)
     recipe = from_args(chosen(), args)
-    try:
-        print("\n".join(time_recipe(recipe, args.steps, args.scale)))
-    except (ValueError, RuntimeError, OSError) as e:
-        from train_mllm.train import explain_error
+    from train_mllm.train import explained
 
-        print(f"error: {explain_error(e, recipe)}", file=sys.stderr)
-        return 2 if isinstance(e, ValueError) else 1
+    with explained(recipe):
+        print("\n".join(time_recipe(recipe, args.steps, args.scale)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -15,7 +15,6 @@ copy for every conversation, is small. Kinder to ours: the second epoch finds it
 their logits of tokens that are not learned, and the two programs.
 """
 
-import argparse
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.packing import CUT, LEARNED, VOCABULARY, add_flags, asked, mix
+from genlip.common.command import Failed, command, new_parser
 from genlip.common.files import write_json
 from llava_plugin import encoders
 from llava_plugin.llava_next import QWEN_1_5, ROOT_HINT
@@ -107,7 +107,7 @@ def write_conversations(folder: Path, lengths, tokenizer, encoder: str, seed: in
 
 
 def timed(command: list[str], environment: dict, steps: int) -> tuple[float, list[str]]:
-    """(seconds from the line of the step in the middle to the line of the last, the logged lines). RuntimeError where it fails."""
+    """(seconds from the line of the step in the middle to the line of the last, the logged lines). Failed where it fails."""
     lines, stamps = [], []
     with (
         tempfile.TemporaryFile("w+") as errors,
@@ -122,7 +122,7 @@ def timed(command: list[str], environment: dict, steps: int) -> tuple[float, lis
         if process.wait() or len(lines) != steps:
             errors.seek(0)
             end = "".join(said)[-1000:] + errors.read()[-2000:]
-            raise RuntimeError(f"{' '.join(command[:4])} ended with {process.returncode} after {len(lines)} of {steps} steps:\n{end}")
+            raise Failed(f"{' '.join(command[:4])} ended with {process.returncode} after {len(lines)} of {steps} steps:\n{end}")
     return stamps[-1] - stamps[steps // 2 - 1], lines
 
 
@@ -182,7 +182,7 @@ def time_trainers(checkout: str, n: int, scale: float, batch: int, hidden: int, 
                         seen = int(SEEN.search(lines[-1])[1]) - int(SEEN.search(lines[steps // 2 - 1])[1])
     computed = seen + n * (encoders.resolve(recipe.encoder).tokens - 1)  # of a picture theirs counts one token
     if computed < tokens + n:  # the newline at the end of each
-        raise RuntimeError(f"LLaVA-NeXT computed {computed} positions an epoch of conversations of {tokens} tokens: some were left out")
+        raise Failed(f"LLaVA-NeXT computed {computed} positions an epoch of conversations of {tokens} tokens: some were left out")
     positions = {"llava_next": computed / tokens, "ours": 1.0}
     return [
         {
@@ -223,8 +223,9 @@ def table(found: list[dict]) -> str:
     return "\n".join(rows)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m benchmarks.llava_next",
         description="Time our whole trainer and LLaVA-NeXT's own on the same conversations, in turn.",
         epilog="example: OMP_NUM_THREADS=1 python -m benchmarks.llava_next LLaVA-NeXT",
@@ -232,15 +233,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkout", metavar="CHECKOUT", help="a clone of LLaVA-NeXT")
     add_flags(parser)
     args = parser.parse_args(argv)
-    try:
-        count_steps(args.checkout, args.conversations, args.batch)
-        print(f"{args.conversations} conversations with a picture each, {args.batch} per step, {args.rounds} rounds", flush=True)
-        print(table(time_trainers(args.checkout, *asked(args))))
-    except (ValueError, RuntimeError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2 if isinstance(e, ValueError) else 1
+    count_steps(args.checkout, args.conversations, args.batch)
+    print(f"{args.conversations} conversations with a picture each, {args.batch} per step, {args.rounds} rounds", flush=True)
+    print(table(time_trainers(args.checkout, *asked(args))))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

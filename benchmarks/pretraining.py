@@ -13,7 +13,6 @@ samples is checked first. All take turns; medians of the rounds. `recipe`: the t
 on random weights and synthetic full rows, on a GPU where there is one; --rows is what this one process does a step (1 by default).
 """
 
-import argparse
 import importlib.util
 import statistics
 import sys
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from genlip.common.command import command, new_parser
 from genlip.common.flags import add_flags, from_args
 from genlip.common.hardware import peak_bf16
 from genlip.recipes import PRESETS
@@ -285,15 +285,15 @@ def recipe_steps(recipe, steps: int) -> list[str]:
     ]
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m benchmarks.pretraining",
         description="Time training steps beside open_clip's GenLIP task, the data path beside webdataset, or a recipe; prints Markdown.",
         epilog="examples:\n"
         "  python -m benchmarks.pretraining steps --open-clip ../open_clip\n"
         "  python -m benchmarks.pretraining data 'shards/*.tar' --tokenizer Qwen/Qwen3-0.6B --preset so16-s2\n"
         "  python -m benchmarks.pretraining recipe g16-s1 --attention flex_attention --compile",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     steps = commands.add_parser("steps", help="tokens/s of training steps, beside open_clip's task")
@@ -319,16 +319,12 @@ def main(argv: list[str] | None = None) -> int:
     chosen = replace(PRESETS[named](), rows=1, steps=4, init="")
     add_flags(full, chosen)
     args = parser.parse_args(argv)
-    try:
-        if args.command == "recipe":
-            print("\n".join(recipe_steps(from_args(chosen, args), args.steps)))
-        else:
-            print("\n".join(training_steps(args) if args.command == "steps" else data_path(args)))
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    if args.command == "recipe":
+        print("\n".join(recipe_steps(from_args(chosen, args), args.steps)))
+    else:
+        print("\n".join(training_steps(args) if args.command == "steps" else data_path(args)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -6,12 +6,11 @@
 Each set lands as its hub snapshot lies, ROOT/<org>/<set>/..., and is counted: a set of fewer rows than declared is said to be so.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
 from eval_suites import suites, tasks
 from eval_suites.suites import Suite
+from genlip.common.command import command, new_parser
 from genlip.common.hub import offline
 
 
@@ -43,8 +42,9 @@ def download(task: str, root: Path) -> None:
         raise ValueError(f"{repository} cannot be had from the hub: {error}. Check your access (hf auth login), network, disk") from error
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m eval_suites.fetch",
         description="Download the benchmark data of a suite.",
         epilog="example: python -m eval_suites.fetch genlip14 --data-root /data/hub --tasks chartqa,gqa",
@@ -54,21 +54,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tasks", metavar="A,B,...", help="only these tasks or columns of the suite")
     parser.add_argument("--dry-run", action="store_true", help="say what is there and what is missing, download nothing")
     args = parser.parse_args(argv)
-    try:
-        suite = suites.get(args.suite)
-        lacking = 0
-        for task in suites.select(suite, args.tasks):
+    suite = suites.get(args.suite)
+    lacking = 0
+    for task in suites.select(suite, args.tasks):
+        whole, line = state(suite, task, args.data_root)
+        if not whole and not args.dry_run:
+            download(task, args.data_root)
             whole, line = state(suite, task, args.data_root)
-            if not whole and not args.dry_run:
-                download(task, args.data_root)
-                whole, line = state(suite, task, args.data_root)
-            lacking += not whole
-            print(line, flush=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        lacking += not whole
+        print(line, flush=True)
     return 1 if lacking and not args.dry_run else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -16,12 +16,12 @@ import argparse
 import json
 import math
 import os
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+from .common.command import command, new_parser
 from .common.flags import add_flags, from_args
 from .common.hardware import peak_bf16
 from .common.run_folder import claim_run_folder
@@ -369,11 +369,12 @@ def evaluate_held_out(model, tokenizer, row, recipe: Recipe, device) -> tuple[fl
     return loss, said
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     presets = argparse.ArgumentParser(add_help=False)
     presets.add_argument("preset", nargs="?", default="tiny-s1")
     chosen = PRESETS.get(presets.parse_known_args(argv)[0].preset)
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m genlip.train",
         description="Pretrain GenLIP on shards of pictures and captions.",
         epilog="examples:\n"
@@ -381,7 +382,6 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m genlip.train tiny-s2 --init runs/tiny-s1/export --data shards/ --out runs/tiny-s2\n"
         "  torchrun --nproc-per-node 8 -m genlip.train so16-s1 --data 'shards/*.tar' --out runs/so16-s1\n"
         "  python -m genlip.train so16-s1 --dry-run --gpus 64 --mfu 0.5",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("preset", choices=sorted(PRESETS), help="which recipe; every field of it is a flag")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what it costs; nothing is written")
@@ -390,17 +390,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--accept-changes", action="store_true", help="go on although the recipe is not the run folder's")
     add_flags(parser, (chosen or PRESETS["tiny-s1"])())
     args = parser.parse_args(argv)
-    try:
-        recipe = from_args(chosen(), args)
-        if args.dry_run:
-            return dry_run(recipe, args.gpus, args.mfu)
-        for name in ("data", "out") if recipe.init else ("data", "tokenizer", "out"):
-            if not getattr(recipe, name):
-                raise ValueError(f"--{name} is needed: see python -m genlip.train --help")
-        train(recipe, args.accept_changes)
-    except (ValueError, FloatingPointError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    recipe = from_args(chosen(), args)
+    if args.dry_run:
+        return dry_run(recipe, args.gpus, args.mfu)
+    for name in ("data", "out") if recipe.init else ("data", "tokenizer", "out"):
+        if not getattr(recipe, name):
+            raise ValueError(f"--{name} is needed: see python -m genlip.train --help")
+    train(recipe, args.accept_changes)
     return 0
 
 
@@ -415,4 +411,4 @@ def dry_run(recipe: Recipe, gpus: int, mfu: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

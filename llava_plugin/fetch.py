@@ -9,7 +9,6 @@ A folder is written aside and renamed, so one that exists is whole; its `source.
 found through their metadata and never imported: their own code wants dependencies that reading a weight file does not.
 """
 
-import argparse
 import functools
 import json
 import shutil
@@ -17,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from genlip.common.command import command, new_parser
 from genlip.common.files import sha256, written_aside
 from genlip.common.hub import offline
 from genlip.common.packages import Package, packaged_file
@@ -298,15 +298,15 @@ def planned(name: str, weights: Path) -> str:
     return f"missing  {weights / name}: from the hub, {hub_id(name)}{size}{cut_off}"
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m llava_plugin.fetch",
         description="Make from_pretrained folders of weights under weights/NAME/ (or $GENLIP_WEIGHTS/NAME/).",
         epilog="examples:\n"
         "  python -m llava_plugin.fetch smollm2-135m dinov2-s14\n"
         "  python -m llava_plugin.fetch llama-tiny --text data/easy-vqa/text.txt\n"
         "  python -m llava_plugin.fetch siglip2-so16-384 Qwen/Qwen2.5-7B-Instruct --weights /big/disk",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"{', '.join(MADE)}, an encoder key, or a hub id ORG/NAME")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="folder to fill (default: $GENLIP_WEIGHTS, else weights/)")
@@ -318,20 +318,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="replace a folder that exists")
     parser.add_argument("--dry-run", action="store_true", help="say what is there and what would come from where, fetch nothing")
     args = parser.parse_args(argv)
-    try:
-        if args.weights is None:
-            from llava_plugin.encoders import weights_dir
+    if args.weights is None:
+        from llava_plugin.encoders import weights_dir
 
-            args.weights = weights_dir()
-        if args.dry_run:
-            print("\n".join([planned(name, args.weights) for name in args.names]))
-            return 0
-        for name in args.names:
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            print(fetch(name, args.weights, args.text, args.seed, args.force, args.phrase), flush=True)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        args.weights = weights_dir()
+    if args.dry_run:
+        print("\n".join([planned(name, args.weights) for name in args.names]))
+        return 0
+    for name in args.names:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        print(fetch(name, args.weights, args.text, args.seed, args.force, args.phrase), flush=True)
     return 0
 
 

@@ -16,20 +16,20 @@ Writes, under --out:
 The same settings give the same bytes. A stopped run leaves nothing half done and starts over.
 """
 
-import argparse
 import hashlib
 import io
 import json
 import random
 import re
-import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from genlip.common.command import command, new_parser
 from genlip.common.files import written_aside
 from genlip.common.packages import Package, packaged_file
+from genlip.common.progress import tracked
 
 EASY_VQA = Package("easy-vqa", "1.0", "easy_vqa", "data", "MIT")
 SHAPES = ("circle", "rectangle", "triangle")
@@ -157,12 +157,10 @@ def write_captions(
     The pretraining loop augments nothing, so the flips and shifts that so small a set needs are written out. Shard 0 holds the
     pictures as they are, each further shard a moved copy of each, every shard in an order of its own.
     """
-    from rich.progress import track
-
     folder.mkdir()
     held_out_folder.mkdir()
     captioned = [(picture, text, cut_out(picture.png)) for picture in train if (text := caption(picture))]
-    for copy in track(range(copies), "caption shards", disable=not sys.stderr.isatty()):
+    for copy in tracked(range(copies), "caption shards"):
         rng = random.Random(f"{seed} {copy}")
         samples = (
             (f"{picture.id:04}-{copy}", moved_copy(*parts, "triangle" in text, rng) if copy else picture.png, text)
@@ -280,23 +278,19 @@ def make(out: Path, copies: int = 8, seed: int = 0) -> str:
     )
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m small_data.easyvqa",
         description="Turn the package easy-vqa into caption shards, LLaVA conversations and a benchmark.",
         epilog="example:\n  python -m small_data.easyvqa --out data\n"
         "then train on data/easy-vqa/captions and data/easy-vqa/sft, evaluate with --data-root data",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write easy-vqa/ and genlip-eval/easy-vqa/ into")
     parser.add_argument("--copies", type=int, default=8, help="caption shards: the exact pictures and copies-1 moved ones (default 8)")
     parser.add_argument("--seed", type=int, default=0, help="of the flips, shifts and orders (default 0)")
     args = parser.parse_args(argv)
-    try:
-        print(make(args.out, args.copies, args.seed))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(make(args.out, args.copies, args.seed))
     return 0
 
 

@@ -14,22 +14,21 @@ replaced by a neighbour. Pieces of the source are worked on in parallel; a kille
 300 MB a process, whatever the source's size.
 """
 
-import argparse
 import gc
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
-from genlip.common.files import file_aside, write_json
+from genlip.common.command import command, new_parser
+from genlip.common.files import file_aside, read_json, write_json
+from genlip.common.processes import finished
+from genlip.common.progress import progress
 
 from . import image_check, sources
 from .conversations import normalise, open_conversations, schema, to_arrow
@@ -180,29 +179,12 @@ def prepare(
 
 def _worked(jobs: list[PieceJob], workers: int | None, title: str) -> Iterator[tuple[PieceJob, dict]]:
     """(job, tally) of every job as it gets done, those of an earlier run first."""
-    from rich.progress import Progress
-
     done = [job for job in jobs if job.tally.is_file() and job.arrow.is_file()]
-    left = [job for job in jobs if job not in done]
-    workers = min(workers or len(os.sched_getaffinity(0)), len(left))
-    with Progress(disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task(title, total=sum(job.piece.taken for job in jobs))
-        for job in done:
-            progress.advance(bar, job.piece.taken)
-            yield job, json.loads(job.tally.read_text())
-        if workers <= 1:
-            for job in left:
-                yield job, work(job)
-                progress.advance(bar, job.piece.taken)
-            return
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            running = {pool.submit(work, job): job for job in left}
-            try:
-                for future in as_completed(running):
-                    yield running[future], future.result()
-                    progress.advance(bar, running[future].piece.taken)
-            finally:
-                pool.shutdown(cancel_futures=True)
+    with progress(title, sum(job.piece.taken for job in jobs), sum(job.piece.taken for job in done)) as advance:
+        yield from ((job, read_json(job.tally)) for job in done)
+        for job, tally in finished(work, [job for job in jobs if job not in done], workers):
+            yield job, tally
+            advance(job.piece.taken)
 
 
 def _ledger(origin: dict, plan: list, tallies: list[dict]) -> dict:
@@ -277,17 +259,17 @@ def show(folder: Path, samples: int, tokenizer: str) -> None:
                 print(f"  {message['role']}: {message['content']}")
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     showing = argv[:1] == ["show"]
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m train_mllm.prepare_data" + (" show" if showing else ""),
         description="Bring conversations into the one form that training reads, and say what was left out.",
         epilog="examples:\n"
         "  python -m train_mllm.prepare_data conversations.json --images images/ --out data/sft\n"
         "  python -m train_mllm.prepare_data mix.yaml --images images/ --out data/sft --workers 16\n"
         "  python -m train_mllm.prepare_data show data/sft --tokenizer weights/smollm2-135m",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if showing:
         parser.add_argument("folder", help="a folder made by this command")
@@ -304,18 +286,14 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
         parser.add_argument("--seed", type=int, default=0, help="draws a mix's random:N (default 0)")
     args = parser.parse_args(argv[1:] if showing else argv)
-    try:
-        if showing:
-            show(Path(args.folder), args.samples, args.tokenizer)
-            return 0
-        ledger = prepare(**vars(args))
-    except (ValueError, OSError) as e:  # a full disk, a file that may not be read
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    if showing:
+        show(Path(args.folder), args.samples, args.tokenizer)
+        return 0
+    ledger = prepare(**vars(args))
     skipped = ledger["skipped"] or "none"
     print(f"{args.out}: {ledger['used']} of {ledger['read']} conversations, skipped {skipped}, digest {ledger['digest'][:8]}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

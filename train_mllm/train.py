@@ -13,14 +13,15 @@ Loss = sum over supervised tokens / their number in the whole step, over all pro
 `num_items_in_batch` to the model).
 """
 
-import argparse
 import json
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from genlip.common.files import write_json, written_aside
+from genlip.common.command import Failed, command, new_parser, sentence
+from genlip.common.files import keep_until, write_json, written_aside
 from genlip.common.flags import add_flags, from_args
 from genlip.common.locks import one_at_a_time
 from genlip.common.run_folder import claim_run_folder
@@ -111,7 +112,7 @@ def train(recipe: Recipe) -> Path:
     from .features import cached_features, channel_statistics, fold_standardisation
     from .freeze_check import FreezeCheck
     from .packing import Collator, in_batches
-    from .trainer import StrictTrainer, keep_until, newest_whole
+    from .trainer import StrictTrainer, newest_whole
 
     # The model: what learns, what does not. On a GPU what learns is kept in fp32 and computed in bf16; DeepSpeed keeps its own fp32 copy.
     set_seed(recipe.seed)
@@ -285,6 +286,17 @@ def token_ledger(lengths, dataset, recipe: Recipe) -> dict:
     }
 
 
+@contextmanager
+def explained(recipe: Recipe):
+    """What stops a run, in words; a RuntimeError or OSError is a failure (exit code 1), a ValueError is the user's to mend (2)."""
+    try:
+        yield
+    except ValueError as e:
+        raise ValueError(explain_error(e, recipe)) from e
+    except (RuntimeError, OSError) as e:
+        raise Failed(explain_error(e, recipe)) from e
+
+
 def explain_error(error: Exception, recipe: Recipe) -> str:
     """The error as a sentence: what a worker process raised without its traceback, a full GPU with the settings that help."""
     if type(error).__name__ == "OutOfMemoryError":
@@ -294,19 +306,19 @@ def explain_error(error: Exception, recipe: Recipe) -> str:
         helps += [f"--batch-tokens {recipe.batch_tokens // 2}"] * (recipe.batching == "tokens")
         helps += [f"--max-length {recipe.max_length // 2}", "--zero 3", "--lora-rank 128"]
         return f"a GPU is out of memory. What helps, in a run folder of its own (--out): {', or '.join(helps)}; --dry-run says what fits"
-    text = str(error)
+    text = sentence(error)
     return text.strip().splitlines()[-1].split(": ", 1)[-1] if "Original Traceback" in text else text
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     chosen = chosen_preset(argv)
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m train_mllm.train",
         description="Fine-tune an MLLM around a vision encoder.",
         epilog="examples:\n"
         "  python -m train_mllm.train sft-qwen7b-frozen --encoder siglip2-so16-384 --data sft.json --images images/ --out runs/sft\n"
         "  python -m train_mllm.train sft-qwen7b-frozen --dry-run",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("preset", choices=sorted(PRESETS), help="which recipe; every field of it is a flag")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what is missing, run nothing")
@@ -316,7 +328,7 @@ def main(argv: list[str] | None = None) -> int:
     add_flags(parser, chosen())
     args = parser.parse_args(argv)
     recipe = from_args(chosen(), args)
-    try:
+    with explained(recipe):
         if args.dry_run:
             check_recipe(recipe)
             estimate.dry_run(recipe, args.gpus, args.gpu_memory, args.mfu)
@@ -324,11 +336,8 @@ def main(argv: list[str] | None = None) -> int:
         if not recipe.out:
             raise ValueError(f"--out is needed, for example --out runs/{recipe.preset}")
         train(recipe)
-    except (ValueError, RuntimeError, OSError) as e:
-        print(f"error: {explain_error(e, recipe)}", file=sys.stderr)
-        return 2 if isinstance(e, ValueError) else 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

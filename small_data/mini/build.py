@@ -15,28 +15,24 @@ Under --out:
 import hashlib
 import io
 import json
-import os
 import shutil
 import tarfile
-import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 from eval_suites.tasks import hub_columns
 from eval_suites.tasks.manifest import verify
 from genlip.common.files import file_aside, sha256, write_file
-from genlip.common.processes import die_with
+from genlip.common.processes import finished
+from genlip.common.progress import progress
 from small_data.mini import benchmarks, captions, conversations, families, fonts, manifest, picture, question_styles
 from small_data.mini.knobs import DEFAULT, Knobs
 
 CHUNK = 500  # training scenes of one part: a shard of about 4 MB
 BYTES_A_SCENE = 44_000  # on disk, in all four forms together, by whole blocks; measured 39,000
 BYTES_A_ROW = 12_000
-REPORT_EVERY = 10  # seconds between lines of progress where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -69,29 +65,10 @@ def make(world: World, out: Path, workers: int | None = None) -> dict:
         return done
     missing = [part for part in world.parts if not _part(out, part).exists()]
     _check_space(world, out, len(missing) / len(world.parts))
-    workers = max(1, min(workers or os.cpu_count() or 1, len(missing)))
-    with _progress(len(world.parts), len(world.parts) - len(missing)) as tick:
-        if workers == 1:
-            for part in missing:
-                _make_part(world, out, part)
-                tick()
-        else:
-            # Fresh processes, not forks: a fork of a process with threads (a progress bar has one) may hang.
-            with ProcessPoolExecutor(workers, get_context("spawn"), _worker, (os.getpid(),)) as pool:
-                pending = [pool.submit(_make_part, world, out, part) for part in missing]
-                try:
-                    for future in as_completed(pending):
-                        future.result()
-                        tick()
-                except BaseException:
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    raise
+    with progress("mini world, parts", len(world.parts), len(world.parts) - len(missing)) as advance:
+        for _ in finished(partial(_make_part, world, out), missing, workers):
+            advance(1)
     return _finish(world, out)
-
-
-def _worker(parent: int) -> None:
-    """A worker's first act. Killed, its parent would leave it making parts that the next run makes too."""
-    die_with(parent)
 
 
 def _part(out: Path, part: str) -> Path:
@@ -252,29 +229,3 @@ def _finish(world: World, out: Path) -> dict:
     write_file(out / "genlip-eval" / "mini" / "manifest.json", json.dumps(told, indent=1))
     shutil.rmtree(out / "mini" / ".parts")
     return told
-
-
-@contextmanager
-def _progress(total: int, done: int):
-    """A bar with the time left on a terminal; elsewhere a line every few seconds. Yields a function to call after every part."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    shown = (TextColumn("mini world"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*shown, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, completed=done)
-        began = last = time.monotonic()
-        made = 0
-
-        def tick() -> None:
-            nonlocal made, last
-            made += 1
-            bar.advance(task)
-            now = time.monotonic()
-            if not console.is_terminal and now - last > REPORT_EVERY:
-                last = now
-                left = (now - began) / made * (total - done - made)
-                console.print(f"mini world: {done + made} of {total} parts, about {left:.0f} s left")
-
-        yield tick
