@@ -11,7 +11,7 @@ from pathlib import Path
 from eval_suites import suites, tasks
 from eval_suites.suites import Suite
 from genlip.common.command import command, new_parser
-from genlip.common.hub import offline
+from genlip.common.hub import offline, snapshot
 
 
 def state(suite: Suite, task: str, root: Path) -> tuple[bool, str]:
@@ -33,13 +33,8 @@ def download(task: str, root: Path) -> None:
         raise ValueError(f"{task} is not on the hub but made here: {tasks.fetch_command(task, root)}")
     if offline():
         raise ValueError(f"HF_HUB_OFFLINE is set and {task} comes from the hub: run this where the hub is reached, and copy {root} here")
-    import huggingface_hub
-
     repository, pattern = tasks.hub_source(task)
-    try:
-        huggingface_hub.snapshot_download(repository, repo_type="dataset", allow_patterns=pattern, local_dir=root / repository)
-    except OSError as error:  # the hub's own errors, a network that is not there and a full disk are all of this kind
-        raise ValueError(f"{repository} cannot be had from the hub: {error}. Check your access (hf auth login), network, disk") from error
+    snapshot(repository, repo_type="dataset", allow_patterns=pattern, local_dir=root / repository)
 
 
 @command

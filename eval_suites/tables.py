@@ -40,10 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     suite = suites.get(args.suite)
     rows = results.read_rows(args.out / "results", suite)
-    names = [name.strip() for name in args.compare.split(",")] if args.compare else []
-    if len(names) == 1:
-        raise ValueError("--compare wants two encoders or more, as in --compare A,B")
-    picked = [results.find_row(rows, name, suite) for name in names]
+    picked = results.find_rows(rows, args.compare, suite)
     for given in args.lmms_eval:
         name, _, path = given.partition("=")
         if not name or not path:

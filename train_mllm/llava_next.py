@@ -139,8 +139,7 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
         raise ValueError(f"LLaVA-NeXT takes a language model for Qwen where its path says so; {llm} does not: name the folder qwen-...")
     processes, first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
     on_gpu = torch.cuda.is_available()
-    gpu_gb = torch.cuda.get_device_properties(0).total_memory / 1e9 if on_gpu else None
-    zero = estimate.zero_stage(recipe, processes, gpu_gb)[0] if on_gpu else max(recipe.zero, 0)
+    zero = estimate.zero_here(recipe, processes)
     before = digest(VisionTower.from_encoder(recipe.encoder).to(torch.bfloat16).float())  # in which it trains
 
     command = [sys.executable, "-m", "llava_plugin.llava_next"]

@@ -19,7 +19,6 @@ import hashlib
 import json
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,14 +26,12 @@ from pathlib import Path
 
 from genlip.common.command import command, new_parser
 from genlip.common.files import file_aside, read_json, write_json
+from genlip.common.ledger import Ledger
 from genlip.common.processes import finished
 from genlip.common.progress import progress
 
 from . import image_check, sources
 from .conversations import normalise, open_conversations, schema, to_arrow
-
-MAX_NAMES_PER_REASON = 10
-
 
 # --- one piece --------------------------------------------------------------------------------------------------------------
 
@@ -68,39 +65,46 @@ def without_gc():
         gc.enable()
 
 
+@dataclass
+class Tally(Ledger):
+    """A subset's rows of a piece."""
+
+    pictures: int = 0
+
+    def as_dict(self) -> dict:
+        return super().as_dict() | {"pictures": self.pictures}
+
+
 def work(job: PieceJob) -> dict:
-    """Scan a piece, write its rows and its tally {subset: {"read", "used", "pictures", "skipped", "names"}}; returns the tally."""
+    """Scan a piece, write its rows and its tally {subset: Tally as a dict}; returns the tally."""
     import pyarrow as pa
 
-    subsets: dict[str, dict] = {}
+    subsets: dict[str, Tally] = {}
     with without_gc(), file_aside(job.arrow) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, schema()) as writer:
         for chunk in sources.read(job.piece):
             if kept := _scanned(chunk, job, subsets):
                 writer.write_batch(to_arrow(kept, chunk.pictures, chunk.turns))
             del chunk, kept  # before the next is read into the same memory
-    write_json(job.tally, subsets)  # last: a piece with a tally is done
-    return subsets
+    found = {name: tally.as_dict() for name, tally in subsets.items()}
+    write_json(job.tally, found)  # last: a piece with a tally is done
+    return found
 
 
-def _scanned(chunk: sources.Chunk, job: PieceJob, subsets: dict[str, dict]) -> list[dict]:
+def _scanned(chunk: sources.Chunk, job: PieceJob, subsets: dict[str, Tally]) -> list[dict]:
     """The chunk's rows that pass, in the one form; all are counted in `subsets`."""
     images, kept = Path(job.images or job.piece.file.parent), []
     for number, raw in zip(chunk.numbers, chunk.rows):
         name = (isinstance(raw, dict) and raw.get("data_source")) or job.piece.name
         if (tally := subsets.get(name)) is None:
-            tally = subsets[name] = {"read": 0, "used": 0, "pictures": 0, "skipped": {}, "names": {}}
-        tally["read"] += 1
+            tally = subsets[name] = Tally()
         try:
             row = normalise(raw, images, job.decode)
         except ValueError as e:
-            reason = str(e)
-            tally["skipped"][reason] = tally["skipped"].get(reason, 0) + 1
             named = raw.get("id") if isinstance(raw, dict) else None
-            if len(names := tally["names"].setdefault(reason, [])) < MAX_NAMES_PER_REASON:
-                names.append(str(named) if named not in (None, "") else f"row {number} of {job.piece.file.name}")
+            tally.count(tally.skipped, str(e), str(named) if named not in (None, "") else f"row {number} of {job.piece.file.name}")
             continue
-        tally["used"] += 1
-        tally["pictures"] += len(row["images"])
+        tally.used += 1
+        tally.pictures += len(row["images"])
         kept.append(row)
     return kept
 
@@ -189,20 +193,15 @@ def _worked(jobs: list[PieceJob], workers: int | None, title: str) -> Iterator[t
 
 def _ledger(origin: dict, plan: list, tallies: list[dict]) -> dict:
     """All tallies as one: totals, subsets, and the sources with the rows that they were said to hold and hold."""
-    subsets: dict[str, dict] = {}
+    parts: dict[str, list[dict]] = {}
     for tally in tallies:
         for name, found in tally.items():
-            into = subsets.setdefault(name, {"read": 0, "used": 0, "pictures": 0, "skipped": {}, "names": {}})
-            for key in ("read", "used", "pictures"):
-                into[key] += found[key]
-            into["skipped"] = dict(Counter(into["skipped"]) + Counter(found["skipped"]))
-            for reason, names in found["names"].items():
-                into["names"][reason] = (into["names"].get(reason, []) + names)[:MAX_NAMES_PER_REASON]
-    skipped, names = Counter(), {}
-    for subset in subsets.values():
-        skipped += Counter(subset["skipped"])
-        for reason, some in subset.pop("names").items():
-            names[reason] = (names.get(reason, []) + some)[:MAX_NAMES_PER_REASON]
+            parts.setdefault(name, []).append(found)
+    subsets, ledgers = {}, [Ledger.merged(found) for found in parts.values()]
+    for (name, found), ledger in zip(parts.items(), ledgers):
+        counts = {"read": ledger.read, "used": ledger.used, "pictures": sum(part["pictures"] for part in found)}
+        subsets[name] = {**counts, "skipped": dict(ledger.skipped)}
+    whole = Ledger.merged(ledger.as_dict() for ledger in ledgers)
     told = [
         {"name": s.name, "rule": s.rule, "expected": s.rows, "rows": rows, "taken": sum(p.taken for p in pieces)}
         for s, pieces, rows in plan
@@ -211,8 +210,8 @@ def _ledger(origin: dict, plan: list, tallies: list[dict]) -> dict:
         "origin": origin,
         **{key: sum(subset[key] for subset in subsets.values()) for key in ("read", "used", "pictures")},
         "absent": sum(max(0, (t["expected"] or 0) - t["rows"]) for t in told),
-        "skipped": dict(skipped),
-        "names": names,
+        "skipped": dict(whole.skipped),
+        "names": whole.names,
         "sources": told,
         "subsets": subsets,
     }

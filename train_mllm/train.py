@@ -118,8 +118,7 @@ def train(recipe: Recipe) -> Path:
     set_seed(recipe.seed)
     logging.disable_progress_bar()  # one for every folder that is read
     on_gpu = torch.cuda.is_available()
-    gpu_gb = torch.cuda.get_device_properties(0).total_memory / 1e9 if on_gpu else None
-    zero = estimate.zero_stage(recipe, processes, gpu_gb)[0] if on_gpu else max(recipe.zero, 0)
+    zero = estimate.zero_here(recipe, processes)
     dtype = torch.bfloat16 if recipe.bf16 and on_gpu else torch.float32
     tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None)
     model, tokenizer = mllm.build(tower, encoders.find_llm(recipe.llm), dtype=dtype, seed=recipe.seed, projector=recipe.projector)

@@ -29,12 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.samples < 0:
         raise ValueError("--samples wants 0 or more")
     suite, rows, folders = read(args.results, args.suite)
-    pairs = None
-    if args.compare:
-        picked = [rows.index(results.find_row(rows, name.strip(), suite)) for name in args.compare.split(",")]
-        if len(picked) < 2:
-            raise ValueError("--compare wants two encoders or more, as in --compare A,B")
-        pairs = [(picked[0], other) for other in picked[1:]]
+    picked = [rows.index(row) for row in results.find_rows(rows, args.compare, suite)]
+    pairs = [(picked[0], other) for other in picked[1:]] if picked else None
     written = write_page(
         suite, rows, folders, args.out, args.data_root, args.runs, args.samples, pairs, args.figures, args.allow_partial
     )  # fmt: skip

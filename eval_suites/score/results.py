@@ -314,6 +314,14 @@ def read_elsewhere(name: str, path: Path, suite: Suite) -> EncoderResult:
     return EncoderResult(name, "", "", None, None, None, "", False, cells, {}, {})
 
 
+def find_rows(rows: list[EncoderResult], names: str | None, suite: Suite) -> list[EncoderResult]:
+    """The rows that --compare names, two or more, by `find_row`; none for None."""
+    picked = [find_row(rows, name.strip(), suite) for name in names.split(",")] if names else []
+    if len(picked) == 1:
+        raise ValueError("--compare wants two encoders or more, as in --compare A,B")
+    return picked
+
+
 def find_row(rows: list[EncoderResult], name: str, suite: Suite) -> EncoderResult:
     """The row of `ENCODER`, `ENCODER@DIGEST` (its first digits) or `ENCODER@EXPORT` (its folder). ValueError where none or several are."""
     encoder, _, which = name.partition("@")

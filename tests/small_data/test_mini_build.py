@@ -1,5 +1,6 @@
 """The mini world as files: the same bytes however it is made, stopped runs that go on, the hub's columns, an honest manifest."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -8,7 +9,6 @@ import sys
 import tarfile
 import time
 import tracemalloc
-from hashlib import sha256
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from eval_suites.tasks import hub_columns
+from genlip.common.files import sha256
 from small_data.mini import benchmarks, build, captions, conversations, families, fonts, manifest, picture
 from small_data.mini.__main__ import main
 from small_data.mini.knobs import DEFAULT
@@ -151,7 +152,7 @@ def test_a_missing_font_names_the_package_to_install(tmp_path, monkeypatch, caps
 
 def test_no_test_picture_is_trained_on_by_its_decoded_pixels(small):
     def pixels(jpeg: bytes) -> str:
-        return sha256(Image.open(io.BytesIO(jpeg)).convert("RGB").tobytes()).hexdigest()
+        return hashlib.sha256(Image.open(io.BytesIO(jpeg)).convert("RGB").tobytes()).hexdigest()
 
     trained = {pixels(path.read_bytes()) for path in (small / "mini/sft/images").rglob("*.jpg")}
     tested = {pixels(row["image"]["bytes"]) for name in benchmarks.SETS for row in table(small, name) if row.get("image")}
@@ -285,7 +286,7 @@ FROZEN = "d2e126c91cd37ce4fe3a6c165becea4c"
 
 def test_the_generator_is_frozen():
     """What scenes look like and say. Later work on models may not move this without saying so: measured scores would no longer compare."""
-    digest = sha256()
+    digest = hashlib.sha256()
     for family in families.FAMILIES:
         for i in range(12):
             scene = families.compose(family, families.stream("frozen", i))
