@@ -15,7 +15,6 @@ copy for every conversation, is small. Kinder to ours: the second epoch finds it
 their logits of tokens that are not learned, and the two programs.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -28,7 +27,7 @@ from statistics import median
 
 from benchmarks.packing import CUT, LEARNED, VOCABULARY, add_flags, asked, mix
 from genlip.common.command import Failed, command, new_parser
-from genlip.common.files import write_json
+from genlip.common.files import read_json, write_json
 from llava_plugin import encoders
 from llava_plugin.llava_next import QWEN_1_5, ROOT_HINT
 from train_mllm import estimate, llava_next
@@ -177,7 +176,7 @@ def time_trainers(checkout: str, n: int, scale: float, batch: int, hidden: int, 
                     took, lines = timed(command, environment, steps)
                     seconds[way].append(took)
                     if way == "ours":
-                        tokens = json.loads((Path(run) / "ledger.json").read_text())["tokens"]["tokens"]
+                        tokens = read_json(Path(run) / "ledger.json")["tokens"]["tokens"]
                     else:
                         seen = int(SEEN.search(lines[-1])[1]) - int(SEEN.search(lines[steps // 2 - 1])[1])
     computed = seen + n * (encoders.resolve(recipe.encoder).tokens - 1)  # of a picture theirs counts one token

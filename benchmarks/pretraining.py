@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.encoder import number_flags
 from genlip.common.command import command, new_parser
 from genlip.common.flags import add_flags, from_args
 from genlip.common.hardware import peak_bf16
@@ -47,25 +48,15 @@ def training_steps(args) -> list[str]:
     """Time a training step of each; returns the lines of a Markdown table."""
     import torch
 
-    from benchmarks.encoder import import_open_clip, interleaved_timing, open_clip_twin, padded_picture
+    from benchmarks.encoder import genlip_sizes, import_open_clip, interleaved_timing, open_clip_twin, padded_picture
     from genlip.configuration_genlip import GenLIPConfig
     from genlip.modeling_genlip import GenLIPForPretraining
 
     import_open_clip(args.open_clip)
     from open_clip.task.genlip_task import GenLipTask
 
-    width, head = args.width, args.width // args.heads
-    sixth = head // 6
-    config = GenLIPConfig(
-        vocab_size=args.vocabulary,
-        hidden_size=width,
-        text_embed_dim=width,
-        num_hidden_layers=args.depth,
-        num_attention_heads=args.heads,
-        intermediate_size=width * 8 // 3 // 16 * 16,
-        mrope_section=[head // 2 - 2 * sixth, sixth, sixth],
-        drop_path_rate=0.0,
-    )
+    width, sizes = args.width, genlip_sizes(args.width, args.depth, args.heads)
+    config = GenLIPConfig(**sizes, vocab_size=args.vocabulary, text_embed_dim=width, drop_path_rate=0.0)
     torch.manual_seed(0)
     model = GenLIPForPretraining(config).train()
     patches, grids, lens, ids = mixed(args.batch, args.vocabulary)
@@ -298,15 +289,15 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     steps = commands.add_parser("steps", help="tokens/s of training steps, beside open_clip's task")
     steps.add_argument("--open-clip", type=Path, metavar="CLONE", required=True, help="a clone of open_clip at 89fb801")
-    for flag, default, text in (
+    number_flags(
+        steps,
         ("width", 256, "of both models"),
         ("depth", 6, "layers of both models"),
         ("heads", 4, "of both models"),
         ("vocabulary", 8192, "words: at this width the head takes the share of a step that Qwen's takes at So/16's"),
         ("batch", 16, "samples a step"),
         ("rounds", 5, "turns of each"),
-    ):
-        steps.add_argument(f"--{flag}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
+    )
     data = commands.add_parser("data", help="samples/s of the data path, beside webdataset")
     data.add_argument("shards", help="tar shards: a folder, a glob or one file")
     data.add_argument("--tokenizer", required=True, help="a folder or hub id")

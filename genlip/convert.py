@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from .common.command import command, new_parser
-from .common.files import written_aside
+from .common.files import read_json, written_aside
 
 CODE = {
     "config.json": {
@@ -79,7 +79,7 @@ def carry_code(folder: Path) -> None:
         file = folder / name
         if not file.is_file():
             raise ValueError(f"--code needs a {name}: say --size 224 or --size native, as the model was trained")
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": classes}, indent=1) + "\n")
+        file.write_text(json.dumps(read_json(file) | {"auto_map": classes}, indent=1) + "\n")
     for module in ("configuration_genlip", "packed_row", "modeling_genlip", "image_processing_genlip"):
         shutil.copyfile(Path(__file__).with_name(f"{module}.py"), folder / f"{module}.py")
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from genlip.common.command import command, new_parser
-from genlip.common.files import sha256, written_aside
+from genlip.common.files import read_json, sha256, written_aside
 from genlip.common.hub import offline, snapshot
 from genlip.common.packages import Package, packaged_file
 from genlip.common.suggest import unknown
@@ -237,7 +237,7 @@ def fetch(name: str, weights: Path, text: Path | None = None, seed: int = 0, for
     if folder.exists() and not force:
         if not (folder / "source.json").exists():
             return f"{folder} exists and was not made by this command; left alone (--force replaces it)"
-        source = json.loads((folder / "source.json").read_text())
+        source = read_json(folder / "source.json")
         if name == "llama-tiny" and [source.get(key) for key in ("seed", "text_sha256", "phrases")] != [seed, sha256(text), list(phrases)]:
             raise ValueError(
                 f"{folder} was made from another --seed, --text or --phrase; --force replaces it, --weights DIR makes it elsewhere"
@@ -256,7 +256,7 @@ def fetch(name: str, weights: Path, text: Path | None = None, seed: int = 0, for
         make = functools.partial(get, repository)
     with written_aside(folder, fresh=name in MADE) as aside:
         write_source(aside, make(aside))
-    source = json.loads((folder / "source.json").read_text())
+    source = read_json(folder / "source.json")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return f"{folder}: {source['what']}, {size / 1e6:.0f} MB, licence {source['licence'] or 'not stated'}"
 

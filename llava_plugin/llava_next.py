@@ -14,7 +14,6 @@ import argparse
 import importlib
 import importlib.machinery
 import importlib.util
-import json
 import os
 import sys
 import types
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genlip.common.command import command, new_parser
+from genlip.common.files import read_json
 
 PREFIX = "enc:"
 ROOT_HINT = "clone it (git clone https://github.com/LLaVA-VL/LLaVA-NeXT) and export LLAVA_NEXT_ROOT=/path/to/LLaVA-NeXT"
@@ -426,7 +426,7 @@ def load(checkpoint: Path):
 
     from .tower import VisionTower
 
-    config = json.loads((checkpoint / "config.json").read_text())
+    config = read_json(checkpoint / "config.json")
     name = str(config.get("mm_vision_tower"))
     if not name.startswith(PREFIX):
         raise ValueError(f"{checkpoint} has the vision tower {name}, not one of ours ({PREFIX}KEY_OR_PATH)")

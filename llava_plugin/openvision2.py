@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from genlip.common.files import read_json
+
 
 class OpenVision2Config(CLIPVisionConfig):
     """CLIP's fields; the defaults are those of L/14 at 336."""
@@ -105,7 +107,7 @@ def convert(released: Path, folder: Path) -> None:
 
     The pickle is read with weights_only: nothing in it but tensors is built, and no code of it can run.
     """
-    config = json.loads((released / "open_clip_config.json").read_text())
+    config = read_json(released / "open_clip_config.json")
     weights = released / "open_clip_pytorch_model.bin"
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)

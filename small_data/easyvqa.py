@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genlip.common.command import command, new_parser
-from genlip.common.files import written_aside
+from genlip.common.files import read_json, written_aside
 from genlip.common.packages import Package, packaged_file
 from genlip.common.progress import tracked
 
@@ -96,7 +96,7 @@ def read_split(split: str) -> list[ImageQuestions]:
     """The package's pictures of "train" or "test" that have questions, by id. ValueError where the package or a file is absent."""
     root = packaged_file(EASY_VQA) / split
     questions: dict[int, list[Question]] = {}
-    for place, (text, answer, picture) in enumerate(json.loads((root / "questions.json").read_text())):
+    for place, (text, answer, picture) in enumerate(read_json(root / "questions.json")):
         question = Question(f"{split}-{place}", text, answer, question_type(text, answer))
         questions.setdefault(picture, []).append(question)
     try:
@@ -255,7 +255,7 @@ def make(out: Path, copies: int = 8, seed: int = 0) -> str:
     world, benchmark = out / "easy-vqa", out / "genlip-eval" / "easy-vqa"
     settings = {"package": EASY_VQA.name, "version": EASY_VQA.version, "licence": EASY_VQA.licence, "copies": copies, "seed": seed}
     if world.exists():
-        made = json.loads((world / "made.json").read_text()) if (world / "made.json").exists() else {}
+        made = read_json(world / "made.json") if (world / "made.json").exists() else {}
         if {key: made.get(key) for key in settings} != settings:
             other = ", ".join(f"{key} {made[key]}" for key in ("copies", "seed")) if made else "something else"
             raise ValueError(f"{world} was made with {other}, asked are copies {copies}, seed {seed}: delete it or give another --out")

@@ -59,7 +59,7 @@ def test_what_stops_a_command_that_has_begun_is_a_failure(capsys):
 
 def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(ValueError, match=r"a\.json is no JSON .*: copy it again"):
+    with pytest.raises(ValueError, match=r"a\.json cannot be read: it is no JSON .*; copy it again"):
         read_json(tmp_path / "a.json", "copy it again")
 
     def full(*_):

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from genlip.common.files import read_json
 from genlip.common.hardware import PEAK_BF16
 from llava_plugin import encoders, llava_next
 
@@ -69,7 +70,7 @@ def llm_shape(name: str) -> LlmShape | None:
         return LLMS[name]
     try:
         folder = Path(encoders.find_llm(name))
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
         sizes = [config[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")]
     except (ValueError, OSError, KeyError):
         return None
@@ -252,7 +253,7 @@ def rows(recipe: Recipe) -> tuple[int, str]:
     """(conversations, where the number is from)."""
     path = Path(recipe.data)
     if recipe.data and (path / "ledger.json").is_file():
-        return json.loads((path / "ledger.json").read_text())["used"], "prepared"
+        return read_json(path / "ledger.json")["used"], "prepared"
     if recipe.data and path.exists():
         files = [f for s in sources.find_sources(path) for f in s.files]
         if not any(f.suffix != ".parquet" and f.stat().st_size > LOOKED_AT for f in files):

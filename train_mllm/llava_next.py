@@ -14,7 +14,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from genlip.common.files import file_aside, write_file, write_json, written_aside
+from genlip.common.files import file_aside, read_json, write_file, write_json, written_aside
 from llava_plugin import encoders
 
 from . import estimate
@@ -154,7 +154,7 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
         if converted.returncode:
             raise RuntimeError(f"the checkpoint in {folder} could not be brought into the native form; what was said stands above")
 
-        provenance = json.loads((part / "provenance.json").read_text())
+        provenance = read_json(part / "provenance.json")
         after = provenance["encoder_digest"]
         if (after == before) == recipe.train_encoder:
             said = "be trained, yet its weights are what they were" if recipe.train_encoder else "stay frozen, yet its weights changed"
@@ -171,7 +171,7 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
             "recipe": asdict(recipe),
         }
         write_json(part / "provenance.json", provenance)
-        state = json.loads((folder / "checkpoint" / "trainer_state.json").read_text())
+        state = read_json(folder / "checkpoint" / "trainer_state.json")
         write_file(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in state["log_history"]))
     print(f"wrote {export}")
     return export

@@ -16,7 +16,6 @@ replaced by a neighbour. Pieces of the source are worked on in parallel; a kille
 
 import gc
 import hashlib
-import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -136,7 +135,7 @@ def prepare(
     }
     for known in (folder / "ledger.json", folder / "origin.json"):
         if known.is_file():
-            content = json.loads(known.read_text())
+            content = read_json(known)
             theirs = content.get("origin", content)
             if theirs != origin:
                 raise ValueError(f"{folder} was made from {theirs}, not from {origin}: give another --out or remove it")
@@ -229,7 +228,7 @@ def show(folder: Path, samples: int, tokenizer: str) -> None:
     """Print the ledger and a few conversations; with a tokenizer's folder, as the model sees them, what it learns in [[ ]]."""
     if not (folder / "ledger.json").is_file():
         raise ValueError(f"{folder} has no ledger.json: give a folder made by train_mllm.prepare_data")
-    ledger = json.loads((folder / "ledger.json").read_text())
+    ledger = read_json(folder / "ledger.json")
     print(f"from {ledger['origin']['source']}, digest {ledger['digest'][:8]}")
     print(
         f"{ledger['used']:,} of {ledger['read']:,} conversations, {ledger['pictures']:,} pictures, "

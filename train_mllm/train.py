@@ -13,7 +13,6 @@ Loss = sum over supervised tokens / their number in the whole step, over all pro
 `num_items_in_batch` to the model).
 """
 
-import json
 import os
 import sys
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from genlip.common.command import Failed, command, new_parser, sentence
-from genlip.common.files import keep_until, write_json, written_aside
+from genlip.common.files import keep_until, read_json, write_json, written_aside
 from genlip.common.flags import add_flags, from_args
 from genlip.common.locks import one_at_a_time
 from genlip.common.run_folder import claim_run_folder
@@ -94,7 +93,7 @@ def train(recipe: Recipe) -> Path:
         if not (data / "ledger.json").is_file():
             data = run / "data"
             prepare(recipe.data, recipe.images, str(data), recipe.max_bad, seed=recipe.seed)
-    ledger = json.loads((data / "ledger.json").read_text())
+    ledger = read_json(data / "ledger.json")
     if recipe.backend == "llava_next":
         with one_at_a_time(run):
             llava_next.export_for_llava_next(recipe, run, data)

@@ -18,6 +18,7 @@ import numpy as np
 from eval_suites import suites
 from eval_suites.score import stats
 from eval_suites.suites import Column, Suite
+from genlip.common.files import read_json
 
 
 @dataclass(frozen=True)
@@ -221,10 +222,7 @@ def read_rows(root: Path, suite: Suite) -> list[EncoderResult]:
 
 def cells_of_file(path: Path) -> tuple[str, list[Cell]]:
     """(what answered, cells) of a JSON file: a result.json of ours with the samples beside it, or results of lmms-eval 0.2 to 0.7."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         raise ValueError(f"{path} holds no results")
     if "key" in content and "suite" in content:
@@ -326,7 +324,7 @@ def find_row(rows: list[EncoderResult], name: str, suite: Suite) -> EncoderResul
     """The row of `ENCODER`, `ENCODER@DIGEST` (its first digits) or `ENCODER@EXPORT` (its folder). ValueError where none or several are."""
     encoder, _, which = name.partition("@")
     if which and (Path(which) / "provenance.json").exists():
-        which = json.loads((Path(which) / "provenance.json").read_text(encoding="utf-8"))["weights_digest"]
+        which = read_json(Path(which) / "provenance.json")["weights_digest"]
     found = [row for row in rows if row.encoder == encoder and row.digest.startswith(which)]
     if not found:
         there = ", ".join(sorted({row.encoder for row in rows})) or "none"

@@ -63,7 +63,7 @@ def read_json(path: Path, mend: str = "mend it, or make it again"):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): {mend}") from error
+        raise ValueError(f"{path} cannot be read: it is no JSON ({error}); {mend}") from error
 
 
 def keep_until(file: Path, step: int) -> None:

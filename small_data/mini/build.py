@@ -24,7 +24,7 @@ from pathlib import Path
 
 from eval_suites.tasks import hub_columns
 from eval_suites.tasks.manifest import verify
-from genlip.common.files import file_aside, sha256, write_file
+from genlip.common.files import file_aside, read_json, sha256, write_file
 from genlip.common.processes import finished
 from genlip.common.progress import progress
 from small_data.mini import benchmarks, captions, conversations, families, fonts, manifest, picture, question_styles
@@ -79,7 +79,7 @@ def _begin(world: World, out: Path) -> dict | None:
     """Claims the folder for this world; the manifest where it is already made. ValueError where another or a damaged one is."""
     claim, told = out / "mini" / "world.json", {**world.name, "knobs": world.knobs.as_dict(), "generator": _generator()}
     if claim.exists():
-        found = json.loads(claim.read_text())
+        found = read_json(claim)
         for key, what in (
             ("seed", "seed"),
             ("train", "training size"),
@@ -199,13 +199,13 @@ def _eval_part(world: World, out: Path, name: str) -> dict:
 def _finish(world: World, out: Path) -> dict:
     """Gathers the parts into the files that are one, checks that no test picture was trained on, writes the manifest, drops the parts."""
     chunks = [part for part in world.parts if part.startswith("train")]
-    evals = {name: json.loads(_part(out, f"eval-{name}").read_text()) for name in benchmarks.SETS}
+    evals = {name: read_json(_part(out, f"eval-{name}")) for name in benchmarks.SETS}
     tested = {digest for told in evals.values() for digest in told["pixels"]}
     files: dict[str, str] = {}
 
     def records(kind: str) -> Iterator[bytes]:
         for k, part in enumerate(chunks):  # one part at a time: memory stays flat
-            told = json.loads(_part(out, part).read_text())
+            told = read_json(_part(out, part))
             if trained := tested.intersection(told["pixels"]):
                 raise ValueError(f"{len(trained)} test pictures are also in the training part {part}: make the world with another --seed")
             files.update(told["files"])
@@ -214,7 +214,7 @@ def _finish(world: World, out: Path) -> dict:
 
     def text() -> Iterator[bytes]:
         for part in chunks:
-            yield "".join(line.replace("\n", " ") + "\n" for line in json.loads(_part(out, part).read_text())["text"]).encode()
+            yield "".join(line.replace("\n", " ") + "\n" for line in read_json(_part(out, part))["text"]).encode()
 
     for name, pieces in (
         ("sft/conversations.json", records("conversations")),
