@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from genlip.common.command import Failed, begun, command
+from genlip.common.command import Failed, begun, command, new_parser
 from genlip.common.files import read_json, write_file
 
 
@@ -69,3 +69,7 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"b\.json"):
         write_file(tmp_path / "b.json", "text")
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_examples_are_shown_as_they_are_written():
+    assert "examples:\n  one --flag\n  two" in new_parser(prog="x", epilog="examples:\n  one --flag\n  two").format_help()

@@ -68,4 +68,4 @@ def begun() -> Iterator[None]:
 
 def new_parser(prog: str, **said: str) -> argparse.ArgumentParser:
     """A parser whose `epilog`, the examples, is shown line by line as it is written."""
-    return argparse.ArgumentParser(prog=prog, **said)
+    return argparse.ArgumentParser(prog=prog, formatter_class=argparse.RawDescriptionHelpFormatter, **said)
