@@ -4,24 +4,22 @@
 # a limit of its own; one that hangs or fails is left out with its reason, and the next goes on. Exit code: 0 all steps done, 1 some left
 # out, 2 no GPU here. GPU_SECONDS=N (default 480) is what all may take; the steps' limits grow and shrink with it.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-[ -n "${VIRTUAL_ENV:-}" ] || [ ! -x .venv/bin/python ] || PATH="$PWD/.venv/bin:$PATH"
 dry=; for word in "$@"; do if [ "$word" = --dry-run ]; then dry=yes; else OUT=$word; fi; done
-out=${OUT:-gpu-results} all=${GPU_SECONDS:-480}
+out=$(realpath -m "${OUT:-gpu-results}") all=${GPU_SECONDS:-480}
+cd "$(dirname "$0")/.." || exit 2
+[ -n "${VIRTUAL_ENV:-}" ] || [ ! -x .venv/bin/python ] || PATH="$PWD/.venv/bin:$PATH"
 
-# By the plan of `python -m train_mllm.train sft-qwen7b-frozen --dry-run --gpus 1` a 7B model takes 143 GB (136,000 MiB) whole, 26 by LoRA.
-memory=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -1)
-[ "${memory:-0}" -gt 143000 ] 2>/dev/null && sft7b= || sft7b=" --lora-rank 128"
-# step | seconds of 480 | command: the most telling first
-steps="environment|15|python -m benchmarks.summary --environment
-gpu-tests|60|python -m pytest tests/genlip/test_gpu.py tests/benchmarks/test_finetuning.py -k gpu
-pretraining-g16-s1-compiled|75|python -m benchmarks.pretraining recipe g16-s1 --attention flex_attention --compile
+# step | seconds of 480 | command: the most telling first. All of a 7B model takes 143 GB by its plan: a smaller GPU says so, and goes on.
+steps="environment|10|python -m benchmarks.summary --environment
+gpu-tests|50|python -m pytest tests/genlip/test_gpu.py tests/benchmarks/test_finetuning.py -k gpu
+pretraining-g16-s1-compiled|70|python -m benchmarks.pretraining recipe g16-s1 --attention flex_attention --compile
 pretraining-g16-s1|45|python -m benchmarks.pretraining recipe g16-s1 --attention sdpa
-pretraining-so16-s1|40|python -m benchmarks.pretraining recipe so16-s1
-pretraining-g16-s2|75|python -m benchmarks.pretraining recipe g16-s2 --attention flex_attention --compile
-finetuning-1.5b|55|python -m benchmarks.finetuning sft-qwen1.5b-frozen --global-batch 32
-finetuning-7b|65|python -m benchmarks.finetuning sft-qwen7b-frozen --global-batch 32 --steps 3$sft7b
-encoder|40|python -m benchmarks.encoder --width 1536 --depth 40 --heads 16 --batch 64 --rounds 5"
+pretraining-so16-s1|35|python -m benchmarks.pretraining recipe so16-s1
+pretraining-g16-s2|70|python -m benchmarks.pretraining recipe g16-s2 --attention flex_attention --compile
+finetuning-1.5b|50|python -m benchmarks.finetuning sft-qwen1.5b-frozen --global-batch 32
+finetuning-7b-lora|50|python -m benchmarks.finetuning sft-qwen7b-frozen --lora-rank 128 --global-batch 32 --steps 3
+finetuning-7b|60|python -m benchmarks.finetuning sft-qwen7b-frozen --global-batch 32 --steps 3
+encoder|35|python -m benchmarks.encoder --width 1536 --depth 40 --heads 16 --batch 64 --rounds 5"
 
 if [ -n "$dry" ]; then
   while IFS='|' read -r step limit command; do printf '%-28s %3s s  %s\n' "$step" "$limit" "$command"; done <<<"$steps"
@@ -35,10 +33,11 @@ fi
 mkdir -p "$out" && : >"$out/steps.jsonl" || exit 2
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
 while IFS='|' read -r step limit command; do
-  limit=$((limit * all / 480)) began=$SECONDS code=-1
-  [ "$limit" -le $((all - SECONDS)) ] || limit=$((all - SECONDS))
+  limit=$((limit * all / 480)) left=$((all - SECONDS - 6)) began=$SECONDS code=-1  # 6: to be killed, and the table
+  [ "$limit" -le "$left" ] || limit=$left
   if [ "$limit" -ge 1 ]; then
     echo "$step: at most $limit s" >&2
+    # shellcheck disable=SC2086  # a command is several words
     timeout -k 5 "$limit" $command </dev/null >"$out/$step.txt" 2>&1
     code=$?
   fi

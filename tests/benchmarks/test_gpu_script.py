@@ -80,17 +80,16 @@ def test_a_step_that_hangs_or_fails_is_left_out_and_the_others_are_done(tmp_path
 {PRETRAINED}
 END
 esac"""
-    there = on_path(tmp_path, python=stub, **{"nvidia-smi": 'case "$*" in -L) echo "GPU 0" ;; *) echo 143771 ;; esac'})
+    there = on_path(tmp_path, python=stub, **{"nvidia-smi": "echo GPU 0"})
     out = tmp_path / "out"
-    done = subprocess.run([*SCRIPT, str(out)], capture_output=True, text=True, env=there | {"GPU_SECONDS": "32"}, check=False)
+    done = subprocess.run([*SCRIPT, str(out)], capture_output=True, text=True, env=there | {"GPU_SECONDS": "96"}, check=False)
     assert done.returncode == 1, done.stderr
     records = {record["step"]: record for record in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
     assert records["pretraining-so16-s1"]["outcome"] == "left out: error: no room"
-    assert records["encoder"]["outcome"] == "left out: stopped after 2 s"
+    assert records["encoder"]["outcome"] == "left out: stopped after 7 s"
     others = [record for name, record in records.items() if name not in ("pretraining-so16-s1", "encoder")]
     assert {record["outcome"] for record in others} == {"done"}
     assert records["pretraining-g16-s1"]["measured"]["MFU"] == "40.4%"
-    assert "--lora-rank" not in records["finetuning-7b"]["command"]  # 143,771 MiB hold all of it
     assert list(records) == [step for step, _, _ in plan()]
     assert "| encoder " in done.stdout and "40.4%" in done.stdout
 

@@ -16,6 +16,7 @@ from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 
 from eval_suites import suites, tasks
+from eval_suites.tasks.manifest import verify
 from small_data.mini import cider, manifest
 
 COLUMNS = suites.get("genlip15").columns  # those of mini14, and MME's cognition
@@ -156,7 +157,7 @@ def by_command(root: Path, name: str) -> dict[str, float]:
 
 def maxima(root: Path) -> dict[str, float]:
     """column -> the manifest's maximum."""
-    told = manifest.verify(root / "genlip-eval/mini")["sets"]
+    told = verify(root / "genlip-eval/mini")["sets"]
     return {c.name: told[c.task]["maximum"][c.name] if c.task == "mme" else told[c.task]["maximum"] for c in COLUMNS}
 
 

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from eval_suites.tasks import hub_columns
+from eval_suites.tasks.manifest import verify
 from genlip.common.files import sha256
-from small_data.mini import benchmarks, build, captions, conversations, families, fonts, manifest, picture
+from small_data.mini import benchmarks, build, captions, conversations, families, fonts, picture
 from small_data.mini.__main__ import main
 from small_data.mini.knobs import DEFAULT
 
@@ -193,7 +194,7 @@ def test_sizes_and_shapes_of_pictures_vary():
 
 
 def test_every_set_has_its_rows_and_a_maximum_with_a_reason(small):
-    told = manifest.verify(small / "genlip-eval/mini")
+    told = verify(small / "genlip-eval/mini")
     assert set(told["sets"]) == set(benchmarks.SETS)
     for name, entry in told["sets"].items():
         rows = table(small, name)
@@ -220,7 +221,7 @@ def test_a_changed_world_is_noticed(small, tmp_path, damage):
         path = folder / "manifest.json"
         path.write_text(path.read_text().replace('"n": 10', '"n": 9', 1))
     with pytest.raises(ValueError, match="make the mini world again"):
-        manifest.verify(folder)
+        verify(folder)
 
 
 def test_a_damaged_world_is_not_taken_for_a_finished_one(small, tmp_path, capsys):
