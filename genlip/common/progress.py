@@ -32,7 +32,7 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], 
             now = time.monotonic()
             if not shown.console.is_terminal and now - last > REPORT_EVERY:
                 last = now
-                left = (now - began) / made * (total - done - made)
+                left = (now - began) / max(made, 1) * (total - done - made)
                 shown.console.print(f"{title}: {done + made} of {total}, about {left:.0f} s left", markup=False, highlight=False)
 
         yield advance
