@@ -17,6 +17,7 @@ import time
 import types
 from pathlib import Path
 
+from genlip.common.command import command, new_parser
 from genlip.common.hardware import peak_bf16
 
 LARGEST = 32  # patches a side of the mixed grids, at most 1,024 in all: the range of stage 2
@@ -30,6 +31,18 @@ def flops(model, lens: list[int], width: int, depth: int) -> float:
     return 2 * weights * sum(lens) + 4 * depth * width * sum(n * n for n in lens)
 
 
+def genlip_sizes(width: int, depth: int, heads: int) -> dict:
+    """Of GenLIPConfig: a SwiGLU whose three maps are as large as two of 4 x width."""
+    sixth = width // heads // 6  # of a head's channels, half of which turn: a third each for time, row and column
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": width * 8 // 3 // 16 * 16,
+        "mrope_section": [width // heads // 2 - 2 * sixth, sixth, sixth],
+    }
+
+
 def ours(shape, device, dtype):
     """genlip.GenLIPVisionModel with SDPA, and a function (pictures or None, patches, grids) -> a call of it."""
     import torch
@@ -37,12 +50,7 @@ def ours(shape, device, dtype):
     from genlip.configuration_genlip import GenLIPConfig
     from genlip.modeling_genlip import GenLIPVisionModel
 
-    width, depth, heads, ffn = shape
-    sixth = width // heads // 6  # of a head's channels, half of which turn: a third each for time, row and column
-    section = [width // heads // 2 - 2 * sixth, sixth, sixth]
-    config = GenLIPConfig(
-        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=ffn, mrope_section=section
-    )
+    config = GenLIPConfig(**genlip_sizes(*shape))
     torch.manual_seed(0)
     model = GenLIPVisionModel(config).to(device, dtype).eval()
 
@@ -52,18 +60,21 @@ def ours(shape, device, dtype):
     return model, prepare
 
 
+def _siglip(model_class, config_class, shape, **own):
+    width, depth, heads = shape
+    own |= {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": 4 * width}
+    config = config_class(**own)
+    config.vision_use_head = False
+    config._attn_implementation = "sdpa"
+    return model_class(config)
+
+
 def siglip2(shape, device, dtype):
     """HF's SigLIP 2 encoder with SDPA: the NaFlex class, which takes padded patches of any shape."""
     import torch
     from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
-    width, depth, heads, _ = shape
-    config = Siglip2VisionConfig(
-        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * width, num_patches=256
-    )
-    config.vision_use_head = False
-    config._attn_implementation = "sdpa"
-    model = Siglip2VisionModel(config).to(device, dtype).eval()
+    model = _siglip(Siglip2VisionModel, Siglip2VisionConfig, shape, num_patches=256).to(device, dtype).eval()
 
     def prepare(pictures, patches, grids):
         padded, valid = pad(patches, grids)
@@ -77,13 +88,7 @@ def siglip2_fixed(shape, device, dtype):
     """HF's SigLIP class with SDPA, which SigLIP 2's fixed-size weights use: pictures of one size only."""
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
-    width, depth, heads, _ = shape
-    config = SiglipVisionConfig(
-        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * width, patch_size=16, image_size=224
-    )
-    config.vision_use_head = False
-    config._attn_implementation = "sdpa"
-    model = SiglipVisionModel(config).to(device, dtype).eval()
+    model = _siglip(SiglipVisionModel, SiglipVisionConfig, shape, patch_size=16, image_size=224).to(device, dtype).eval()
 
     def prepare(pictures, patches, grids):
         return None if pictures is None else lambda: model(pictures, interpolate_pos_encoding=pictures.shape[-1] != 224)
@@ -186,7 +191,7 @@ def compare(args) -> list[str]:
         raise ValueError(f"--width {args.width} does not split into {args.heads} heads of an even size")
     if args.resolution % 16:
         raise ValueError(f"--resolution {args.resolution} is not a multiple of 16")
-    shape = (args.width, args.depth, args.heads, args.width * 8 // 3 // 16 * 16)  # SwiGLU's three maps are as large as two of 4 x width
+    shape = (args.width, args.depth, args.heads)
     contenders = {"genlip (ours)": ours(shape, device, dtype)}
     contenders |= {"HF SigLIP 2 NaFlex": siglip2(shape, device, dtype), "HF SigLIP 2 fixed": siglip2_fixed(shape, device, dtype)}
     if args.open_clip:
@@ -246,32 +251,34 @@ def interleaved_timing(calls: dict, rounds: int, device: str) -> dict[str, float
     return {who: statistics.median(times[1:]) for who, times in taken.items()}
 
 
+def number_flags(parser: argparse.ArgumentParser, *flags: tuple[str, int, str]) -> None:
+    """A flag per (name, default, what it counts)."""
+    for flag, default, text in flags:
+        parser.add_argument(f"--{flag}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
+
+
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m benchmarks.encoder",
         description="Time the encoder beside HF's SigLIP 2 and open_clip's GenLIP, in one run; prints a Markdown table.",
         epilog="example:\n  python -m benchmarks.encoder --open-clip ../open_clip --rounds 9",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for flag, default, text in (
+    number_flags(
+        parser,
         ("width", 384, "of all encoders"),
         ("depth", 12, "layers of all encoders"),
         ("heads", 6, "of all encoders"),
         ("resolution", 224, "pixels a side of the equal pictures"),
         ("batch", 8, "pictures in a set"),
         ("rounds", 7, "turns of each encoder on each set"),
-    ):
-        parser.add_argument(f"--{flag}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
+    )
     parser.add_argument("--open-clip", type=Path, metavar="CLONE", help="a clone of open_clip at 89fb801, to compare with its GenLIP")
     parser.add_argument("--cpu", action="store_true", help="fp32 on the CPU even where there is a GPU")
     args = parser.parse_args(argv)
-    try:
-        print("\n".join(compare(args)))
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    print("\n".join(compare(args)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -12,16 +12,15 @@ weight learns; the head on taught tokens alone; the pictures through the encoder
 language model. What gradient checkpointing computes twice is not counted. The first step warms up and is left out.
 """
 
-import argparse
 import io
 import itertools
 import platform
-import sys
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.packing import mix
+from genlip.common.command import command, new_parser
 from genlip.common.flags import add_recipe, read_recipe
 from genlip.common.hardware import mfu
 from llava_plugin import encoders
@@ -281,30 +280,27 @@ def table(recipe: Recipe, model, seen: StepCounts, rates: list[float], accumulat
     ]
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m benchmarks.finetuning",
         description="Tokens/s, MFU and peak memory of some real training steps on random weights of the true sizes, beside the plan. "
         "Data and folders are not read.",
         epilog="examples:\n"
         "  python -m benchmarks.finetuning sft-qwen1.5b-frozen --global-batch 32\n"
         "  python -m benchmarks.finetuning sft-qwen7b-frozen --lora-rank 128 --global-batch 32",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run = add_recipe(parser, PRESETS, argv)["run"]
     run.add_argument("--steps", type=int, default=4, metavar="N", help="optimizer steps, the first of which warms up (default 4)")
     run.add_argument("--scale", type=float, default=1.0, metavar="X", help="divides the lengths of the mix (default 1)")
     args = parser.parse_args(argv)
     recipe = read_recipe(parser, PRESETS, args)
-    try:
-        print("\n".join(time_recipe(recipe, args.steps, args.scale)))
-    except (ValueError, RuntimeError, OSError) as e:
-        from train_mllm.train import explain_error
+    from train_mllm.train import explained
 
-        print(f"error: {explain_error(e, recipe)}", file=sys.stderr)
-        return 2 if isinstance(e, ValueError) else 1
+    with explained(recipe):
+        print("\n".join(time_recipe(recipe, args.steps, args.scale)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -15,8 +15,6 @@ copy for every conversation, is small. Kinder to ours: the second epoch finds it
 their logits of tokens that are not learned, and the two programs.
 """
 
-import argparse
-import json
 import os
 import re
 import subprocess
@@ -28,8 +26,10 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.packing import CUT, LEARNED, VOCABULARY, add_flags, asked, mix
-from genlip.common.files import write_json
+from genlip.common.command import Failed, command, new_parser
+from genlip.common.files import read_json, write_json
 from llava_plugin import encoders
+from llava_plugin.fetch import chat_tokenizer
 from llava_plugin.llava_next import QWEN_1_5, ROOT_HINT
 from train_mllm import estimate, llava_next
 from train_mllm.prepare_data import prepare
@@ -46,21 +46,12 @@ def tiny_qwen(folder: Path, hidden: int, layers: int, seed: int):
     """A Qwen2 with random weights in `folder`; returns its tokenizer, to which each other character is a token."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    pad, im_start, im_end, image = SPECIAL
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token=im_end,
-        pad_token=pad,
-        additional_special_tokens=[im_start, image],
-        chat_template=QWEN_1_5,
-        model_max_length=CUT,
-        clean_up_tokenization_spaces=False,
-    )
+    tokenizer = chat_tokenizer(bpe, SPECIAL, QWEN_1_5, CUT)
     tokenizer.add_tokens(list(WORDS))
     config = Qwen2Config(
         vocab_size=VOCABULARY,
@@ -107,7 +98,7 @@ def write_conversations(folder: Path, lengths, tokenizer, encoder: str, seed: in
 
 
 def timed(command: list[str], environment: dict, steps: int) -> tuple[float, list[str]]:
-    """(seconds from the line of the step in the middle to the line of the last, the logged lines). RuntimeError where it fails."""
+    """(seconds from the line of the step in the middle to the line of the last, the logged lines). Failed where it fails."""
     lines, stamps = [], []
     with (
         tempfile.TemporaryFile("w+") as errors,
@@ -122,7 +113,7 @@ def timed(command: list[str], environment: dict, steps: int) -> tuple[float, lis
         if process.wait() or len(lines) != steps:
             errors.seek(0)
             end = "".join(said)[-1000:] + errors.read()[-2000:]
-            raise RuntimeError(f"{' '.join(command[:4])} ended with {process.returncode} after {len(lines)} of {steps} steps:\n{end}")
+            raise Failed(f"{' '.join(command[:4])} ended with {process.returncode} after {len(lines)} of {steps} steps:\n{end}")
     return stamps[-1] - stamps[steps // 2 - 1], lines
 
 
@@ -177,12 +168,12 @@ def time_trainers(checkout: str, n: int, scale: float, batch: int, hidden: int, 
                     took, lines = timed(command, environment, steps)
                     seconds[way].append(took)
                     if way == "ours":
-                        tokens = json.loads((Path(run) / "ledger.json").read_text())["tokens"]["tokens"]
+                        tokens = read_json(Path(run) / "ledger.json")["tokens"]["tokens"]
                     else:
                         seen = int(SEEN.search(lines[-1])[1]) - int(SEEN.search(lines[steps // 2 - 1])[1])
     computed = seen + n * (encoders.resolve(recipe.encoder).tokens - 1)  # of a picture theirs counts one token
     if computed < tokens + n:  # the newline at the end of each
-        raise RuntimeError(f"LLaVA-NeXT computed {computed} positions an epoch of conversations of {tokens} tokens: some were left out")
+        raise Failed(f"LLaVA-NeXT computed {computed} positions an epoch of conversations of {tokens} tokens: some were left out")
     positions = {"llava_next": computed / tokens, "ours": 1.0}
     return [
         {
@@ -223,8 +214,9 @@ def table(found: list[dict]) -> str:
     return "\n".join(rows)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m benchmarks.llava_next",
         description="Time our whole trainer and LLaVA-NeXT's own on the same conversations, in turn.",
         epilog="example: OMP_NUM_THREADS=1 python -m benchmarks.llava_next LLaVA-NeXT",
@@ -232,15 +224,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkout", metavar="CHECKOUT", help="a clone of LLaVA-NeXT")
     add_flags(parser)
     args = parser.parse_args(argv)
-    try:
-        count_steps(args.checkout, args.conversations, args.batch)
-        print(f"{args.conversations} conversations with a picture each, {args.batch} per step, {args.rounds} rounds", flush=True)
-        print(table(time_trainers(args.checkout, *asked(args))))
-    except (ValueError, RuntimeError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2 if isinstance(e, ValueError) else 1
+    count_steps(args.checkout, args.conversations, args.batch)
+    print(f"{args.conversations} conversations with a picture each, {args.batch} per step, {args.rounds} rounds", flush=True)
+    print(table(time_trainers(args.checkout, *asked(args))))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

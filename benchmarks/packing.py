@@ -15,9 +15,10 @@ was reached. Median over the rounds; a minute on two cores.
 import argparse
 import copy
 import math
-import sys
 import time
 from statistics import median
+
+from genlip.common.command import command, new_parser
 
 MEDIAN, P95, CUT = 700, 2500, 4096
 VOCABULARY = 2048
@@ -131,19 +132,16 @@ def asked(args: argparse.Namespace) -> tuple:
     return args.conversations, args.scale, args.batch, args.hidden, args.layers, args.rounds, args.seed
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m benchmarks.packing",
         description="Tokens per second of packed, length-grouped and padded batches on a declared mix of lengths.",
         epilog="example: OMP_NUM_THREADS=2 python -m benchmarks.packing --rounds 5",
     )
     add_flags(parser)
     args = parser.parse_args(argv)
-    try:
-        print_ways(args, time_ways(*asked(args)))
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    print_ways(args, time_ways(*asked(args)))
     return 0
 
 
@@ -158,4 +156,4 @@ def print_ways(args: argparse.Namespace, found: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -13,15 +13,15 @@ samples is checked first. All take turns; medians of the rounds. `recipe`: the t
 on random weights and synthetic full rows, on a GPU where there is one; --rows is what this one process does a step (1 by default).
 """
 
-import argparse
 import importlib.util
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.encoder import number_flags
+from genlip.common.command import command, new_parser
 from genlip.common.flags import add_recipe, read_recipe
 from genlip.common.hardware import mfu
 from genlip.recipes import PRESETS
@@ -47,25 +47,15 @@ def training_steps(args) -> list[str]:
     """Time a training step of each; returns the lines of a Markdown table."""
     import torch
 
-    from benchmarks.encoder import import_open_clip, interleaved_timing, open_clip_twin, padded_picture
+    from benchmarks.encoder import genlip_sizes, import_open_clip, interleaved_timing, open_clip_twin, padded_picture
     from genlip.configuration_genlip import GenLIPConfig
     from genlip.modeling_genlip import GenLIPForPretraining
 
     import_open_clip(args.open_clip)
     from open_clip.task.genlip_task import GenLipTask
 
-    width, head = args.width, args.width // args.heads
-    sixth = head // 6
-    config = GenLIPConfig(
-        vocab_size=args.vocabulary,
-        hidden_size=width,
-        text_embed_dim=width,
-        num_hidden_layers=args.depth,
-        num_attention_heads=args.heads,
-        intermediate_size=width * 8 // 3 // 16 * 16,
-        mrope_section=[head // 2 - 2 * sixth, sixth, sixth],
-        drop_path_rate=0.0,
-    )
+    width, sizes = args.width, genlip_sizes(args.width, args.depth, args.heads)
+    config = GenLIPConfig(**sizes, vocab_size=args.vocabulary, text_embed_dim=width, drop_path_rate=0.0)
     torch.manual_seed(0)
     model = GenLIPForPretraining(config).train()
     patches, grids, lens, ids = mixed(args.batch, args.vocabulary)
@@ -284,28 +274,28 @@ def recipe_steps(recipe, steps: int) -> list[str]:
     ]
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m benchmarks.pretraining",
         description="Time training steps beside open_clip's GenLIP task, the data path beside webdataset, or a recipe; prints Markdown.",
         epilog="examples:\n"
         "  python -m benchmarks.pretraining steps --open-clip ../open_clip\n"
         "  python -m benchmarks.pretraining data 'shards/*.tar' --tokenizer Qwen/Qwen3-0.6B --preset so16-s2\n"
         "  python -m benchmarks.pretraining recipe g16-s1 --attention flex_attention --compile",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     steps = commands.add_parser("steps", help="tokens/s of training steps, beside open_clip's task")
     steps.add_argument("--open-clip", type=Path, metavar="CLONE", required=True, help="a clone of open_clip at 89fb801")
-    for flag, default, text in (
+    number_flags(
+        steps,
         ("width", 256, "of both models"),
         ("depth", 6, "layers of both models"),
         ("heads", 4, "of both models"),
         ("vocabulary", 8192, "words: at this width the head takes the share of a step that Qwen's takes at So/16's"),
         ("batch", 16, "samples a step"),
         ("rounds", 5, "turns of each"),
-    ):
-        steps.add_argument(f"--{flag}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
+    )
     data = commands.add_parser("data", help="samples/s of the data path, beside webdataset")
     data.add_argument("shards", help="tar shards: a folder, a glob or one file")
     data.add_argument("--tokenizer", required=True, help="a folder or hub id")
@@ -316,17 +306,13 @@ def main(argv: list[str] | None = None) -> int:
     one_process = {name: lambda make=make: replace(make(), rows=1, steps=4, init="") for name, make in PRESETS.items()}
     add_recipe(full, one_process, argv)
     args = parser.parse_args(argv)
-    recipe = read_recipe(full, one_process, args) if args.command == "recipe" else None
-    try:
-        if args.command == "recipe":
-            print("\n".join(recipe_steps(recipe, recipe.steps)))
-        else:
-            print("\n".join(training_steps(args) if args.command == "steps" else data_path(args)))
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    if args.command == "recipe":
+        recipe = read_recipe(full, one_process, args)
+        print("\n".join(recipe_steps(recipe, recipe.steps)))
+    else:
+        print("\n".join(training_steps(args) if args.command == "steps" else data_path(args)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

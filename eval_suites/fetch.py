@@ -6,13 +6,12 @@
 Each set lands as its hub snapshot lies, ROOT/<org>/<set>/..., and is counted: a set of fewer rows than declared is said to be so.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
 from eval_suites import suites, tasks
 from eval_suites.suites import Suite
-from genlip.common.hub import offline
+from genlip.common.command import command, new_parser
+from genlip.common.hub import offline, snapshot
 
 
 def state(suite: Suite, task: str, root: Path) -> tuple[bool, str]:
@@ -34,17 +33,13 @@ def download(task: str, root: Path) -> None:
         raise ValueError(f"{task} is not on the hub but made here: {tasks.fetch_command(task, root)}")
     if offline():
         raise ValueError(f"HF_HUB_OFFLINE is set and {task} comes from the hub: run this where the hub is reached, and copy {root} here")
-    import huggingface_hub
-
     repository, pattern = tasks.hub_source(task)
-    try:
-        huggingface_hub.snapshot_download(repository, repo_type="dataset", allow_patterns=pattern, local_dir=root / repository)
-    except OSError as error:  # the hub's own errors, a network that is not there and a full disk are all of this kind
-        raise ValueError(f"{repository} cannot be had from the hub: {error}. Check your access (hf auth login), network, disk") from error
+    snapshot(repository, repo_type="dataset", allow_patterns=pattern, local_dir=root / repository)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m eval_suites.fetch",
         description="Download the benchmark data of a suite.",
         epilog="example: python -m eval_suites.fetch genlip14 --data-root /data/hub --tasks chartqa,gqa",
@@ -54,21 +49,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tasks", metavar="A,B,...", help="only these tasks or columns of the suite")
     parser.add_argument("--dry-run", action="store_true", help="say what is there and what is missing, download nothing")
     args = parser.parse_args(argv)
-    try:
-        suite = suites.get(args.suite)
-        lacking = 0
-        for task in suites.select(suite, args.tasks):
+    suite = suites.get(args.suite)
+    lacking = 0
+    for task in suites.select(suite, args.tasks):
+        whole, line = state(suite, task, args.data_root)
+        if not whole and not args.dry_run:
+            download(task, args.data_root)
             whole, line = state(suite, task, args.data_root)
-            if not whole and not args.dry_run:
-                download(task, args.data_root)
-                whole, line = state(suite, task, args.data_root)
-            lacking += not whole
-            print(line, flush=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        lacking += not whole
+        print(line, flush=True)
     return 1 if lacking and not args.dry_run else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -9,13 +9,12 @@ Reads LLaVA conversations (each question and its answer is a row), MMOCR's recog
 run.py knows how many rows the real set has, so yours need --allow-partial and are shown as "3 of 2500", without averages. Seconds.
 """
 
-import argparse
 import json
-import sys
 import tarfile
 from pathlib import Path, PurePosixPath
 
 from eval_suites import tasks
+from genlip.common.command import command, new_parser
 
 WORD = "what is written in the image?"  # OCRBench's own question about a word
 CAPTION = "Please carefully observe the image and come up with a caption for the image"  # COCO's of lmms-eval's set
@@ -81,27 +80,23 @@ def write_benchmark(task: str, source: Path, images: Path, root: Path) -> tuple[
     return path, len(rows)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m eval_suites.own",
         description="Write your own questions as rows of a benchmark.",
         epilog="example: python -m eval_suites.own chartqa conversations.json --images charts/images --out own\n"
         "         python eval_suites/run.py --encoder KEY --tasks chartqa --data-root own --allow-partial",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("task", choices=READERS, help="whose columns, prompt and metric")
     parser.add_argument("source", type=Path, help="conversations (JSON), labels (JSON) or captions (tar)")
     parser.add_argument("--images", type=Path, default=Path(), metavar="DIR", help="where picture names start (default: here)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a data root of its own, for run.py --data-root")
     args = parser.parse_args(argv)
-    try:
-        path, rows = write_benchmark(args.task, args.source, args.images, args.out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    path, rows = write_benchmark(args.task, args.source, args.images, args.out)
     print(f"{path}: {rows} rows")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

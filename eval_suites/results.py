@@ -5,30 +5,25 @@
 What counts as a score is decided in score/results.py.
 """
 
-import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from eval_suites.score.results import read_cells
+from genlip.common.command import command, new_parser
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m eval_suites.results",
         description="Print the cells of result files, each a number with its n or a reason why it is none.",
         epilog="examples:\n  python -m eval_suites.results results/ --json\n  python -m eval_suites.results logs/20260101_results.json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paths", nargs="+", type=Path, help="result.json, lmms-eval's *_results.json, or folders that hold such files")
     parser.add_argument("--json", action="store_true", help="JSON lines")
     args = parser.parse_args(argv)
-    try:
-        cells = read_cells(args.paths)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    cells = read_cells(args.paths)
     for cell in cells:
         if args.json:
             print(json.dumps(asdict(cell)))
@@ -41,4 +36,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

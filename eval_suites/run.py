@@ -26,11 +26,12 @@ from eval_suites.runner import discover, preflight, worker
 from eval_suites.runner.preflight import Export, TaskJob
 from eval_suites.score import results
 from eval_suites.suites import Suite
+from genlip.common.command import begun, command, new_parser
 from genlip.common.locks import locked
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python eval_suites/run.py",
         description="Evaluate an encoder's MLLM on a suite of benchmarks and put its row into the table.",
         epilog="""examples:
@@ -40,7 +41,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   python eval_suites/run.py --encoder genlip-g16 --dry-run          what is there, what is missing, how to bring it
 
 exit code: 0 every asked column complete, 1 a task failed, 2 refused before anything ran, 3 done but partial""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--encoder", help="a key (list: python -m llava_plugin.encoders), a folder, a hub id, or NAME=FOLDER")
     parser.add_argument("--mllm", type=Path, metavar="EXPORT", help="the trained MLLM, runs/NAME/export (default: the encoder's only one)")
@@ -64,25 +64,18 @@ exit code: 0 every asked column complete, 1 a task failed, 2 refused before anyt
     return args
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    started = False
-    try:
-        plan = plan_run(args)
-        if args.dry_run:
-            return 0
-        with locked(plan.folder):
-            todo = [job for job in plan.jobs if not job.done]
-            worker.verify(plan.export, plan.folder)
-            devices = worker.prepare(args.gpus) if todo else []
-            started = True
+    plan = plan_run(args)
+    if args.dry_run:
+        return 0
+    with locked(plan.folder):
+        todo = [job for job in plan.jobs if not job.done]
+        worker.verify(plan.export, plan.folder)
+        devices = worker.prepare(args.gpus) if todo else []
+        with begun():
             return execute(args, plan, todo, devices)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if started else 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
 
 
 @dataclass(frozen=True)
@@ -188,4 +181,4 @@ def _print_plan(args: argparse.Namespace, suite: Suite, export: Export | None, j
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

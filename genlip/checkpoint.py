@@ -19,7 +19,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 
-from .common.files import sha256, write_json, written_aside
+from .common.files import read_json, sha256, write_json, written_aside
 from .common.versions import git_commit, package_versions
 from .recipes import Recipe
 
@@ -78,7 +78,7 @@ def newest(run: Path) -> Path | None:
 def whole(folder: Path) -> bool:
     """state.json is there, and every file it names, in its size."""
     try:
-        files = json.loads((folder / "state.json").read_text())["files"]
+        files = read_json(folder / "state.json")["files"]
     except (OSError, ValueError, KeyError):
         return False
     return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
@@ -95,7 +95,7 @@ def load(folder: Path, model, optimizer) -> dict:
     except (CheckpointException, RuntimeError, ValueError) as e:
         raise ValueError(f"{folder} does not hold this model ({e}): remove it to go on from the one before") from e
     set_state_dict(model, optimizer, model_state_dict=both["model"], optim_state_dict=both["optimizer"])
-    return json.loads((folder / "state.json").read_text())
+    return read_json(folder / "state.json")
 
 
 def _wait() -> None:
@@ -133,7 +133,7 @@ def write_export(model, tokenizer, recipe: Recipe, data_digest: str, export: Pat
             "recipe": asdict(recipe),
             "weights_digest": hashlib.sha256(weights).hexdigest(),
             "data_digest": data_digest,
-            "init": json.loads(earlier.read_text()) if earlier and earlier.is_file() else None,
+            "init": read_json(earlier) if earlier and earlier.is_file() else None,
             "versions": package_versions(("torch", "transformers")),
             "git_commit": git_commit(),
         }

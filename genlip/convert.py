@@ -8,13 +8,12 @@ them, so that `AutoModel.from_pretrained(folder, trust_remote_code=True)` works 
 long as reading the weights twice and writing them once.
 """
 
-import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
-from .common.files import written_aside
+from .common.command import command, new_parser
+from .common.files import read_json, written_aside
 
 CODE = {
     "config.json": {
@@ -80,18 +79,18 @@ def carry_code(folder: Path) -> None:
         file = folder / name
         if not file.is_file():
             raise ValueError(f"--code needs a {name}: say --size 224 or --size native, as the model was trained")
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": classes}, indent=1) + "\n")
+        file.write_text(json.dumps(read_json(file) | {"auto_map": classes}, indent=1) + "\n")
     for module in ("configuration_genlip", "packed_row", "modeling_genlip", "image_processing_genlip"):
         shutil.copyfile(Path(__file__).with_name(f"{module}.py"), folder / f"{module}.py")
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m genlip.convert",
         description="Rewrite a GenLIP checkpoint in the released layout or in ours, and check the result by loading it.",
         epilog="examples:\n  python -m genlip.convert weights/genlip-so16 so16-ours --size native --code\n"
         "  python -m genlip.convert runs/tiny-s1/export released --layout official --check",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", type=Path, help="a released folder, or runs/NAME/export")
     parser.add_argument("target", type=Path, help="the folder to write; must not exist")
@@ -101,14 +100,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--code", action="store_true", help="carry the Python files, for trust_remote_code=True")
     parser.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
     args = parser.parse_args(argv)
-    try:
-        number = convert(args.source, args.target, args.layout, args.size, args.check, args.code, args.overwrite)
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    number = convert(args.source, args.target, args.layout, args.size, args.check, args.code, args.overwrite)
     print(f"wrote {args.target}: {number:,} parameters, {args.layout} layout, read back and equal")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -17,21 +17,20 @@ Shapes: B samples, N patches, T text tokens of a packed row.
 import functools
 import io
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from .common.ledger import Ledger
 from .image_processing_genlip import native_size, resized, rgb
 from .shards import Source, open_shard
 
 END_OF_CAPTION = "<|im_end|>\n"  # the two end tokens of the paper's sequence
 MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded
-MAX_NAMES_PER_REASON = 10  # sample names kept per skip reason
 MAX_CONSECUTIVE_BAD = 1000  # stop after this many unusable samples in a row
 SAMPLE_OVERHEAD_BYTES = 4096  # cached bytes per sample besides the pixels: ids, name
 
@@ -56,42 +55,6 @@ class Batch:
     @property
     def tokens(self) -> int:
         return len(self.patches) + self.input_ids.numel()
-
-
-@dataclass
-class Ledger:
-    """What was used, used yet noted (cut, say), and skipped, for which reason, with the first offenders."""
-
-    used: int = 0
-    noted: Counter = field(default_factory=Counter)
-    skipped: Counter = field(default_factory=Counter)
-    names: dict = field(default_factory=dict)
-
-    def count(self, counter: Counter, reason: str, name: str) -> None:
-        counter[reason] += 1
-        if len(self.names.setdefault(reason, [])) < MAX_NAMES_PER_REASON:
-            self.names[reason].append(name)
-
-    def as_dict(self) -> dict:
-        read = self.used + self.skipped.total()
-        names = {reason: list(named) for reason, named in self.names.items()}
-        return {"read": read, "used": self.used, "noted": dict(self.noted), "skipped": dict(self.skipped), "names": names}
-
-    @classmethod
-    def from_dict(cls, d: dict) -> "Ledger":
-        return cls(d["used"], Counter(d["noted"]), Counter(d["skipped"]), {k: list(v) for k, v in d["names"].items()})
-
-    @classmethod
-    def merged(cls, ledgers: list[dict]) -> "Ledger":
-        """The sum of the streams' ledgers."""
-        total = cls()
-        for ledger in map(cls.from_dict, ledgers):
-            total.used += ledger.used
-            total.noted += ledger.noted
-            total.skipped += ledger.skipped
-            for reason, named in ledger.names.items():
-                total.names[reason] = (total.names.get(reason, []) + named)[:MAX_NAMES_PER_REASON]
-        return total
 
 
 # --- a sample --------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from .common.files import keep_until
+from .common.progress import bars
 from .recipes import Recipe
 
 
@@ -15,15 +17,10 @@ class Log:
         self.recipe, self.silent, self.writer, self.wandb = recipe, rank != 0, None, None
         if self.silent:
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         self.files = {}
         for name, last in (("metrics", step - 1), ("captions", step)):
-            file = run / f"{name}.jsonl"
-            lines = file.read_text().splitlines() if file.is_file() else []
-            kept = [line + "\n" for line in lines if line.endswith("}") and json.loads(line)["step"] <= last]
             if name == "metrics" or recipe.held_out:
-                file.write_text("".join(kept))
+                keep_until(file := run / f"{name}.jsonl", last)
                 self.files[name] = file.open("a", buffering=1)  # a line is there once it is written
         if recipe.tracker == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
@@ -35,8 +32,7 @@ class Log:
             except ImportError as e:
                 raise ValueError("wandb is not installed: pip install wandb, or leave --tracker out") from e
             self.wandb = wandb.init(dir=run, name=run.name, id=run.name, resume="allow", config=asdict(recipe))
-        columns = (TextColumn("pretrain"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-        self.progress = Progress(*columns, disable=not sys.stderr.isatty())
+        self.progress = bars("{task.fields[note]}")
         self.bar = self.progress.add_task("pretrain", total=recipe.steps, completed=step, note="")
 
     def __enter__(self):

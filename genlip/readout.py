@@ -8,11 +8,11 @@ text's attention that falls on the first picture token, and on the picture as a 
 the gate, 0.1 % and 13.4 % with it.
 """
 
-import argparse
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from .common.command import command, new_parser
 
 TOP = 5  # words a patch
 SHOWN = 7  # words of the caption whose attention is drawn
@@ -151,25 +151,21 @@ def readout(args) -> Path:
     return folder
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     from .speak import flags
 
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m genlip.readout",
         description="Draw what patches would say and where the words of a caption look.",
         epilog="example:\n  python -m genlip.readout runs/tiny-s1/export photo.jpg folder/ --out looks/",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flags(parser)
     parser.add_argument("--out", required=True, help="the folder for PNG and JSON files")
     args = parser.parse_args(argv)
-    try:
-        readout(args)
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    readout(args)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -11,6 +11,7 @@ import json
 import sys
 from itertools import islice
 
+from .common.command import command, new_parser
 from .generation import captions, load, pictures
 
 BATCH = 64
@@ -26,22 +27,18 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m genlip.speak",
         description="Caption pictures with a pretrained GenLIP.",
         epilog="example:\n  python -m genlip.speak runs/tiny-s1/export photo.jpg data/easy-vqa/captions-held-out/test-000000.tar",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flags(parser)
     parser.add_argument("--quiet", action="store_true", help="only the last line of a comparison")
     parser.add_argument("--json", action="store_true", help="a JSON object a line: name, said, true")
     args = parser.parse_args(argv)
-    try:
-        right, total = speak(args)
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    right, total = speak(args)
     if total:
         print(f"{right} of {total} captions word for word ({100 * right / total:.1f} %)", file=sys.stderr if args.json else sys.stdout)
     return 0
@@ -76,4 +73,4 @@ def speak(args) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

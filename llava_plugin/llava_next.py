@@ -14,13 +14,15 @@ import argparse
 import importlib
 import importlib.machinery
 import importlib.util
-import json
 import os
 import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from genlip.common.command import command, new_parser
+from genlip.common.files import read_json
 
 PREFIX = "enc:"
 ROOT_HINT = "clone it (git clone https://github.com/LLaVA-VL/LLaVA-NeXT) and export LLAVA_NEXT_ROOT=/path/to/LLaVA-NeXT"
@@ -424,7 +426,7 @@ def load(checkpoint: Path):
 
     from .tower import VisionTower
 
-    config = json.loads((checkpoint / "config.json").read_text())
+    config = read_json(checkpoint / "config.json")
     name = str(config.get("mm_vision_tower"))
     if not name.startswith(PREFIX):
         raise ValueError(f"{checkpoint} has the vision tower {name}, not one of ours ({PREFIX}KEY_OR_PATH)")
@@ -586,34 +588,30 @@ def doctor() -> int:
     return 0
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m llava_plugin.llava_next",
         description="Use our encoders inside a LLaVA-NeXT checkout.",
         epilog="examples:\n"
         "  python -m llava_plugin.llava_next doctor\n"
         "  python -m llava_plugin.llava_next train --vision_tower enc:genlip-so16 --version qwen_1_5 ...   (its own flags)\n"
         "  python -m llava_plugin.llava_next convert CHECKPOINT EXPORT",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=("doctor", "train", "convert"))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of LLaVA-NeXT's train.py; or SOURCE TARGET of convert")
     args = parser.parse_args(argv)
-    try:
-        if args.command == "doctor":
-            return doctor()
-        if args.command == "train":
-            train(args.arguments)
-            return 0
-        if len(args.arguments) != 2:
-            raise ValueError("convert wants two folders: SOURCE TARGET")
-        source, target = map(Path, args.arguments)
-        (to_llava_next if (source / "provenance.json").is_file() else to_native)(source, target)
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    if args.command == "doctor":
+        return doctor()
+    if args.command == "train":
+        train(args.arguments)
+        return 0
+    if len(args.arguments) != 2:
+        raise ValueError("convert wants two folders: SOURCE TARGET")
+    source, target = map(Path, args.arguments)
+    (to_llava_next if (source / "provenance.json").is_file() else to_native)(source, target)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -31,6 +31,8 @@ from transformers import (
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+from genlip.common.files import read_json
+
 from . import register
 from .encoders import require_native
 from .tower import VisionTower, digest, tensor_digests
@@ -195,7 +197,7 @@ def load(export: str | Path, device: str | torch.device | None = None, dtype: to
     export = Path(export)
     if not (export / "provenance.json").is_file():
         raise ValueError(f"{export} has no provenance.json: give the export/ folder of a run of train_mllm (runs/NAME/export)")
-    provenance = json.loads((export / "provenance.json").read_text())
+    provenance = read_json(export / "provenance.json")
     projector = getattr(LlavaConfig.from_pretrained(export), "projector", "mlp2x_gelu")  # exports from before there was a choice
     model = _model_class(projector).from_pretrained(export, dtype=dtype or "auto")
     for name, found in _digests(model).items() if dtype is None else ():  # in another dtype the bytes are others

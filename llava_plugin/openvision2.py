@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from genlip.common.files import read_json
+
 
 class OpenVision2Config(CLIPVisionConfig):
     """CLIP's fields; the defaults are those of L/14 at 336."""
@@ -105,19 +107,24 @@ def convert(released: Path, folder: Path) -> None:
 
     The pickle is read with weights_only: nothing in it but tensors is built, and no code of it can run.
     """
-    config = json.loads((released / "open_clip_config.json").read_text())
+    config = read_json(released / "open_clip_config.json")
     weights = released / "open_clip_pytorch_model.bin"
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
         raise ValueError(f"{weights} holds more than tensors, or is cut short: fetch it again ({e})") from e
     from_open_clip(state, config["model_cfg"]).save_pretrained(folder)
-    side = config["model_cfg"]["vision_cfg"]["image_size"]
+    write_preprocessor(folder, config["model_cfg"]["vision_cfg"]["image_size"], resample=2)
+
+
+def write_preprocessor(folder: Path, side: int, resample: int, **more) -> None:
+    """The whole picture as a square of `side` pixels, ImageNet's mean and std; `resample` is PIL's number."""
     preprocessor = {
         "image_processor_type": "BitImageProcessor",
+        **more,
         "do_resize": True,
         "size": {"height": side, "width": side},
-        "resample": 2,
+        "resample": resample,
         "do_center_crop": False,
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -20,6 +20,8 @@ from PIL import Image, ImageOps
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from genlip.image_processing_genlip import native_size
+
 from . import encoders, register
 from .encoders import FAMILIES, EncoderSpec
 
@@ -242,14 +244,8 @@ def native_grid(family: str, height: int, width: int, patch: int, max_tokens: in
     if max(height, width) > 200 * min(height, width):
         raise ValueError(f"a picture of {width} x {height} pixels is more than 200 times longer than wide: crop it")
     if family == "genlip":
-        rows, columns = round(height / patch), round(width / patch)
-        if rows * columns > max_tokens:
-            shrink = math.sqrt(height * width / (max_tokens * patch * patch))
-            rows, columns = (max(1, math.floor(side / shrink / patch)) for side in (height, width))
-        elif rows * columns < 16:
-            grow = math.sqrt(16 * patch * patch / (height * width))
-            rows, columns = (math.ceil(side * grow / patch) for side in (height, width))
-        return rows, columns
+        height, width = native_size(height, width, 16 * patch**2, max_tokens * patch**2, patch)
+        return height // patch, width // patch
 
     def grid(scale: float) -> tuple[int, int]:
         return tuple(max(1, math.ceil(side * scale / patch)) for side in (height, width))

@@ -16,21 +16,21 @@ Writes, under --out:
 The same settings give the same bytes. A stopped run leaves nothing half done and starts over.
 """
 
-import argparse
 import hashlib
 import io
 import json
 import random
 import re
-import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from genlip.common.files import written_aside
+from genlip.common.command import command, new_parser
+from genlip.common.files import read_json, written_aside
 from genlip.common.packages import Package, packaged_file
+from genlip.common.progress import tracked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -100,7 +100,7 @@ def read_split(split: str) -> list[ImageQuestions]:
     """The package's pictures of "train" or "test" that have questions, by id. ValueError where the package or a file is absent."""
     root = packaged_file(EASY_VQA) / split
     questions: dict[int, list[Question]] = {}
-    for place, (text, answer, picture) in enumerate(json.loads((root / "questions.json").read_text())):
+    for place, (text, answer, picture) in enumerate(read_json(root / "questions.json")):
         question = Question(f"{split}-{place}", text, answer, question_type(text, answer))
         questions.setdefault(picture, []).append(question)
     try:
@@ -166,12 +166,10 @@ def write_captions(
     The pretraining loop augments nothing, so the flips and shifts that so small a set needs are written out. Shard 0 holds the
     pictures as they are, each further shard a moved copy of each, every shard in an order of its own.
     """
-    from rich.progress import track
-
     folder.mkdir()
     held_out_folder.mkdir()
     captioned = [(picture, text, cut_out(picture.png)) for picture in train if (text := caption(picture))]
-    for copy in track(range(copies), "caption shards", disable=not sys.stderr.isatty()):
+    for copy in tracked(range(copies), "caption shards"):
         rng = random.Random(f"{seed} {copy}")
         samples = (
             (f"{picture.id:04}-{copy}", moved_copy(cut, "triangle" in text, rng) if copy else picture.png, text)
@@ -266,7 +264,7 @@ def make(out: Path, copies: int = 8, seed: int = 0) -> str:
     world, benchmark = out / "easy-vqa", out / "genlip-eval" / "easy-vqa"
     settings = {"package": EASY_VQA.name, "version": EASY_VQA.version, "licence": EASY_VQA.licence, "copies": copies, "seed": seed}
     if world.exists():
-        made = json.loads((world / "made.json").read_text()) if (world / "made.json").exists() else {}
+        made = read_json(world / "made.json") if (world / "made.json").exists() else {}
         if {key: made.get(key) for key in settings} != settings:
             other = ", ".join(f"{key} {made[key]}" for key in ("copies", "seed")) if made else "something else"
             raise ValueError(f"{world} was made with {other}, asked are copies {copies}, seed {seed}: delete it or give another --out")
@@ -289,23 +287,19 @@ def make(out: Path, copies: int = 8, seed: int = 0) -> str:
     )
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m small_data.easyvqa",
         description="Turn the package easy-vqa into caption shards, LLaVA conversations and a benchmark.",
         epilog="example:\n  python -m small_data.easyvqa --out data\n"
         "then train on data/easy-vqa/captions and data/easy-vqa/sft, evaluate with --data-root data",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write easy-vqa/ and genlip-eval/easy-vqa/ into")
     parser.add_argument("--copies", type=int, default=8, help="caption shards: the exact pictures and copies-1 moved ones (default 8)")
     parser.add_argument("--seed", type=int, default=0, help="of the flips, shifts and orders (default 0)")
     args = parser.parse_args(argv)
-    try:
-        print(make(args.out, args.copies, args.seed))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(make(args.out, args.copies, args.seed))
     return 0
 
 

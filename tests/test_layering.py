@@ -1,11 +1,14 @@
 """Who may import whom (see the README's map of folders), read from the syntax trees; and what must load without torch."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from genlip.common.command import command
 
 ROOT = Path(__file__).parents[1]
 OURS = ("genlip", "llava_plugin", "train_mllm", "eval_suites", "small_data", "benchmarks")
@@ -33,6 +36,7 @@ TORCH_FREE = (
     "train_mllm.conversations",
     "benchmarks.packing",
     "benchmarks.finetuning",
+    "benchmarks.summary",
     "train_mllm.prepare_data",
     "eval_suites.suites",
     "eval_suites.results",
@@ -57,6 +61,7 @@ COMMANDS = (
     "benchmarks.packing",
     "benchmarks.llava_next",
     "benchmarks.finetuning",
+    "benchmarks.summary",
     "eval_suites.run",
     "eval_suites.results",
     "eval_suites.tables",
@@ -145,3 +150,24 @@ def test_help_answers_without_torch(module):
     result = without_torch(f"import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('{module}', run_name='__main__')")
     assert result.returncode == 0, result.stderr
     assert "example" in result.stdout
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_every_command_is_inside_the_one_boundary(module):
+    loaded = importlib.import_module(module)
+    if not hasattr(loaded, "main"):  # a package run by its __main__
+        loaded = importlib.import_module(f"{module}.__main__")
+    assert loaded.main.__code__ is command(print).__code__
+
+
+def test_no_other_place_turns_exceptions_into_exit_codes():
+    """A broad handler hides a fault of ours. A task of lmms-eval may raise anything: its worker reports that, and goes on with others."""
+    broad = []
+    for file in files():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"everything"}
+                raises = any(isinstance(n, ast.Raise) and n.exc is None for n in ast.walk(node))
+                if names & {"Exception", "BaseException", "everything", "KeyboardInterrupt"} and not raises:
+                    broad.append(file.name)
+    assert broad == ["command.py", "worker.py"]

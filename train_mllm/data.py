@@ -32,6 +32,7 @@ import torch
 from PIL import Image
 
 from genlip.common.files import file_aside
+from genlip.common.progress import tracked
 from llava_plugin.mllm import IMAGE, prompt_ids
 
 from .conversations import open_conversations
@@ -224,8 +225,6 @@ def token_lengths(conversations: Conversations, folder: Path, data_digest: str) 
 
     Done once by all cores, kept in `folder` under the digest of tokenizer, template, lengths and data.
     """
-    from rich.progress import track
-
     tokenizer, recipe = conversations.tokenizer, conversations.recipe
     key = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template, conversations.image_tokens, recipe.turns, recipe.max_length]
     file = folder / f"lengths-{hashlib.sha256(json.dumps([key, data_digest]).encode()).hexdigest()[:16]}.npy"
@@ -234,7 +233,7 @@ def token_lengths(conversations: Conversations, folder: Path, data_digest: str) 
         loader = torch.utils.data.DataLoader(
             _Measures(conversations), batch_size=ROWS_A_MEASURE, num_workers=workers, collate_fn=lambda rows: np.array(rows, dtype=np.int32)
         )
-        found = np.concatenate(list(track(loader, "lengths in tokens", disable=not sys.stderr.isatty())))
+        found = np.concatenate(list(tracked(loader, "lengths in tokens")))
         with file_aside(file) as aside, aside.open("wb") as stream:
             np.save(stream, found)
     return np.load(file)

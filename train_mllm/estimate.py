@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from genlip.common.files import read_json
 from genlip.common.hardware import PEAK_BF16
 from llava_plugin import encoders, llava_next
 
@@ -70,7 +71,7 @@ def llm_shape(name: str) -> LlmShape | None:
         return LLMS[name]
     try:
         folder = Path(encoders.find_llm(name))
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
         sizes = [config[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")]
     except (ValueError, OSError, KeyError):
         return None
@@ -210,6 +211,15 @@ def zero_stage(recipe: Recipe, gpus: int, gpu_memory: float) -> tuple[int, str]:
     return 3, f"even so {needed[3]:.0f} GB a GPU are needed where there are {gpu_memory:.0f}: use more GPUs or --lora-rank 128"
 
 
+def zero_here(recipe: Recipe, processes: int) -> int:
+    """The ZeRO stage that a run takes on this machine."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return max(recipe.zero, 0)
+    return zero_stage(recipe, processes, torch.cuda.get_device_properties(0).total_memory / 1e9)[0]
+
+
 def accumulation(recipe: Recipe, processes: int) -> int:
     """Micro-steps a step. Raises ValueError where --global-batch does not come out even."""
     if not recipe.global_batch or recipe.batching == "tokens":
@@ -250,7 +260,7 @@ def rows(recipe: Recipe) -> tuple[int, str]:
     """(conversations, where the number is from)."""
     path = Path(recipe.data)
     if recipe.data and (path / "ledger.json").is_file():
-        return json.loads((path / "ledger.json").read_text())["used"], "prepared"
+        return read_json(path / "ledger.json")["used"], "prepared"
     if recipe.data and path.exists():
         files = [f for s in sources.find_sources(path) for f in s.files]
         if not any(f.suffix != ".parquet" and f.stat().st_size > LOOKED_AT for f in files):

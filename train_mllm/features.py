@@ -5,15 +5,14 @@ Used by `python -m train_mllm.train ... --cache-features`; size: pictures x toke
 
 import hashlib
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from rich.progress import track
 
 from genlip.common.files import file_aside
+from genlip.common.progress import tracked
 from llava_plugin.tower import digest
 
 from .conversations import open_conversations
@@ -39,7 +38,7 @@ def cached_features(data: Path, tower, data_digest: str, earlier: Path | None = 
             out = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=(len(pictures), tower.spec.tokens, tower.spec.width))
             with torch.inference_mode():
                 batches = range(0, len(pictures), FEATURE_BATCH)
-                for start in track(batches, "features of the frozen encoder", disable=not sys.stderr.isatty()):
+                for start in tracked(batches, "features of the frozen encoder"):
                     batch = pictures[start : start + FEATURE_BATCH]
                     images = [open_picture(table.slice(i, 1).to_pylist()[0]["images"][j]) for i, j in batch]
                     pixels = tower.preprocess(images).to(tower.device)

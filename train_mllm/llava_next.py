@@ -14,7 +14,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from genlip.common.files import file_aside, write_file, write_json, written_aside
+from genlip.common.files import file_aside, read_json, write_file, write_json, written_aside
 from genlip.common.flags import flag
 from llava_plugin import encoders
 
@@ -140,8 +140,7 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
         raise ValueError(f"LLaVA-NeXT takes a language model for Qwen where its path says so; {llm} does not: name the folder qwen-...")
     processes, first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
     on_gpu = torch.cuda.is_available()
-    gpu_gb = torch.cuda.get_device_properties(0).total_memory / 1e9 if on_gpu else None
-    zero = estimate.zero_stage(recipe, processes, gpu_gb)[0] if on_gpu else max(recipe.zero, 0)
+    zero = estimate.zero_here(recipe, processes)
     before = digest(VisionTower.from_encoder(recipe.encoder).to(torch.bfloat16).float())  # in which it trains
 
     command = [sys.executable, "-m", "llava_plugin.llava_next"]
@@ -156,7 +155,7 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
         if converted.returncode:
             raise RuntimeError(f"the checkpoint in {folder} could not be brought into the native form; what was said stands above")
 
-        provenance = json.loads((part / "provenance.json").read_text())
+        provenance = read_json(part / "provenance.json")
         after = provenance["encoder_digest"]
         if (after == before) == recipe.train_encoder:
             said = "be trained, yet its weights are what they were" if recipe.train_encoder else "stay frozen, yet its weights changed"
@@ -173,7 +172,7 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
             "recipe": asdict(recipe),
         }
         write_json(part / "provenance.json", provenance)
-        state = json.loads((folder / "checkpoint" / "trainer_state.json").read_text())
+        state = read_json(folder / "checkpoint" / "trainer_state.json")
         write_file(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in state["log_history"]))
     print(f"wrote {export}")
     return export

@@ -1,7 +1,8 @@
 """Model setup: initialise from an earlier stage, freeze, attach LoRA adapters, build optimizer groups. Loads without torch."""
 
-import json
 from pathlib import Path
+
+from genlip.common.files import read_json
 
 from .recipes import Recipe
 
@@ -17,7 +18,7 @@ def initialise_from(model, recipe: Recipe) -> dict:
     """
     from llava_plugin import mllm
 
-    provenance = json.loads((Path(recipe.init) / "provenance.json").read_text())
+    provenance = read_json(Path(recipe.init) / "provenance.json")
     kind = provenance.get("projector", "mlp2x_gelu")
     if kind != recipe.projector:
         raise ValueError(f"{recipe.init} has a {kind} projector: give --projector {kind}")

@@ -14,28 +14,23 @@ replaced by a neighbour. Pieces of the source are worked on in parallel; a kille
 300 MB a process, whatever the source's size.
 """
 
-import argparse
 import gc
 import hashlib
-import json
-import os
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
-from genlip.common.files import file_aside, write_json
+from genlip.common.command import command, new_parser
+from genlip.common.files import file_aside, read_json, write_json
+from genlip.common.ledger import Ledger
+from genlip.common.processes import finished
+from genlip.common.progress import progress
 
 from . import image_check, sources
 from .conversations import normalise, open_conversations, schema, to_arrow
-
-MAX_NAMES_PER_REASON = 10
-
 
 # --- one piece --------------------------------------------------------------------------------------------------------------
 
@@ -69,39 +64,46 @@ def without_gc():
         gc.enable()
 
 
+@dataclass
+class Tally(Ledger):
+    """A subset's rows of a piece."""
+
+    pictures: int = 0
+
+    def as_dict(self) -> dict:
+        return super().as_dict() | {"pictures": self.pictures}
+
+
 def work(job: PieceJob) -> dict:
-    """Scan a piece, write its rows and its tally {subset: {"read", "used", "pictures", "skipped", "names"}}; returns the tally."""
+    """Scan a piece, write its rows and its tally {subset: Tally as a dict}; returns the tally."""
     import pyarrow as pa
 
-    subsets: dict[str, dict] = {}
+    subsets: dict[str, Tally] = {}
     with without_gc(), file_aside(job.arrow) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, schema()) as writer:
         for chunk in sources.read(job.piece):
             if kept := _scanned(chunk, job, subsets):
                 writer.write_batch(to_arrow(kept, chunk.pictures, chunk.turns))
             del chunk, kept  # before the next is read into the same memory
-    write_json(job.tally, subsets)  # last: a piece with a tally is done
-    return subsets
+    found = {name: tally.as_dict() for name, tally in subsets.items()}
+    write_json(job.tally, found)  # last: a piece with a tally is done
+    return found
 
 
-def _scanned(chunk: sources.Chunk, job: PieceJob, subsets: dict[str, dict]) -> list[dict]:
+def _scanned(chunk: sources.Chunk, job: PieceJob, subsets: dict[str, Tally]) -> list[dict]:
     """The chunk's rows that pass, in the one form; all are counted in `subsets`."""
     images, kept = Path(job.images or job.piece.file.parent), []
     for number, raw in zip(chunk.numbers, chunk.rows):
         name = (isinstance(raw, dict) and raw.get("data_source")) or job.piece.name
         if (tally := subsets.get(name)) is None:
-            tally = subsets[name] = {"read": 0, "used": 0, "pictures": 0, "skipped": {}, "names": {}}
-        tally["read"] += 1
+            tally = subsets[name] = Tally()
         try:
             row = normalise(raw, images, job.decode)
         except ValueError as e:
-            reason = str(e)
-            tally["skipped"][reason] = tally["skipped"].get(reason, 0) + 1
             named = raw.get("id") if isinstance(raw, dict) else None
-            if len(names := tally["names"].setdefault(reason, [])) < MAX_NAMES_PER_REASON:
-                names.append(str(named) if named not in (None, "") else f"row {number} of {job.piece.file.name}")
+            tally.count(tally.skipped, str(e), str(named) if named not in (None, "") else f"row {number} of {job.piece.file.name}")
             continue
-        tally["used"] += 1
-        tally["pictures"] += len(row["images"])
+        tally.used += 1
+        tally.pictures += len(row["images"])
         kept.append(row)
     return kept
 
@@ -133,7 +135,7 @@ def prepare(
     }
     for known in (folder / "ledger.json", folder / "origin.json"):
         if known.is_file():
-            content = json.loads(known.read_text())
+            content = read_json(known)
             theirs = content.get("origin", content)
             if theirs != origin:
                 raise ValueError(f"{folder} was made from {theirs}, not from {origin}: give another --out or remove it")
@@ -180,48 +182,25 @@ def prepare(
 
 def _worked(jobs: list[PieceJob], workers: int | None, title: str) -> Iterator[tuple[PieceJob, dict]]:
     """(job, tally) of every job as it gets done, those of an earlier run first."""
-    from rich.progress import Progress
-
     done = [job for job in jobs if job.tally.is_file() and job.arrow.is_file()]
-    left = [job for job in jobs if job not in done]
-    workers = min(workers or len(os.sched_getaffinity(0)), len(left))
-    with Progress(disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task(title, total=sum(job.piece.taken for job in jobs))
-        for job in done:
-            progress.advance(bar, job.piece.taken)
-            yield job, json.loads(job.tally.read_text())
-        if workers <= 1:
-            for job in left:
-                yield job, work(job)
-                progress.advance(bar, job.piece.taken)
-            return
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            running = {pool.submit(work, job): job for job in left}
-            try:
-                for future in as_completed(running):
-                    yield running[future], future.result()
-                    progress.advance(bar, running[future].piece.taken)
-            finally:
-                pool.shutdown(cancel_futures=True)
+    with progress(title, sum(job.piece.taken for job in jobs), sum(job.piece.taken for job in done)) as advance:
+        yield from ((job, read_json(job.tally)) for job in done)
+        for job, tally in finished(work, [job for job in jobs if job not in done], workers):
+            yield job, tally
+            advance(job.piece.taken)
 
 
 def _ledger(origin: dict, plan: list, tallies: list[dict]) -> dict:
     """All tallies as one: totals, subsets, and the sources with the rows that they were said to hold and hold."""
-    subsets: dict[str, dict] = {}
+    parts: dict[str, list[dict]] = {}
     for tally in tallies:
         for name, found in tally.items():
-            into = subsets.setdefault(name, {"read": 0, "used": 0, "pictures": 0, "skipped": {}, "names": {}})
-            for key in ("read", "used", "pictures"):
-                into[key] += found[key]
-            into["skipped"] = dict(Counter(into["skipped"]) + Counter(found["skipped"]))
-            for reason, some in found["names"].items():
-                into["names"][reason] = (into["names"].get(reason, []) + some)[:MAX_NAMES_PER_REASON]
-    skipped: Counter[str] = Counter()
-    names: dict[str, list] = {}
-    for subset in subsets.values():
-        skipped += Counter(subset["skipped"])
-        for reason, some in subset.pop("names").items():
-            names[reason] = (names.get(reason, []) + some)[:MAX_NAMES_PER_REASON]
+            parts.setdefault(name, []).append(found)
+    subsets, ledgers = {}, [Ledger.merged(found) for found in parts.values()]
+    for (name, found), ledger in zip(parts.items(), ledgers):
+        counts = {"read": ledger.read, "used": ledger.used, "pictures": sum(part["pictures"] for part in found)}
+        subsets[name] = {**counts, "skipped": dict(ledger.skipped)}
+    whole = Ledger.merged(ledger.as_dict() for ledger in ledgers)
     told = [
         {"name": s.name, "rule": s.rule, "expected": s.rows, "rows": rows, "taken": sum(p.taken for p in pieces)}
         for s, pieces, rows in plan
@@ -230,8 +209,8 @@ def _ledger(origin: dict, plan: list, tallies: list[dict]) -> dict:
         "origin": origin,
         **{key: sum(subset[key] for subset in subsets.values()) for key in ("read", "used", "pictures")},
         "absent": sum(max(0, (t["expected"] or 0) - t["rows"]) for t in told),
-        "skipped": dict(skipped),
-        "names": names,
+        "skipped": dict(whole.skipped),
+        "names": whole.names,
         "sources": told,
         "subsets": subsets,
     }
@@ -249,7 +228,7 @@ def show(folder: Path, samples: int, tokenizer: str) -> None:
     """Print the ledger and a few conversations; with a tokenizer's folder, as the model sees them, what it learns in [[ ]]."""
     if not (folder / "ledger.json").is_file():
         raise ValueError(f"{folder} has no ledger.json: give a folder made by train_mllm.prepare_data")
-    ledger = json.loads((folder / "ledger.json").read_text())
+    ledger = read_json(folder / "ledger.json")
     print(f"from {ledger['origin']['source']}, digest {ledger['digest'][:8]}")
     print(
         f"{ledger['used']:,} of {ledger['read']:,} conversations, {ledger['pictures']:,} pictures, "
@@ -278,17 +257,17 @@ def show(folder: Path, samples: int, tokenizer: str) -> None:
                 print(f"  {message['role']}: {message['content']}")
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     showing = argv[:1] == ["show"]
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m train_mllm.prepare_data" + (" show" if showing else ""),
         description="Bring conversations into the one form that training reads, and say what was left out.",
         epilog="examples:\n"
         "  python -m train_mllm.prepare_data conversations.json --images images/ --out data/sft\n"
         "  python -m train_mllm.prepare_data mix.yaml --images images/ --out data/sft --workers 16\n"
         "  python -m train_mllm.prepare_data show data/sft --tokenizer weights/smollm2-135m",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if showing:
         parser.add_argument("folder", help="a folder made by this command")
@@ -305,18 +284,14 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
         parser.add_argument("--seed", type=int, default=0, help="draws a mix's random:N (default 0)")
     args = parser.parse_args(argv[1:] if showing else argv)
-    try:
-        if showing:
-            show(Path(args.folder), args.samples, args.tokenizer)
-            return 0
-        ledger = prepare(**vars(args))
-    except (ValueError, OSError) as e:  # a full disk, a file that may not be read
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    if showing:
+        show(Path(args.folder), args.samples, args.tokenizer)
+        return 0
+    ledger = prepare(**vars(args))
     skipped = ledger["skipped"] or "none"
     print(f"{args.out}: {ledger['used']} of {ledger['read']} conversations, skipped {skipped}, digest {ledger['digest'][:8]}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -13,14 +13,14 @@ Loss = sum over supervised tokens / their number in the whole step, over all pro
 `num_items_in_batch` to the model).
 """
 
-import argparse
-import json
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from genlip.common.files import write_json, written_aside
+from genlip.common.command import Failed, command, new_parser, sentence
+from genlip.common.files import keep_until, read_json, write_json, written_aside
 from genlip.common.flags import add_recipe, check_choices, flag, read_recipe
 from genlip.common.locks import one_at_a_time
 from genlip.common.run_folder import claim_run_folder
@@ -82,7 +82,7 @@ def train(recipe: Recipe) -> Path:
         if not (data / "ledger.json").is_file():
             data = run / "data"
             prepare(recipe.data, recipe.images, str(data), recipe.max_bad, seed=recipe.seed)
-    ledger = json.loads((data / "ledger.json").read_text())
+    ledger = read_json(data / "ledger.json")
     if recipe.backend == "llava_next":
         with one_at_a_time(run):
             llava_next.export_for_llava_next(recipe, run, data)
@@ -100,14 +100,13 @@ def train(recipe: Recipe) -> Path:
     from .features import cached_features, channel_statistics, fold_standardisation
     from .freeze_check import FreezeCheck
     from .packing import Collator, in_batches
-    from .trainer import StrictTrainer, keep_until, newest_whole
+    from .trainer import StrictTrainer, newest_whole
 
     # The model. Trainable weights stay fp32 (bf16 under autocast on a GPU; DeepSpeed keeps its own fp32 copy), frozen ones are bf16.
     set_seed(recipe.seed)
     logging.disable_progress_bar()  # one for every folder that is read
     on_gpu = torch.cuda.is_available()
-    gpu_gb = torch.cuda.get_device_properties(0).total_memory / 1e9 if on_gpu else None
-    zero = estimate.zero_stage(recipe, processes, gpu_gb)[0] if on_gpu else max(recipe.zero, 0)
+    zero = estimate.zero_here(recipe, processes)
     dtype = torch.bfloat16 if recipe.bf16 and on_gpu else torch.float32
     tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None)
     model, tokenizer = mllm.build(tower, encoders.find_llm(recipe.llm), dtype=dtype, seed=recipe.seed, projector=recipe.projector)
@@ -274,6 +273,17 @@ def token_ledger(lengths, dataset, recipe: Recipe) -> dict:
     }
 
 
+@contextmanager
+def explained(recipe: Recipe):
+    """What stops a run, in words; a RuntimeError or OSError is a failure (exit code 1), a ValueError is the user's to mend (2)."""
+    try:
+        yield
+    except ValueError as e:
+        raise ValueError(explain_error(e, recipe)) from e
+    except (RuntimeError, OSError) as e:
+        raise Failed(explain_error(e, recipe)) from e
+
+
 def explain_error(error: Exception, recipe: Recipe) -> str:
     """The error as a sentence: what a worker process raised without its traceback, a full GPU with the settings that help."""
     if type(error).__name__ == "OutOfMemoryError":
@@ -283,19 +293,19 @@ def explain_error(error: Exception, recipe: Recipe) -> str:
         helps += [f"--batch-tokens {recipe.batch_tokens // 2}"] * (recipe.batching == "tokens")
         helps += [f"--max-length {recipe.max_length // 2}", "--zero 3", "--lora-rank 128"]
         return f"a GPU is out of memory. What helps, in a run folder of its own (--out): {', or '.join(helps)}; --dry-run says what fits"
-    text = str(error)
+    text = sentence(error)
     return text.strip().splitlines()[-1].split(": ", 1)[-1] if "Original Traceback" in text else text
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m train_mllm.train",
         description="Fine-tune an MLLM around a vision encoder.",
         epilog="examples:\n"
         "  python -m train_mllm.train sft-qwen7b-frozen --encoder siglip2-so16-384 --data sft.json --images images/ --out runs/sft\n"
         "  python -m train_mllm.train sft-qwen7b-frozen --dry-run\n"
         "  python -m train_mllm.train --config runs/sft/recipe.json --lr 2e-5 --out runs/sft-higher",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run = add_recipe(parser, PRESETS, argv)["run"]
     run.add_argument("--dry-run", action="store_true", help="print the resolved recipe, what it costs and what is missing; run nothing")
@@ -304,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("--mfu", type=float, default=0.4, metavar="X", help="--dry-run: share of an H100's FLOP/s in use (default: 0.4)")
     args = parser.parse_args(argv)
     recipe = read_recipe(parser, PRESETS, args)
-    try:
+    with explained(recipe):
         if args.dry_run:
             check_recipe(recipe)
             gpus = 8 * (recipe.preset not in LAPTOP) if args.gpus is None else args.gpus
@@ -313,11 +323,8 @@ def main(argv: list[str] | None = None) -> int:
         if not recipe.out:
             raise ValueError(f"--out is needed, for example --out runs/{recipe.preset}")
         train(recipe)
-    except (ValueError, RuntimeError, OSError) as e:
-        print(f"error: {explain_error(e, recipe)}", file=sys.stderr)
-        return 2 if isinstance(e, ValueError) else 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

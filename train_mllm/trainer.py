@@ -77,15 +77,6 @@ class StrictTrainer(Trainer):
             write_file(folder / WHOLE, json.dumps(sizes))
 
 
-def keep_until(metrics: Path, step: int) -> None:
-    """Drop from a run's JSON lines those after `step`, which a resumed run logs again, and the one that a kill cut short."""
-    kept = []
-    for line in metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []:
-        if line.endswith("\n") and json.loads(line)["step"] <= step:
-            kept.append(line)
-    write_file(metrics, "".join(kept))
-
-
 def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint that was saved to its end; those cut short are removed."""
     found = None

@@ -1,21 +1,20 @@
 """The command line of the report page; see page.py."""
 
-import argparse
-import sys
 from pathlib import Path
 
 from eval_suites.report.page import SAMPLES, read, write_page
 from eval_suites.score import results
+from genlip.common.command import command, new_parser
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m eval_suites.report",
         description="Write one self-contained HTML page of evaluation results.",
         epilog="examples:\n  python -m eval_suites.report results --data-root data --out report.html\n"
         "  python -m eval_suites.report results --suite genlip14 --compare genlip-g16,siglip2-g16-384 --figures figures/\n"
         "  python -m eval_suites.report results/easyvqa elsewhere/results/easyvqa --samples 50",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("results", nargs="+", type=Path, help="results folders, as run.py writes them")
     parser.add_argument("--suite", help="which, where there are results of several; a YAML file for a suite of your own")
@@ -27,26 +26,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write every chart as an SVG file, too")
     parser.add_argument("--allow-partial", action="store_true", help="average what lacks nothing but unreadable pictures, marked")
     args = parser.parse_args(argv)
-    try:
-        if args.samples < 0:
-            raise ValueError("--samples wants 0 or more")
-        suite, rows, folders = read(args.results, args.suite)
-        pairs = None
-        if args.compare:
-            picked = [rows.index(results.find_row(rows, name.strip(), suite)) for name in args.compare.split(",")]
-            if len(picked) < 2:
-                raise ValueError("--compare wants two encoders or more, as in --compare A,B")
-            pairs = [(picked[0], other) for other in picked[1:]]
-        written = write_page(
-            suite, rows, folders, args.out, args.data_root, args.runs, args.samples, pairs, args.figures, args.allow_partial
-        )  # fmt: skip
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.samples < 0:
+        raise ValueError("--samples wants 0 or more")
+    suite, rows, folders = read(args.results, args.suite)
+    picked = [rows.index(row) for row in results.find_rows(rows, args.compare, suite)]
+    pairs = [(picked[0], other) for other in picked[1:]] if picked else None
+    written = write_page(
+        suite, rows, folders, args.out, args.data_root, args.runs, args.samples, pairs, args.figures, args.allow_partial
+    )  # fmt: skip
     for path in written:
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)" if path.suffix == ".html" else f"wrote {path}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

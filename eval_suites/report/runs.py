@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval_suites.score.results import EncoderResult
+from genlip.common.files import read_json
 from genlip.common.flags import flag
 
 POINTS = 300  # of a curve: more cannot be seen; each is the mean of the steps it stands for
@@ -47,12 +48,7 @@ def find(root: Path) -> list[Run]:
 
 
 def _json(path: Path) -> dict:
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}): mend it or move its run folder away") from error
+    content = read_json(path, "mend it or move its run folder away") if path.exists() else {}
     return content if isinstance(content, dict) else {}
 
 

@@ -6,7 +6,6 @@ Nothing here imports torch or lmms_eval: a second for fourteen tasks. Used by ru
 
 import argparse
 import importlib.metadata
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from eval_suites import tasks
 from eval_suites.score import results
 from eval_suites.suites import Suite
+from genlip.common.files import read_json
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,9 @@ def read_export(folder: Path) -> Export:
         raise ValueError(
             f"{folder} has no provenance.json: give the export/ folder of a training run of train_mllm{hint * is_llava_next(folder)}"
         )
-    try:
-        provenance = json.loads(path.read_text(encoding="utf-8"))
-        missing = [name for name in ("stage", "encoder", "llm", "weights_digest") if not provenance.get(name)]
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): export the model again") from error
-    if missing:
+    provenance = read_json(path, "export the model again")
+    said = provenance if isinstance(provenance, dict) else {}
+    if missing := [name for name in ("stage", "encoder", "llm", "weights_digest") if not said.get(name)]:
         raise ValueError(f"{path} does not say {', '.join(missing)}: export the model again")
     return Export(folder, provenance)
 
@@ -77,11 +74,7 @@ def exports_in(runs: Path) -> list[Export]:
 def is_llava_next(folder: Path) -> bool:
     """Whether a folder is a checkpoint of LLaVA-NeXT, not an export of ours."""
     config = folder / "config.json"
-    return (
-        not (folder / "provenance.json").exists()
-        and config.exists()
-        and "mm_vision_tower" in json.loads(config.read_text(encoding="utf-8"))
-    )
+    return not (folder / "provenance.json").exists() and config.exists() and "mm_vision_tower" in read_json(config)
 
 
 def find_export(encoder: str, mllm: Path | None, llm: str | None, runs: Path = Path("runs")) -> Export:

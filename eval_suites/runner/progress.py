@@ -2,17 +2,15 @@
 
 import time
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from genlip.common.progress import bars
 
 
 class ProgressBoard:
     """A row for each task and one for all questions; `totals`: task -> questions. A context manager."""
 
     def __init__(self, totals: dict[str, int], say_every: float):
-        self.console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self.bars = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.bars = bars()
+        self.console = self.bars.console
         self.all = self.bars.add_task("all tasks", total=sum(totals.values()))
         self.rows = {task: self.bars.add_task(task, total=total, start=False) for task, total in totals.items()}
         self.totals, self.counts, self.say_every = totals, dict.fromkeys(totals, 0), say_every

@@ -18,6 +18,7 @@ import numpy as np
 from eval_suites import suites
 from eval_suites.score import stats
 from eval_suites.suites import Column, Suite
+from genlip.common.files import read_json
 
 
 @dataclass(frozen=True)
@@ -226,10 +227,7 @@ def read_rows(root: Path, suite: Suite) -> list[EncoderResult]:
 
 def cells_of_file(path: Path) -> tuple[str, list[Cell]]:
     """(what answered, cells) of a JSON file: a result.json of ours with the samples beside it, or results of lmms-eval 0.2 to 0.7."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         raise ValueError(f"{path} holds no results")
     if "key" in content and "suite" in content:
@@ -321,11 +319,19 @@ def read_elsewhere(name: str, path: Path, suite: Suite) -> EncoderResult:
     return EncoderResult(name, "", "", None, None, None, "", False, cells, {}, {})
 
 
+def find_rows(rows: list[EncoderResult], names: str | None, suite: Suite) -> list[EncoderResult]:
+    """The rows that --compare names, two or more, by `find_row`; none for None."""
+    picked = [find_row(rows, name.strip(), suite) for name in names.split(",")] if names else []
+    if len(picked) == 1:
+        raise ValueError("--compare wants two encoders or more, as in --compare A,B")
+    return picked
+
+
 def find_row(rows: list[EncoderResult], name: str, suite: Suite) -> EncoderResult:
     """The row of `ENCODER`, `ENCODER@DIGEST` (its first digits) or `ENCODER@EXPORT` (its folder). ValueError where none or several are."""
     encoder, _, which = name.partition("@")
     if which and (Path(which) / "provenance.json").exists():
-        which = json.loads((Path(which) / "provenance.json").read_text(encoding="utf-8"))["weights_digest"]
+        which = read_json(Path(which) / "provenance.json")["weights_digest"]
     found = [row for row in rows if row.encoder == encoder and row.digest.startswith(which)]
     if not found:
         there = ", ".join(sorted({row.encoder for row in rows})) or "none"

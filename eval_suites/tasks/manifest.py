@@ -5,7 +5,7 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from genlip.common.files import sha256
+from genlip.common.files import read_json, sha256
 
 
 def digest(told: dict) -> str:
@@ -21,7 +21,7 @@ def verify(folder: Path, names: Collection[str] | None = None) -> dict:
     if not path.exists():
         raise ValueError(f"no manifest at {path}: make the mini world with `python -m small_data.mini --out DIR`")
     again = f"remove {folder} and make the mini world again: python -m small_data.mini --out {folder.parent.parent}"
-    manifest = json.loads(path.read_text())
+    manifest = read_json(path)
     if digest({key: value for key, value in manifest.items() if key != "digest"}) != manifest.get("digest"):
         raise ValueError(f"{path} was edited: its digest is not that of its content; {again}")
     for name in manifest["sets"] if names is None else sorted(names):

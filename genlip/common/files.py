@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -41,8 +42,10 @@ def file_aside(path: Path) -> Iterator[Path]:
     try:
         yield aside
         aside.replace(path)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk names none
+            error.filename = str(path)
         raise
 
 
@@ -54,6 +57,23 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, content: object) -> None:
     write_file(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: Path, mend: str = "mend it, or make it again") -> Any:
+    """What a JSON file holds. ValueError that names the file, with what mends it, where it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: it is no JSON ({error}); {mend}") from error
+
+
+def keep_until(file: Path, step: int) -> None:
+    """Drop from a run's JSON lines those after `step`, which a resumed run logs again, and the one that a kill cut short."""
+    kept = []
+    if file.is_file():
+        with file.open(encoding="utf-8") as lines:
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    write_file(file, "".join(kept))
 
 
 def sha256(path: Path) -> str:

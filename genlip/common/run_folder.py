@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .files import write_json
+from .files import read_json, write_json
 from .flags import flag
 
 
@@ -19,7 +19,7 @@ def claim_run_folder(recipe: Any, accept_changes: bool | None = None) -> Path:
     file = folder / "recipe.json"
     mine = json.loads(json.dumps(asdict(recipe)))
     if file.is_file():
-        theirs = json.loads(file.read_text())
+        theirs = read_json(file)
         keys = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
         if not keys:
             return folder

@@ -10,12 +10,12 @@ table (anything AutoModel or timm reads) gives its last hidden state, its grid a
 """
 
 import dataclasses
-import json
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from genlip.common.files import read_json
 from genlip.common.hub import offline
 from genlip.common.suggest import unknown
 
@@ -200,16 +200,13 @@ def _from_config(label: str, folder: Path, hub_id: str | None = None) -> Encoder
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} has no config.json: give a from_pretrained folder (such as runs/NAME/export)")
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as e:
-        raise ValueError(f"{file} is no JSON ({e}): copy or fetch the folder again") from e
+    config = read_json(file, "copy or fetch the folder again")
     vision = config.get("vision_config", config)
     # A dual-tower config may leave its vision part's model_type out: transformers' name for it is "<model_type>_vision_model".
     # timm's own configs carry no model_type at all.
     family = "timm_wrapper" if "pretrained_cfg" in config else vision.get("model_type") or f"{config.get('model_type')}_vision_model"
     own = folder / "preprocessor_config.json"
-    processor = json.loads(own.read_text()) if own.is_file() else {}
+    processor = read_json(own, "copy or fetch the folder again") if own.is_file() else {}
     where = {"hub_id": hub_id, "path": None if hub_id else str(folder)}
     if family not in FAMILIES:
         return _measured(label, family, folder, config, processor, where)

@@ -1,8 +1,8 @@
 """The table of encoders, printed; `--verify` loads weights and holds them against it."""
 
-import argparse
-import sys
 from pathlib import Path
+
+from genlip.common.command import command, new_parser
 
 from . import KEYS, EncoderSpec, lacks_torchvision, resolve, weights_dir
 
@@ -33,30 +33,26 @@ def _here(spec: EncoderSpec) -> str:
     return "from its seed" if spec.seed is not None else "no"
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m llava_plugin.encoders",
         description="Print the table of encoders, or verify weights against it.",
         epilog="examples:\n"
         "  python -m llava_plugin.encoders\n"
         "  python -m llava_plugin.encoders dinov2-s14 runs/tiny-s1/export\n"
         "  python -m llava_plugin.encoders --verify dinov2-s14",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="ENCODER", help="only these: keys, folders or hub ids")
     parser.add_argument("--verify", action="store_true", help="load the named encoders and check them")
     args = parser.parse_args(argv)
-    try:
-        if args.verify:
-            if not args.names:
-                raise ValueError("--verify wants an encoder, for example: python -m llava_plugin.encoders --verify genlip-tiny")
-            for name in args.names:
-                print(verify(name))
-            return 0
-        specs = [resolve(name) for name in args.names] or KEYS.values()
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    if args.verify:
+        if not args.names:
+            raise ValueError("--verify wants an encoder, for example: python -m llava_plugin.encoders --verify genlip-tiny")
+        for name in args.names:
+            print(verify(name))
+        return 0
+    specs = [resolve(name) for name in args.names] or KEYS.values()
     rows = [
         ("key", "family", "parameters", "patch", "resolution", "grid", "tokens", "width", "feature", "drops", "weights here", "licence")
     ]
@@ -71,4 +67,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

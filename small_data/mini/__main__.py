@@ -1,10 +1,9 @@
 """The command line of the mini world; see the package's docstring."""
 
-import argparse
 import errno
-import sys
-from concurrent.futures import BrokenExecutor
 from pathlib import Path
+
+from genlip.common.command import command, new_parser
 
 EXAMPLES = """examples:
   python -m small_data.mini --out data                            # 20,000 training scenes, 14 sets of 200: minutes
@@ -14,10 +13,11 @@ EXAMPLES = """examples:
 Stop it at any time: the same command goes on where it stopped. Equal settings give equal bytes."""
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="python -m small_data.mini", description="Makes the mini world: captions, conversations and fourteen benchmark sets.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder to write to; lmms-eval's --data-root is the same folder")
     parser.add_argument("--train", type=int, default=20000, help="training scenes (default %(default)s)")
@@ -28,24 +28,13 @@ def main(argv: list[str] | None = None) -> int:
 
     from small_data.mini.build import World, make
 
-    again = "run the same command again: it goes on where it stopped"
     try:
         made = make(World(args.seed, args.train, args.eval), args.out, args.workers)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
         if error.errno != errno.ENOSPC:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        print(f"error: no space left under {args.out}; free some and {again}", file=sys.stderr)
-        return 2
-    except BrokenExecutor:
-        print(f"error: a process was killed, most likely for want of memory; {again}, with --workers 1", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"stopped; {again}", file=sys.stderr)
-        return 130
+            raise
+        again = "run the same command again: it goes on where it stopped"
+        raise ValueError(f"no space left under {args.out}; free some and {again}") from error
     rows = sum(told["n"] for told in made["sets"].values())
     print(
         f"{args.out}: {made['train']['n']} training scenes, {rows} rows in {len(made['sets'])} benchmark sets, digest {made['digest'][:16]}"
@@ -54,4 +43,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -15,28 +15,24 @@ Under --out:
 import hashlib
 import io
 import json
-import os
 import shutil
 import tarfile
-import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 from eval_suites.tasks import hub_columns
 from eval_suites.tasks.manifest import verify
-from genlip.common.files import file_aside, sha256, write_file
-from genlip.common.processes import die_with
+from genlip.common.files import file_aside, read_json, sha256, write_file
+from genlip.common.processes import finished
+from genlip.common.progress import progress
 from small_data.mini import benchmarks, captions, conversations, families, fonts, manifest, picture, question_styles
 from small_data.mini.knobs import DEFAULT, Knobs
 
 CHUNK = 500  # training scenes of one part: a shard of about 4 MB
 BYTES_A_SCENE = 44_000  # on disk, in all four forms together, by whole blocks; measured 39,000
 BYTES_A_ROW = 12_000
-REPORT_EVERY = 10  # seconds between lines of progress where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -69,29 +65,10 @@ def make(world: World, out: Path, workers: int | None = None) -> dict:
         return done
     missing = [part for part in world.parts if not _part(out, part).exists()]
     _check_space(world, out, len(missing) / len(world.parts))
-    workers = max(1, min(workers or os.cpu_count() or 1, len(missing)))
-    with _progress(len(world.parts), len(world.parts) - len(missing)) as tick:
-        if workers == 1:
-            for part in missing:
-                _make_part(world, out, part)
-                tick()
-        else:
-            # Fresh processes, not forks: a fork of a process with threads (a progress bar has one) may hang.
-            with ProcessPoolExecutor(workers, get_context("spawn"), _worker, (os.getpid(),)) as pool:
-                pending = [pool.submit(_make_part, world, out, part) for part in missing]
-                try:
-                    for future in as_completed(pending):
-                        future.result()
-                        tick()
-                except BaseException:
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    raise
+    with progress("mini world, parts", len(world.parts), len(world.parts) - len(missing)) as advance:
+        for _ in finished(partial(_make_part, world, out), missing, workers):
+            advance(1)
     return _finish(world, out)
-
-
-def _worker(parent: int) -> None:
-    """A worker's first act. Killed, its parent would leave it making parts that the next run makes too."""
-    die_with(parent)
 
 
 def _part(out: Path, part: str) -> Path:
@@ -102,7 +79,7 @@ def _begin(world: World, out: Path) -> dict | None:
     """Claims the folder for this world; the manifest where it is already made. ValueError where another or a damaged one is."""
     claim, told = out / "mini" / "world.json", {**world.name, "knobs": world.knobs.as_dict(), "generator": _generator()}
     if claim.exists():
-        found = json.loads(claim.read_text())
+        found = read_json(claim)
         for key, what in (
             ("seed", "seed"),
             ("train", "training size"),
@@ -222,13 +199,13 @@ def _eval_part(world: World, out: Path, name: str) -> dict:
 def _finish(world: World, out: Path) -> dict:
     """Gathers the parts into the files that are one, checks that no test picture was trained on, writes the manifest, drops the parts."""
     chunks = [part for part in world.parts if part.startswith("train")]
-    evals = {name: json.loads(_part(out, f"eval-{name}").read_text()) for name in benchmarks.SETS}
+    evals = {name: read_json(_part(out, f"eval-{name}")) for name in benchmarks.SETS}
     tested = {digest for told in evals.values() for digest in told["pixels"]}
     files: dict[str, str] = {}
 
     def records(kind: str) -> Iterator[bytes]:
         for k, part in enumerate(chunks):  # one part at a time: memory stays flat
-            told = json.loads(_part(out, part).read_text())
+            told = read_json(_part(out, part))
             if trained := tested.intersection(told["pixels"]):
                 raise ValueError(f"{len(trained)} test pictures are also in the training part {part}: make the world with another --seed")
             files.update(told["files"])
@@ -237,7 +214,7 @@ def _finish(world: World, out: Path) -> dict:
 
     def text() -> Iterator[bytes]:
         for part in chunks:
-            yield "".join(line.replace("\n", " ") + "\n" for line in json.loads(_part(out, part).read_text())["text"]).encode()
+            yield "".join(line.replace("\n", " ") + "\n" for line in read_json(_part(out, part))["text"]).encode()
 
     for name, pieces in (
         ("sft/conversations.json", records("conversations")),
@@ -252,29 +229,3 @@ def _finish(world: World, out: Path) -> dict:
     write_file(out / "genlip-eval" / "mini" / "manifest.json", json.dumps(told, indent=1))
     shutil.rmtree(out / "mini" / ".parts")
     return told
-
-
-@contextmanager
-def _progress(total: int, done: int):
-    """A bar with the time left on a terminal; elsewhere a line every few seconds. Yields a function to call after every part."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    shown = (TextColumn("mini world"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*shown, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, completed=done)
-        began = last = time.monotonic()
-        made = 0
-
-        def tick() -> None:
-            nonlocal made, last
-            made += 1
-            bar.advance(task)
-            now = time.monotonic()
-            if not console.is_terminal and now - last > REPORT_EVERY:
-                last = now
-                left = (now - began) / made * (total - done - made)
-                console.print(f"mini world: {done + made} of {total} parts, about {left:.0f} s left")
-
-        yield tick

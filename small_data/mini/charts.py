@@ -4,7 +4,7 @@ from math import cos, radians, sin
 from random import Random
 
 from small_data.mini.knobs import Knobs
-from small_data.mini.scene import INK, Question, Scene, Sketch, contrast, pick_size
+from small_data.mini.scene import INK, Question, Scene, Sketch, contrast, extreme, fact, pick_size, yes_no
 from small_data.mini.vocabulary import COLOURS, MONTHS, NUMBERS, TOPICS, article, without
 
 GRID = (205, 205, 208)
@@ -31,91 +31,34 @@ def _others(values: list[int], value: int, step: int) -> tuple[str, ...]:
 def _common(topic: str, labels, colours, values, step: int, thing: str, percent: bool = False) -> list[Question]:
     """What is asked of labelled, coloured values."""
     high, low = labels[values.index(max(values))], labels[values.index(min(values))]
-    questions = [
-        Question(
-            "title",
-            "What is the title of the chart?",
-            topic,
-            without(TOPICS, topic),
-            "Is the title of the chart {}?",
-            f"The title is {topic}.",
-        )
-    ]
+    questions = [fact("title", "What is", "the title of the chart", topic, TOPICS, told="the title")]
     for label, colour, value in zip(labels, colours, values):
         unit = "percentage" if percent else "value"
-        questions.append(
-            Question(
-                "value",
-                f"What is the {unit} of {label}?",
-                str(value),
-                _others(values, value, step),
-                f"Is the {unit} of {label} {{}}?",
-                f"The {unit} of {label} is {value}.",
-            )
-        )
-        questions.append(
-            Question(
-                "bar color",
-                f"What color is the {thing} of {label}?",
-                colour,
-                without(COLOURS, colour),
-                f"Is the {thing} of {label} {{}}?",
-                f"The {thing} of {label} is {colour}.",
-            )
-        )
+        questions.append(fact("value", "What is", f"the {unit} of {label}", str(value), _others(values, value, step)))
+        questions.append(fact("bar color", "What color is", f"the {thing} of {label}", colour, COLOURS))
     for word, label in (("highest", high), ("lowest", low)):
-        questions.append(
-            Question(
-                "extreme",
-                f"Which has the {word} value?",
-                label,
-                without(labels, label),
-                f"Does {{}} have the {word} value?",
-                f"{label} has the {word} value.",
-            )
-        )
+        questions.append(extreme("Which", f"{word} value", label, labels))
         colour = colours[labels.index(label)]
-        questions.append(
-            Question(
-                "extreme color",
-                f"What color is the {thing} with the {word} value?",
-                colour,
-                without(colours, colour),
-                f"Is the {thing} with the {word} value {{}}?",
-                f"It is {colour}.",
-            )
-        )
+        questions.append(fact("extreme color", "What color is", f"the {thing} with the {word} value", colour, colours, told="it"))
     gap = max(values) - min(values)
     questions.append(
-        Question(
+        fact(
             "difference",
-            "What is the difference between the highest and the lowest value?",
+            "What is",
+            "the difference between the highest and the lowest value",
             str(gap),
-            without(map(str, range(step, 90, step)), str(gap)),
-            "Is the difference between the highest and the lowest value {}?",
-            f"The difference is {gap}.",
+            map(str, range(step, 90, step)),
+            told="the difference",
         )
     )
-    questions.append(
-        Question(
-            "count",
-            f"How many {thing}s are there?",
-            str(len(values)),
-            without("2345", str(len(values))),
-            f"Is the number of {thing}s {{}}?",
-            f"The number of {thing}s is {len(values)}.",
-        )
-    )
+    questions.append(fact("count", f"How many {thing}s are there?", f"the number of {thing}s", str(len(values)), "2345"))
     a, b = labels[0], labels[1]
-    more = "yes" if values[0] > values[1] else "no"
     questions.append(
-        Question(
+        yes_no(
             "compare",
             f"Is the value of {a} greater than the value of {b}?",
-            more,
-            (),
-            "",
-            f"{more.capitalize()}, {a} is {values[0]} and {b} is {values[1]}.",
+            values[0] > values[1],
+            f"{a} is {values[0]} and {b} is {values[1]}",
         )
     )
     return questions
@@ -171,14 +114,8 @@ def compose_bars(rng: Random, knobs: Knobs) -> Scene:
         f"a bar chart of {topic} in which {high} is highest",
         f"{NUMBERS[n]} bars of {topic}",
     )
-    return Scene(
-        "bars",
-        "upright" if upright else "lying",
-        s.size,
-        tuple(s.marks),
-        tuple(questions),
-        subjects,
-        (f"The highest bar is {high}.", f"There are {NUMBERS[n]} bars."),
+    return s.scene(
+        "bars", "upright" if upright else "lying", questions, subjects, f"The highest bar is {high}.", f"There are {NUMBERS[n]} bars."
     )
 
 
@@ -216,31 +153,10 @@ def compose_lines(rng: Random, knobs: Knobs) -> Scene:
     high, low = labels[values.index(max(values))], labels[values.index(min(values))]
     trend = "up" if values[-1] > values[0] else "down"
     questions = [
-        Question(
-            "title",
-            "What is the title of the chart?",
-            topic,
-            without(TOPICS, topic),
-            "Is the title of the chart {}?",
-            f"The title is {topic}.",
-        ),
-        Question("line color", "What color is the line?", colour, without(COLOURS, colour), "Is the line {}?", f"The line is {colour}."),
-        Question(
-            "extreme",
-            "Which month has the highest value?",
-            high,
-            without(labels, high),
-            "Does {} have the highest value?",
-            f"{high} has the highest value.",
-        ),
-        Question(
-            "extreme",
-            "Which month has the lowest value?",
-            low,
-            without(labels, low),
-            "Does {} have the lowest value?",
-            f"{low} has the lowest value.",
-        ),
+        fact("title", "What is", "the title of the chart", topic, TOPICS, told="the title"),
+        fact("line color", "What color is", "the line", colour, COLOURS),
+        extreme("Which month", "highest value", high, labels),
+        extreme("Which month", "lowest value", low, labels),
         Question(
             "trend",
             "Does the line go up or down from the first to the last month?",
@@ -249,26 +165,10 @@ def compose_lines(rng: Random, knobs: Knobs) -> Scene:
             "Does the line go {} from the first to the last month?",
             f"The line goes {trend}.",
         ),
-        Question(
-            "count",
-            "How many months are shown?",
-            str(n),
-            without("2345", str(n)),
-            "Is the number of months {}?",
-            f"The number of months is {n}.",
-        ),
+        fact("count", "How many months are shown?", "the number of months", str(n), "2345"),
     ]
     for label, value in zip(labels, values):
-        questions.append(
-            Question(
-                "value",
-                f"What is the value in {label}?",
-                str(value),
-                _others(values, value, knobs.step),
-                f"Is the value in {label} {{}}?",
-                f"The value in {label} is {value}.",
-            )
-        )
+        questions.append(fact("value", "What is", f"the value in {label}", str(value), _others(values, value, knobs.step)))
     line = article(f"{colour} line")
     subjects = (
         f"a line chart of {topic} with {line}: {_told(labels, values)}",
@@ -276,9 +176,7 @@ def compose_lines(rng: Random, knobs: Knobs) -> Scene:
         f"a line chart of {topic} that peaks in {high}",
         f"a line chart with {line}",
     )
-    return Scene(
-        "lines", "lines", s.size, tuple(s.marks), tuple(questions), subjects, (f"The highest month is {high}.", f"The line goes {trend}.")
-    )
+    return s.scene("lines", "lines", questions, subjects, f"The highest month is {high}.", f"The line goes {trend}.")
 
 
 def compose_pie(rng: Random, knobs: Knobs) -> Scene:
@@ -309,12 +207,4 @@ def compose_pie(rng: Random, knobs: Knobs) -> Scene:
         f"a pie chart of {topic} in which {high} is the largest slice",
         f"{NUMBERS[n]} slices of {topic}",
     )
-    return Scene(
-        "pie",
-        "pie",
-        s.size,
-        tuple(s.marks),
-        tuple(questions),
-        subjects,
-        (f"The largest slice is {high}.", f"There are {NUMBERS[n]} slices."),
-    )
+    return s.scene("pie", "pie", questions, subjects, f"The largest slice is {high}.", f"There are {NUMBERS[n]} slices.")

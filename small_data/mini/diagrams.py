@@ -5,7 +5,7 @@ from random import Random
 
 from small_data.mini.knobs import Knobs
 from small_data.mini.objects import draw_object
-from small_data.mini.scene import INK, Question, Scene, Sketch, pick_size
+from small_data.mini.scene import INK, Question, Scene, Sketch, fact, pick_size
 from small_data.mini.vocabulary import COLOURS, EATERS, NUMBERS, PARTS, SPOTS, STAGES, without
 
 BOX = (222, 234, 246)
@@ -86,9 +86,7 @@ def _cycle(s: Sketch) -> Scene:
         f"a cycle of {', '.join(stages)}",
         f"a diagram of {title}",
     )
-    return Scene(
-        "diagram", "cycle", s.size, tuple(s.marks), tuple(questions), subjects, ("There are four stages.", f"At the top is {stages[0]}.")
-    )
+    return s.scene("diagram", "cycle", questions, subjects, "There are four stages.", f"At the top is {stages[0]}.")
 
 
 def _chain(s: Sketch) -> Scene:
@@ -123,14 +121,7 @@ def _chain(s: Sketch) -> Scene:
             "Is {} at the end of the food chain?",
             f"{members[-1]} is at the end.",
         ),
-        Question(
-            "count",
-            "How many living things are in the food chain?",
-            str(n),
-            without("2345", str(n)),
-            "Is the number of living things {}?",
-            f"The number of living things is {n}.",
-        ),
+        fact("count", "How many living things are in the food chain?", "the number of living things", str(n), "2345"),
     ]
     for eaten, eater in itertools.pairwise(members):
         questions.append(
@@ -160,15 +151,7 @@ def _chain(s: Sketch) -> Scene:
         f"a food chain from {members[0]} to {members[-1]}",
         f"{NUMBERS[n]} living things in a food chain",
     )
-    return Scene(
-        "diagram",
-        "chain",
-        s.size,
-        tuple(s.marks),
-        tuple(questions),
-        subjects,
-        (f"It starts with {members[0]}.", f"There are {NUMBERS[n]} members."),
-    )
+    return s.scene("diagram", "chain", questions, subjects, f"It starts with {members[0]}.", f"There are {NUMBERS[n]} members.")
 
 
 # where the parts of a thing are, in units of its half width from (centre, base): what a label's line points at
@@ -206,13 +189,14 @@ def _parts(s: Sketch) -> Scene:
         s.ellipse(px, py, 0.02 * s.unit, 0.02 * s.unit, (150, 30, 120))
         s.text(x, y, letter, 0.16 * h, INK)
         questions.append(
-            Question(
+            fact(
                 "part",
                 f"Which part of the {thing} is labeled {letter}?",
+                f"the part labeled {letter}",
                 part,
-                without(PARTS[thing], part),
-                f"Is the part labeled {letter} the {{}}?",
-                f"Label {letter} is the {part}.",
+                PARTS[thing],
+                told=f"label {letter}",
+                link="the",
             )
         )
         other = "AB"[letter == "A"]
@@ -236,16 +220,7 @@ def _parts(s: Sketch) -> Scene:
             f"The diagram shows a {thing}.",
         )
     )
-    questions.append(
-        Question(
-            "color",
-            f"What color is the {thing} in the diagram?",
-            colour,
-            without(COLOURS, colour),
-            f"Is the {thing} in the diagram {{}}?",
-            f"The {thing} is {colour}.",
-        )
-    )
+    questions.append(fact("color", "What color is", f"the {thing} in the diagram", colour, COLOURS, told=f"the {thing}"))
     a, b = parts
     subjects = (
         f"a diagram of a {colour} {thing}: a is the {a}, b is the {b}",
@@ -253,9 +228,7 @@ def _parts(s: Sketch) -> Scene:
         f"a {thing} with its {a} and {b} labeled",
         f"a diagram of a {colour} {thing}",
     )
-    return Scene(
-        "diagram", "parts", s.size, tuple(s.marks), tuple(questions), subjects, ("It has two labels.", f"The {thing} is {colour}.")
-    )
+    return s.scene("diagram", "parts", questions, subjects, "It has two labels.", f"The {thing} is {colour}.")
 
 
 def compose_map(rng: Random, knobs: Knobs) -> Scene:
@@ -309,32 +282,12 @@ def compose_map(rng: Random, knobs: Knobs) -> Scene:
                 f"The {a} is {way} of the {b}.",
             )
         )
-    questions.append(
-        Question(
-            "pin color",
-            "What color is the marker on the map?",
-            pin,
-            without(COLOURS, pin),
-            "Is the marker on the map {}?",
-            f"The marker is {pin}.",
-        )
-    )
-    questions.append(
-        Question(
-            "pin",
-            "Which place is the marker at?",
-            spots[at],
-            without(spots, spots[at]),
-            "Is the marker at the {}?",
-            f"The marker is at the {spots[at]}.",
-        )
-    )
+    questions.append(fact("pin color", "What color is", "the marker on the map", pin, COLOURS, told="the marker"))
+    questions.append(fact("pin", "Which place is the marker at?", "the marker", spots[at], spots, link="at the"))
     subjects = (
         f"a map with {nw} and {ne} in the north, {sw} and {se} in the south, and a {pin} marker at the {spots[at]}",
         f"a map of {nw}, {ne}, {sw} and {se} with a {pin} marker at the {spots[at]}",
         f"a map with a {pin} marker at the {spots[at]}",
         f"a map of {nw}, {ne}, {sw} and {se}",
     )
-    return Scene(
-        "map", "map", s.size, tuple(s.marks), tuple(questions), subjects, ("Two roads cross in the middle.", f"The marker is {pin}.")
-    )
+    return s.scene("map", "map", questions, subjects, "Two roads cross in the middle.", f"The marker is {pin}.")

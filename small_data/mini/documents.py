@@ -3,7 +3,7 @@
 from random import Random
 
 from small_data.mini.knobs import Knobs
-from small_data.mini.scene import INK, Question, Scene, Sketch, pick_size
+from small_data.mini.scene import INK, Question, Scene, Sketch, fact, pick_size
 from small_data.mini.vocabulary import CITIES, ITEMS, MONTHS, PEOPLE, SHOPS, without
 
 RULE = (150, 150, 152)
@@ -14,10 +14,6 @@ def compose(rng: Random, knobs: Knobs, kind: str | None = None) -> Scene:
     s = Sketch(rng, knobs, pick_size(rng, knobs, (0.75, 1.0)))
     s.background(rng.choice(((252, 252, 250), (248, 244, 230), (240, 245, 250))))
     return {"receipt": _receipt, "form": _form, "letter": _letter}[kind](s)
-
-
-def _ask(kind: str, text: str, answer: str, pool, claim: str, sentence: str) -> Question:
-    return Question(kind, text, answer, without(pool, answer), claim, sentence)
 
 
 def _receipt(s: Sketch) -> Scene:
@@ -42,39 +38,14 @@ def _receipt(s: Sketch) -> Scene:
     s.text(w * 0.84, h * 0.9, str(total), h * 0.13, font=style)
     digits = tuple(map(str, range(1, 10)))
     questions = [
-        _ask("shop", "What is the name of the shop?", shop, SHOPS, "Is the name of the shop {}?", f"The shop is {shop}."),
-        _ask(
-            "total",
-            "What is the total?",
-            str(total),
-            map(str, range(max(2, total - 3), total + 4)),
-            "Is the total {}?",
-            f"The total is {total}.",
-        ),
-        _ask("count", "How many items are on the receipt?", str(n), "1234", "Is the number of items {}?", f"The number of items is {n}."),
+        fact("shop", "What is", "the name of the shop", shop, SHOPS, told="the shop"),
+        fact("total", "What is", "the total", str(total), map(str, range(max(2, total - 3), total + 4))),
+        fact("count", "How many items are on the receipt?", "the number of items", str(n), "1234"),
     ]
     for item, price in zip(items, prices):
-        questions.append(
-            _ask(
-                "price",
-                f"What is the price of {item}?",
-                str(price),
-                digits,
-                f"Is the price of {item} {{}}?",
-                f"The price of {item} is {price}.",
-            )
-        )
+        questions.append(fact("price", "What is", f"the price of {item}", str(price), digits))
     for i, word in ((0, "first"), (n - 1, "last")):
-        questions.append(
-            _ask(
-                "item",
-                f"What is the {word} item on the receipt?",
-                items[i],
-                ITEMS,
-                f"Is the {word} item on the receipt {{}}?",
-                f"The {word} item is {items[i]}.",
-            )
-        )
+        questions.append(fact("item", "What is", f"the {word} item on the receipt", items[i], ITEMS, told=f"the {word} item"))
     bought = ", ".join(f"{i} {p}" for i, p in zip(items, prices))
     subjects = (
         f"a receipt from {shop}: {bought}, total {total}",
@@ -82,9 +53,7 @@ def _receipt(s: Sketch) -> Scene:
         f"a receipt from {shop} with a total of {total}",
         f"a receipt for {items[0]} and {items[1]}",
     )
-    return Scene(
-        "document", "receipt", s.size, tuple(s.marks), tuple(questions), subjects, (f"There are {n} items.", f"The total is {total}.")
-    )
+    return s.scene("document", "receipt", questions, subjects, f"There are {n} items.", f"The total is {total}.")
 
 
 def _form(s: Sketch) -> Scene:
@@ -103,17 +72,7 @@ def _form(s: Sketch) -> Scene:
         s.frame(w * 0.42, y, w * 0.95, y + h * 0.22, RULE, max(1, 0.01 * s.unit))
         s.text(w * 0.685, y + h * 0.11, value.capitalize() if style == "sans" else value, h * 0.14, (25, 35, 120), style, fit=0.48 * w)
     pools = {"name": PEOPLE, "city": CITIES, "month": MONTHS, "age": map(str, range(max(10, age - 3), min(99, age + 3) + 1))}
-    questions = [
-        _ask(
-            "field",
-            f"What is the {label} on the form?",
-            value,
-            pools[label],
-            f"Is the {label} on the form {{}}?",
-            f"The {label} is {value}.",
-        )
-        for label, value in fields
-    ]
+    questions = [fact("field", "What is", f"the {label} on the form", value, pools[label], told=f"the {label}") for label, value in fields]
     questions.append(
         Question("kind", "What kind of document is this?", "form", ("letter", "receipt"), "Is this document a {}?", "This is a form.")
     )
@@ -124,7 +83,7 @@ def _form(s: Sketch) -> Scene:
         f"a form with the {fields[0][0]} {fields[0][1]}",
         f"a form with the {fields[1][0]} {fields[1][1]}",
     )
-    return Scene("document", "form", s.size, tuple(s.marks), tuple(questions), subjects, ("It has three fields.", "This is a form."))
+    return s.scene("document", "form", questions, subjects, "It has three fields.", "This is a form.")
 
 
 def _letter(s: Sketch) -> Scene:
@@ -146,27 +105,25 @@ def _letter(s: Sketch) -> Scene:
         else:
             s.text_left(w * left, h * y, text, h * 0.14, INK, style, fit=(0.93 - left) * w)
     questions = [
-        _ask("to", "To whom is the letter?", to, without(PEOPLE, sender), "Is the letter to {}?", f"The letter is to {to}."),
-        _ask("from", "Who wrote the letter?", sender, without(PEOPLE, to), "Is the letter from {}?", f"The letter is from {sender}."),
-        _ask(
+        fact("to", "To whom is", "the letter", to, without(PEOPLE, sender), link="to"),
+        fact("from", "Who wrote", "the letter", sender, without(PEOPLE, to), link="from"),
+        Question(
             "month",
             "In which month was the letter written?",
             month,
-            MONTHS,
+            without(MONTHS, month),
             "Is the letter from the month {}?",
             f"It was written in {month}.",
         ),
-        _ask(
+        Question(
             "day",
             "On which day of the month was the letter written?",
             str(day),
-            map(str, (d for d in range(day - 3, day + 4) if 1 <= d <= 28)),
+            tuple(str(d) for d in range(day - 3, day + 4) if 1 <= d <= 28 and d != day),
             "Is the day on the letter {}?",
             f"It was written on day {day}.",
         ),
-        _ask(
-            "gift", "What is the writer thankful for?", gift, ITEMS, "Is the writer thankful for {}?", f"The writer is thankful for {gift}."
-        ),
+        fact("gift", "What is the writer thankful for?", "the writer", gift, ITEMS, link="thankful for"),
         Question("kind", "What kind of document is this?", "letter", ("form", "receipt"), "Is this document a {}?", "This is a letter."),
     ]
     subjects = (
@@ -175,6 +132,4 @@ def _letter(s: Sketch) -> Scene:
         f"a letter from {sender} to {to}",
         f"a letter to {to} about {gift}",
     )
-    return Scene(
-        "document", "letter", s.size, tuple(s.marks), tuple(questions), subjects, (f"The date is {month} {day}.", "This is a letter.")
-    )
+    return s.scene("document", "letter", questions, subjects, f"The date is {month} {day}.", "This is a letter.")

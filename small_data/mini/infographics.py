@@ -3,7 +3,7 @@
 from random import Random
 
 from small_data.mini.knobs import Knobs
-from small_data.mini.scene import INK, PAPER, Question, Scene, Sketch, contrast, pick_size
+from small_data.mini.scene import INK, PAPER, Question, Scene, Sketch, contrast, extreme, fact, pick_size
 from small_data.mini.shapes import draw_shape
 from small_data.mini.vocabulary import BUTTONS, COLOURS, ITEMS, NUMBERS, SHAPES, SHOPS, TOPICS, article, without
 
@@ -37,33 +37,10 @@ def _poster(s: Sketch) -> Scene:
     low = labels[values.index(min(values))]
     scale = tuple(map(str, range(10, 100, s.knobs.step)))
     questions = [
-        Question(
-            "topic", "What is the poster about?", topic, without(TOPICS, topic), "Is this poster about {}?", f"The poster is about {topic}."
-        ),
-        Question(
-            "extreme",
-            "Which has the highest percentage?",
-            high,
-            without(labels, high),
-            "Does {} have the highest percentage?",
-            f"{high} has the highest percentage.",
-        ),
-        Question(
-            "extreme",
-            "Which has the lowest percentage?",
-            low,
-            without(labels, low),
-            "Does {} have the lowest percentage?",
-            f"{low} has the lowest percentage.",
-        ),
-        Question(
-            "count",
-            "How many panels are there?",
-            str(n),
-            without("1234", str(n)),
-            "Is the number of panels {}?",
-            f"The number of panels is {n}.",
-        ),
+        fact("topic", "What is the poster about?", "this poster", topic, TOPICS, told="the poster", link="about"),
+        extreme("Which", "highest percentage", high, labels),
+        extreme("Which", "lowest percentage", low, labels),
+        fact("count", "How many panels are there?", "the number of panels", str(n), "1234"),
     ]
     for label, colour, shape, value in zip(labels, colours, shapes, values):
         questions += [
@@ -75,14 +52,7 @@ def _poster(s: Sketch) -> Scene:
                 f"Do {{}} like {label}?",
                 f"{value}% like {label}.",
             ),
-            Question(
-                "panel color",
-                f"What color is the panel of {label}?",
-                colour,
-                without(COLOURS, colour),
-                f"Is the panel of {label} {{}}?",
-                f"The panel of {label} is {colour}.",
-            ),
+            fact("panel color", "What color is", f"the panel of {label}", colour, COLOURS),
             Question(
                 "panel shape",
                 f"What shape is beside {label}?",
@@ -100,15 +70,7 @@ def _poster(s: Sketch) -> Scene:
         f"a poster about {topic} in which {high} is highest",
         f"{NUMBERS[n]} panels about {topic}",
     )
-    return Scene(
-        "infographic",
-        "poster",
-        s.size,
-        tuple(s.marks),
-        tuple(questions),
-        subjects,
-        (f"{high} has the highest percentage.", f"There are {NUMBERS[n]} panels."),
-    )
+    return s.scene("infographic", "poster", questions, subjects, f"{high} has the highest percentage.", f"There are {NUMBERS[n]} panels.")
 
 
 def _page(s: Sketch) -> Scene:
@@ -130,30 +92,14 @@ def _page(s: Sketch) -> Scene:
     s.text(w / 2, h * 0.795, button.upper(), h * 0.18, contrast(fill) if key != "orange" else PAPER, "sans", fit=0.5 * w)
     digits = tuple(f"${d}" for d in range(1, 10))
     questions = (
-        Question(
-            "site",
-            "What is the name of the website?",
-            site,
-            without(SHOPS, site),
-            "Is the name of the website {}?",
-            f"The website is {site}.",
-        ),
+        fact("site", "What is", "the name of the website", site, SHOPS, told="the website"),
         Question("item", "What is sold on the page?", item, without(ITEMS, item), "Is {} sold on the page?", f"The page sells {item}."),
-        Question(
-            "price",
-            "What is the price on the page?",
-            f"${price}",
-            without(digits, f"${price}"),
-            "Is the price on the page {}?",
-            f"The price is ${price}.",
-        ),
+        fact("price", "What is", "the price on the page", f"${price}", digits, told="the price"),
         Question(
             "button", "What does the button say?", button, without(BUTTONS, button), "Does the button say {}?", f"The button says {button}."
         ),
-        Question("button color", "What color is the button?", key, without(COLOURS, key), "Is the button {}?", f"The button is {key}."),
-        Question(
-            "bar color", "What color is the bar at the top?", bar, without(COLOURS, bar), "Is the bar at the top {}?", f"The bar is {bar}."
-        ),
+        fact("button color", "What color is", "the button", key, COLOURS),
+        fact("bar color", "What color is", "the bar at the top", bar, COLOURS, told="the bar"),
     )
     subjects = (
         f"a web page of {site} with {article(bar)} bar that sells {item} for ${price}, and {article(key)} button that says {button}",
@@ -161,6 +107,4 @@ def _page(s: Sketch) -> Scene:
         f"a page that sells {item} for ${price}",
         f"a website with {article(f'{key} {button}')} button",
     )
-    return Scene(
-        "infographic", "page", s.size, tuple(s.marks), questions, subjects, (f"The bar at the top is {bar}.", f"The button is {key}.")
-    )
+    return s.scene("infographic", "page", questions, subjects, f"The bar at the top is {bar}.", f"The button is {key}.")

@@ -3,8 +3,8 @@
 from random import Random
 
 from small_data.mini.knobs import Knobs
-from small_data.mini.scene import INK, Question, Scene, Sketch, pick_size
-from small_data.mini.vocabulary import COLOURS, MOODS, PEOPLE, article, without
+from small_data.mini.scene import INK, Question, Scene, Sketch, fact, pick_size
+from small_data.mini.vocabulary import COLOURS, MOODS, PEOPLE, article
 
 SKIN = (240, 200, 165)
 # name -> hair (color name or None), hat (color name or None), glasses, long hair: no two alike
@@ -52,9 +52,9 @@ def compose(rng: Random, knobs: Knobs) -> Scene:
     s.line(mouth, (170, 40, 50), max(1.5, r * 0.12))
     wears = "yes" if glasses else "no"
     questions = [
-        Question("who", "Who is this person?", name, without(PEOPLE, name), "Is the person in the picture {}?", f"This is {name}."),
-        Question("mood", "Is the person happy or sad?", mood, without(MOODS, mood), "Is the person {}?", f"The person is {mood}."),
-        Question("color", "What color is the shirt?", shirt, without(COLOURS, shirt), "Is the shirt {}?", f"The shirt is {shirt}."),
+        fact("who", "Who is this person?", "the person in the picture", name, PEOPLE, told="this"),
+        fact("mood", "Is the person happy or sad?", "the person", mood, MOODS),
+        fact("color", "What color is", "the shirt", shirt, COLOURS),
         Question(
             "glasses",
             "Does the person wear glasses?",
@@ -65,7 +65,7 @@ def compose(rng: Random, knobs: Knobs) -> Scene:
         ),
     ]
     if hat:
-        questions.append(Question("color", "What color is the hat?", hat, without(COLOURS, hat), "Is the hat {}?", f"The hat is {hat}."))
+        questions.append(fact("color", "What color is", "the hat", hat, COLOURS))
     look = f"{mood} person in {article(shirt)} shirt"
     subjects = (
         f"{name}, {article(look)}",
@@ -77,4 +77,4 @@ def compose(rng: Random, knobs: Knobs) -> Scene:
         "The person wears glasses." if glasses else "The person wears no glasses.",
         f"The hat is {hat}." if hat else "The person wears no hat.",
     )
-    return Scene("portrait", "portrait", s.size, tuple(s.marks), tuple(questions), subjects, details)
+    return s.scene("portrait", "portrait", questions, subjects, *details)

@@ -5,12 +5,13 @@ generator's answers; the tests do so. Coordinates are pixels of the final pictur
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from random import Random
 
 from small_data.mini import fonts
 from small_data.mini.knobs import Knobs
-from small_data.mini.vocabulary import COLOURS
+from small_data.mini.vocabulary import COLOURS, without
 
 SMOOTH = 2  # pictures are drawn at twice their size and averaged: smooth edges at every size
 INK = (30, 30, 34)
@@ -53,6 +54,31 @@ class Question:
     sentence: str = ""
 
 
+def fact(kind: str, text: str, thing: str, answer: str, pool: Iterable[str], link: str = "", told: str = "") -> Question:
+    """That `thing` is `link` `answer` ("the pin", "at the", "zoo"): claimed as "Is the pin at the zoo?", said as "The pin is at the zoo.".
+
+    `text` is the question, or its beginning, which the thing completes ("What color is"). `told` names the thing more shortly in the
+    sentence. `pool` holds what the answer is confused with.
+    """
+    told, link = told or thing, f" {link}" if link else ""
+    text = text if text.endswith(("?", ".")) else f"{text} {thing}?"
+    sentence = f"{told[0].upper()}{told[1:]} is{link} {answer}."
+    return Question(kind, text, answer, without(pool, answer), f"Is {thing}{link} {{}}?", sentence)
+
+
+def yes_no(kind: str, text: str, truth: bool, because: str) -> Question:
+    """A question whose answer is yes or no: it has no claim."""
+    answer = "yes" if truth else "no"
+    return Question(kind, text, answer, sentence=f"{answer.capitalize()}, {because}.")
+
+
+def extreme(of: str, what: str, answer: str, pool: Iterable[str]) -> Question:
+    """Which one (`of`: "Which month") has the `what`: "highest value"."""
+    return Question(
+        "extreme", f"{of} has the {what}?", answer, without(pool, answer), f"Does {{}} have the {what}?", f"{answer} has the {what}."
+    )
+
+
 @dataclass(frozen=True)
 class Scene:
     """A picture to be painted, and what is true of it.
@@ -83,6 +109,10 @@ class Sketch:
     def unit(self) -> float:
         """The shorter side: what sizes of things are measured in."""
         return min(self.size)
+
+    def scene(self, family: str, kind: str, questions: Iterable[Question], subjects: tuple[str, ...], *details: str) -> Scene:
+        """What has been drawn, and what is true of it."""
+        return Scene(family, kind, self.size, tuple(self.marks), tuple(questions), subjects, details)
 
     def begin(self) -> int:
         """Starts a new thing: the marks that follow belong to it."""

@@ -4,7 +4,7 @@ from random import Random
 
 from small_data.mini.knobs import Knobs
 from small_data.mini.objects import PAINTED, draw_landmark, draw_object, draw_place, draw_sky
-from small_data.mini.scene import Question, Scene, Sketch, pick_size
+from small_data.mini.scene import Question, Scene, Sketch, fact, pick_size, yes_no
 from small_data.mini.shapes import draw_shape
 from small_data.mini.vocabulary import BESIDE, COLOURS, LANDMARKS, NUMBERS, OBJECTS, OPPOSITE, PLACES, SHAPES, SKIES, article, without
 
@@ -17,24 +17,21 @@ def compose(rng: Random, knobs: Knobs, kind: str | None = None) -> Scene:
     return {"place": _place, "count": _count, "landmark": _landmark, "street": _street, "art": _art}[kind](s)
 
 
+def _sky_question(sky: str) -> Question:
+    told = f"There is {sky} in the sky."
+    return Question("sky", "What is in the sky: sun, rain or moon?", sky, without(SKIES, sky), "Is there {} in the sky?", told)
+
+
 def _around(place: str, sky: str) -> tuple[Question, ...]:
     """What is asked of any outdoor scene."""
-    wet, dry = ("yes", "no") if sky == "rain" else ("no", "yes")
-    night, day = ("yes", "no") if sky == "moon" else ("no", "yes")
+    shown = f"the sky shows {sky}"
     return (
         Question("scene", "What place is this?", place, without(PLACES, place), "Is this place a {}?", f"This is a {place} scene."),
-        Question(
-            "sky",
-            "What is in the sky: sun, rain or moon?",
-            sky,
-            without(SKIES, sky),
-            "Is there {} in the sky?",
-            f"There is {sky} in the sky.",
-        ),
-        Question("sense", "Do you need an umbrella here?", wet, (), "", f"{wet.capitalize()}, the sky shows {sky}."),
-        Question("sense", "Is the air dry here?", dry, (), "", f"{dry.capitalize()}, the sky shows {sky}."),
-        Question("day", "Is it night?", night, (), "", f"{night.capitalize()}, the sky shows {sky}."),
-        Question("day", "Is it day?", day, (), "", f"{day.capitalize()}, the sky shows {sky}."),
+        _sky_question(sky),
+        yes_no("sense", "Do you need an umbrella here?", sky == "rain", shown),
+        yes_no("sense", "Is the air dry here?", sky != "rain", shown),
+        yes_no("day", "Is it night?", sky == "moon", shown),
+        yes_no("day", "Is it day?", sky != "moon", shown),
     )
 
 
@@ -73,16 +70,7 @@ def _place(s: Sketch) -> Scene:
     questions = [*_around(place, sky), *(_exists(place, names) if n == 1 else [])]
     for name, colour in zip(names, colours):
         if name in PAINTED:
-            questions.append(
-                Question(
-                    "color",
-                    f"What color is the {name}?",
-                    colour,
-                    without(COLOURS, colour),
-                    f"Is the {name} {{}}?",
-                    f"The {name} is {colour}.",
-                )
-            )
+            questions.append(fact("color", "What color is", f"the {name}", colour, COLOURS))
     setting = _setting(place, sky)
     if n == 2:
         for a, b, side in ((names[0], names[1], "left"), (names[1], names[0], "right")):
@@ -97,14 +85,7 @@ def _place(s: Sketch) -> Scene:
                 )
             )
             questions.append(
-                Question(
-                    "position",
-                    f"Is the {a} on the left or on the right?",
-                    side,
-                    (OPPOSITE[side],),
-                    f"Is the {a} on the {{}}?",
-                    f"The {a} is on the {side}.",
-                )
+                fact("position", f"Is the {a} on the left or on the right?", f"the {a}", side, (OPPOSITE[side],), link="on the")
             )
         one, two = map(article, things)
         subjects = (
@@ -122,7 +103,7 @@ def _place(s: Sketch) -> Scene:
             f"a {names[0]} {setting}",
         )
     details = (f"This is a {place} scene.", f"There is {sky} in the sky.", f"There {'is one object' if n == 1 else 'are two objects'}.")
-    return Scene("scene", "place", s.size, tuple(s.marks), tuple(questions), subjects, details)
+    return s.scene("scene", "place", questions, subjects, *details)
 
 
 def _count(s: Sketch) -> Scene:
@@ -139,14 +120,7 @@ def _count(s: Sketch) -> Scene:
     many = name if n == 1 else name + "s"
     painted = f"{colour} " if name in PAINTED else ""
     questions = [
-        Question(
-            "count",
-            f"How many {name}s are there?",
-            str(n),
-            without(pool, str(n)),
-            f"Is the number of {name}s {{}}?",
-            f"The number of {name}s is {n}.",
-        ),
+        fact("count", f"How many {name}s are there?", f"the number of {name}s", str(n), pool),
         Question(
             "existence",
             "What objects are in the picture?",
@@ -165,7 +139,7 @@ def _count(s: Sketch) -> Scene:
         f"{NUMBERS[n]} {many}",
     )
     details = (f"This is a {place} scene.", f"There is {sky} in the sky.", f"The number of {name}s is {n}.")
-    return Scene("scene", "count", s.size, tuple(s.marks), tuple(questions), subjects, details)
+    return s.scene("scene", "count", questions, subjects, *details)
 
 
 def _landmark(s: Sketch) -> Scene:
@@ -176,28 +150,12 @@ def _landmark(s: Sketch) -> Scene:
     s.rect(0, h * 0.78, w, h, (150, 175, 110))
     draw_landmark(s, name, w * s.rng.uniform(0.42, 0.58), h * 0.86, 0.27 * s.unit)
     questions = (
-        Question(
-            "landmark",
-            "Which landmark is shown?",
-            name,
-            without(LANDMARKS, name),
-            "Is the landmark in this picture a {}?",
-            f"The landmark is a {name}.",
-        ),
-        Question(
-            "sky",
-            "What is in the sky: sun, rain or moon?",
-            sky,
-            without(SKIES, sky),
-            "Is there {} in the sky?",
-            f"There is {sky} in the sky.",
-        ),
+        fact("landmark", "Which landmark is shown?", "the landmark in this picture", name, LANDMARKS, told="the landmark", link="a"),
+        _sky_question(sky),
     )
     when = WEATHER[sky]
     subjects = (f"a {name} {when}", f"a landmark, the {name}, {when}", f"the {name}", f"a famous {name} {when}")
-    return Scene(
-        "scene", "landmark", s.size, tuple(s.marks), questions, subjects, (f"The landmark is a {name}.", f"There is {sky} in the sky.")
-    )
+    return s.scene("scene", "landmark", questions, subjects, f"The landmark is a {name}.", f"There is {sky} in the sky.")
 
 
 def _street(s: Sketch) -> Scene:
@@ -214,19 +172,11 @@ def _street(s: Sketch) -> Scene:
         s.ellipse(x, h * 0.56 - r * (6.9 - 2.7 * i), r * 1.2, r * 1.2, s.colour(lamp) if lamp == light else (82, 82, 86))
     colour = s.rng.choice(list(COLOURS))
     draw_object(s, "car", w * 0.3, base, 0.24 * s.unit, s.colour(colour))
-    halt, drive = ("yes", "no") if light == "red" else ("no", "yes")
     questions = (
-        Question(
-            "color",
-            "What color is the traffic light?",
-            light,
-            without(("red", "yellow", "green"), light),
-            "Is the traffic light {}?",
-            f"The traffic light is {light}.",
-        ),
-        Question("sense", "Must the car stop at the light?", halt, (), "", f"{halt.capitalize()}, the light is {light}."),
-        Question("sense", "May the car drive on?", drive, (), "", f"{drive.capitalize()}, the light is {light}."),
-        Question("color", "What color is the car?", colour, without(COLOURS, colour), "Is the car {}?", f"The car is {colour}."),
+        fact("color", "What color is", "the traffic light", light, ("red", "yellow", "green")),
+        yes_no("sense", "Must the car stop at the light?", light == "red", f"the light is {light}"),
+        yes_no("sense", "May the car drive on?", light != "red", f"the light is {light}"),
+        fact("color", "What color is", "the car", colour, COLOURS),
         Question(
             "relation",
             "What is to the left of the traffic light?",
@@ -243,14 +193,8 @@ def _street(s: Sketch) -> Scene:
         f"a street with {car}",
         f"a car at a {light} light",
     )
-    return Scene(
-        "scene",
-        "street",
-        s.size,
-        tuple(s.marks),
-        questions,
-        subjects,
-        (f"The traffic light is {light}.", f"There is {sky} in the sky.", "The place is a city."),
+    return s.scene(
+        "scene", "street", questions, subjects, f"The traffic light is {light}.", f"There is {sky} in the sky.", "The place is a city."
     )
 
 
@@ -273,14 +217,7 @@ def _art(s: Sketch) -> Scene:
             "Does this artwork show a {}?",
             f"The painting shows a {shape}.",
         ),
-        Question(
-            "color",
-            "What color is the shape in the painting?",
-            colour,
-            without(COLOURS, colour),
-            "Is the shape in the painting {}?",
-            f"The shape is {colour}.",
-        ),
+        fact("color", "What color is", "the shape in the painting", colour, COLOURS, told="the shape"),
     )
     thing = article(f"{colour} {shape}")
     subjects = (
@@ -289,4 +226,4 @@ def _art(s: Sketch) -> Scene:
         f"a painting of a {shape}",
         f"{thing} in a frame",
     )
-    return Scene("scene", "art", s.size, tuple(s.marks), questions, subjects, ("The painting hangs on a wall.", "The frame is golden."))
+    return s.scene("scene", "art", questions, subjects, "The painting hangs on a wall.", "The frame is golden.")

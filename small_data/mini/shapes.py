@@ -4,7 +4,7 @@ import math
 from random import Random
 
 from small_data.mini.knobs import Knobs
-from small_data.mini.scene import Question, Scene, Sketch, pick_size
+from small_data.mini.scene import Question, Scene, Sketch, fact, pick_size
 from small_data.mini.vocabulary import BACKGROUNDS, BESIDE, COLOURS, NUMBERS, OPPOSITE, SHAPES, SIDES, article, without
 
 
@@ -49,25 +49,14 @@ def compose(rng: Random, knobs: Knobs, kind: str | None = None) -> Scene:
 def _named(shape: str, colour: str) -> list[Question]:
     """What is asked of a shape that no other shares its kind or colour with."""
     return [
-        Question(
-            "color", f"What color is the {shape}?", colour, without(COLOURS, colour), f"Is the {shape} {{}}?", f"The {shape} is {colour}."
-        ),
-        Question(
-            "shape",
-            f"What shape is {colour}?",
-            shape,
-            without(SHAPES, shape),
-            f"Is the {colour} shape a {{}}?",
-            f"The {colour} shape is a {shape}.",
-        ),
+        fact("color", "What color is", f"the {shape}", colour, COLOURS),
+        fact("shape", f"What shape is {colour}?", f"the {colour} shape", shape, SHAPES, link="a"),
     ]
 
 
 def _total(n: int, most: int = 5) -> Question:
     pool = tuple(str(i) for i in range(1, most + 1))
-    return Question(
-        "count", "How many shapes are there?", str(n), without(pool, str(n)), "Is the number of shapes {}?", f"The number of shapes is {n}."
-    )
+    return fact("count", "How many shapes are there?", "the number of shapes", str(n), pool)
 
 
 def _place(s: Sketch, side: str) -> tuple[float, float]:
@@ -83,17 +72,10 @@ def _one(s: Sketch, ground: str, shapes, colours) -> Scene:
     x, y = _place(s, side)
     draw_shape(s, shape, x, y, s.rng.uniform(0.15, 0.22) * s.unit, s.colour(colour))
     thing = f"{colour} {shape}"
-    where = Question(
-        "position",
-        f"Where is the {shape}: left, right, top or bottom?",
-        side,
-        without(SIDES, side),
-        f"Is the {shape} at the {{}}?",
-        f"The {shape} is at the {side}.",
-    )
+    where = fact("position", f"Where is the {shape}: left, right, top or bottom?", f"the {shape}", side, SIDES, link="at the")
     questions = (*_named(shape, colour), where, _total(1))
     subjects = (f"{article(thing)} at the {side}", article(thing), article(shape))
-    return Scene("shapes", "one", s.size, tuple(s.marks), questions, subjects, (f"The background is {ground}.", "There is one shape."))
+    return s.scene("shapes", "one", questions, subjects, f"The background is {ground}.", "There is one shape.")
 
 
 def _pair(s: Sketch, ground: str, shapes, colours) -> Scene:
@@ -132,7 +114,7 @@ def _pair(s: Sketch, ground: str, shapes, colours) -> Scene:
         f"{article(a)} and {article(b)}",
     )
     details = (f"The {larger} is larger than the {smaller}.", f"The background is {ground}.", "There are two shapes.")
-    return Scene("shapes", "pair", s.size, tuple(s.marks), tuple(questions), subjects, details)
+    return s.scene("shapes", "pair", questions, subjects, *details)
 
 
 def _corners(s: Sketch, ground: str, shapes, colours) -> Scene:
@@ -145,16 +127,7 @@ def _corners(s: Sketch, ground: str, shapes, colours) -> Scene:
         draw_shape(s, shape, x, y, s.rng.uniform(0.13, 0.17) * s.unit, s.colour(colour))
     questions = [q for shape, colour in zip(shapes, colours) for q in _named(shape, colour)]
     for shape, corner in zip(shapes, corners):
-        questions.append(
-            Question(
-                "position",
-                f"What shape is at the {corner}?",
-                shape,
-                without(SHAPES, shape),
-                f"Is the shape at the {corner} a {{}}?",
-                f"The shape at the {corner} is a {shape}.",
-            )
-        )
+        questions.append(fact("position", f"What shape is at the {corner}?", f"the shape at the {corner}", shape, SHAPES, link="a"))
     questions.append(_total(3))
     things = [f"{c} {x}" for c, x in zip(colours, shapes)]
     placed = [f"{article(t)} at the {c}" for t, c in zip(things, corners)]
@@ -164,9 +137,7 @@ def _corners(s: Sketch, ground: str, shapes, colours) -> Scene:
         f"{article(things[0])}, {article(things[1])} and {article(things[2])}",
         f"three shapes: {article(shapes[0])}, {article(shapes[1])} and {article(shapes[2])}",
     )
-    return Scene(
-        "shapes", "corners", s.size, tuple(s.marks), tuple(questions), subjects, (f"The background is {ground}.", "There are three shapes.")
-    )
+    return s.scene("shapes", "corners", questions, subjects, f"The background is {ground}.", "There are three shapes.")
 
 
 def _crowd(s: Sketch, ground: str) -> Scene:
@@ -180,33 +151,12 @@ def _crowd(s: Sketch, ground: str) -> Scene:
         draw_shape(s, shape, (x + 0.5) * w / 3, (y + 0.5) * h / 2, r, s.colour(colour))
     pool = tuple(str(i) for i in range(1, s.knobs.count + 1))
     questions = (
-        Question(
-            "count",
-            f"How many {shape}s are there?".replace("crosss", "crosses"),
-            str(n),
-            without(pool, str(n)),
-            "Is the number of shapes {}?",
-            f"The number of shapes is {n}.",
-        ),
-        Question(
-            "count",
-            f"How many {colour} shapes are there?",
-            str(n),
-            without(pool, str(n)),
-            f"Is the number of {colour} shapes {{}}?",
-            f"The number of {colour} shapes is {n}.",
-        ),
+        fact("count", f"How many {shape}s are there?".replace("crosss", "crosses"), "the number of shapes", str(n), pool),
+        fact("count", f"How many {colour} shapes are there?", f"the number of {colour} shapes", str(n), pool),
         Question(
             "color", "What color are the shapes?", colour, without(COLOURS, colour), "Are the shapes {}?", f"The shapes are {colour}."
         ),
-        Question(
-            "shape",
-            "Which shape is repeated?",
-            shape,
-            without(SHAPES, shape),
-            "Is the repeated shape a {}?",
-            f"The repeated shape is a {shape}.",
-        ),
+        fact("shape", "Which shape is repeated?", "the repeated shape", shape, SHAPES, link="a"),
     )
     many = f"{shape}s".replace("crosss", "crosses")
     subjects = (
@@ -215,6 +165,4 @@ def _crowd(s: Sketch, ground: str) -> Scene:
         f"{colour} {many}",
         f"{NUMBERS[n]} {many}",
     )
-    return Scene(
-        "shapes", "crowd", s.size, tuple(s.marks), questions, subjects, (f"The background is {ground}.", f"There are {NUMBERS[n]} shapes.")
-    )
+    return s.scene("shapes", "crowd", questions, subjects, f"The background is {ground}.", f"There are {NUMBERS[n]} shapes.")

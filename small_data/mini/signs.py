@@ -3,7 +3,7 @@
 from random import Random
 
 from small_data.mini.knobs import Knobs
-from small_data.mini.scene import INK, PAPER, Question, Scene, Sketch, contrast, pick_size
+from small_data.mini.scene import INK, PAPER, Question, Scene, Sketch, contrast, fact, pick_size
 from small_data.mini.vocabulary import BACKGROUNDS, COLOURS, FOREIGN, LETTERS, WORDS, article, without
 
 KINDS = ("regular", "irregular", "artistic", "handwriting", "digits", "letters", "board", "bus", "shirt", "foreign")
@@ -58,23 +58,9 @@ def _plain(s: Sketch, kind: str) -> Scene:
         s.text(cx + off, cy + off, shown, size, (170, 170, 175), style, fit=0.86 * w)
     s.text(cx, cy, shown, size, fill, style, fit=0.86 * w, angle=0 if bend else tilt, bend=bend)
     answer = text.lower()
-    colours = Question(
-        "color",
-        f"What color is the {'number' if kind == 'digits' else 'text'}?",
-        colour,
-        without(DARK, colour),
-        f"Is the {'number' if kind == 'digits' else 'text'} {{}}?",
-        f"The text is {colour}.",
-    )
+    colours = fact("color", "What color is", f"the {'number' if kind == 'digits' else 'text'}", colour, DARK, told="the text")
     if kind == "digits":
-        ask = Question(
-            "number",
-            "What number is in the image?",
-            answer,
-            _other_numbers(answer),
-            "Is the number in the image {}?",
-            f"The number is {answer}.",
-        )
+        ask = fact("number", "What number is in the image?", "the number in the image", answer, _other_numbers(answer), told="the number")
         what, says = f"the number {answer}", (f"number {answer}", "a number")
     elif kind == "letters":
         others = tuple(a + b for a, b in zip(LETTERS.lower(), LETTERS.lower()[3:]) if a + b != answer)
@@ -84,14 +70,7 @@ def _plain(s: Sketch, kind: str) -> Scene:
         what, says = f"the letters {answer}", (f"letters {answer}", "some letters")
     else:
         pool = tuple(FOREIGN) if kind == "foreign" else WORDS[: s.knobs.words]
-        ask = Question(
-            "word",
-            "What is the word in the image?",
-            answer,
-            without(pool, answer),
-            "Is the word in the image {}?",
-            f"The word is {answer}.",
-        )
+        ask = fact("word", "What is", "the word in the image", answer, pool, told="the word")
         what, says = f"the word {answer}", (f"text that reads {answer}", "a word")
     questions = [ask, colours]
     if kind == "foreign":
@@ -108,35 +87,19 @@ def _plain(s: Sketch, kind: str) -> Scene:
         )
     manner = {"handwriting": "handwritten ", "artistic": "decorated ", "irregular": "slanted "}.get(kind, "")
     subjects = (f"{what} in {manner}{colour} letters", f"{manner}{colour} {says[0]}", what, f"{says[1]} in {colour}")
-    return Scene(
-        "sign", kind, s.size, tuple(s.marks), tuple(questions), subjects, (f"The background is {ground}.", f"The text is {colour}.")
-    )
+    return s.scene("sign", kind, questions, subjects, f"The background is {ground}.", f"The text is {colour}.")
 
 
 def _word_question(word: str, s: Sketch, on: str) -> Question:
-    return Question(
-        "word",
-        f"What word is on the {on}?",
-        word,
-        without(WORDS[: s.knobs.words], word),
-        f"Is the word on the {on} {{}}?",
-        f"The word on the {on} is {word}.",
-    )
+    return fact("word", f"What word is on the {on}?", f"the word on the {on}", word, WORDS[: s.knobs.words])
 
 
 def _number_question(number: str, on: str) -> Question:
-    return Question(
-        "number",
-        f"What number is on the {on}?",
-        number,
-        _other_numbers(number),
-        f"Is the number on the {on} {{}}?",
-        f"The number on the {on} is {number}.",
-    )
+    return fact("number", f"What number is on the {on}?", f"the number on the {on}", number, _other_numbers(number))
 
 
 def _color_question(colour: str, on: str) -> Question:
-    return Question("color", f"What color is the {on}?", colour, without(COLOURS, colour), f"Is the {on} {{}}?", f"The {on} is {colour}.")
+    return fact("color", "What color is", f"the {on}", colour, COLOURS)
 
 
 def _board(s: Sketch) -> Scene:
@@ -159,7 +122,7 @@ def _board(s: Sketch) -> Scene:
         f"{sign} that says {word}",
         f"a sign with the number {number}",
     )
-    return Scene("sign", "board", s.size, tuple(s.marks), questions, subjects, (f"The sign is {colour}.", "It stands on a gray post."))
+    return s.scene("sign", "board", questions, subjects, f"The sign is {colour}.", "It stands on a gray post.")
 
 
 def _bus(s: Sketch) -> Scene:
@@ -185,7 +148,7 @@ def _bus(s: Sketch) -> Scene:
         f"bus number {number}",
         f"{bus} that says {word}",
     )
-    return Scene("sign", "bus", s.size, tuple(s.marks), questions, subjects, (f"The bus is {colour}.", "It stands on a gray road."))
+    return s.scene("sign", "bus", questions, subjects, f"The bus is {colour}.", "It stands on a gray road.")
 
 
 def _shirt(s: Sketch) -> Scene:
@@ -215,7 +178,7 @@ def _shirt(s: Sketch) -> Scene:
     questions = (_number_question(number, "shirt"), _color_question(colour, "shirt"))
     shirt = article(f"{colour} shirt")
     subjects = (f"{shirt} with the number {number}", f"the number {number} on {shirt}", f"a shirt with the number {number}", shirt)
-    return Scene("sign", "shirt", s.size, tuple(s.marks), questions, subjects, (f"The shirt is {colour}.", f"The number is {number}."))
+    return s.scene("sign", "shirt", questions, subjects, f"The shirt is {colour}.", f"The number is {number}.")
 
 
 def compose_formula(rng: Random, knobs: Knobs, kind: str | None = None) -> Scene:
@@ -243,26 +206,12 @@ def _sum(s: Sketch) -> Scene:
     s.begin()
     s.text(w / 2, h / 2, f"{a} {sign} {b} = ?", h * 0.5, contrast(s.marks[0].fill), s.rng.choice(("sans", "serif", "hand")), fit=0.88 * w)
     questions = (
-        Question(
-            "sum",
-            "What is the answer to the sum in the image?",
-            str(value),
-            _results(s, value),
-            "Is the answer to the sum in the image {}?",
-            f"{a} {sign} {b} is {value}.",
-        ),
-        Question(
-            "operand",
-            "What is the first number in the sum?",
-            str(a),
-            _results(s, a),
-            "Is the first number in the sum {}?",
-            f"The first number is {a}.",
-        ),
+        fact("sum", "What is", "the answer to the sum in the image", str(value), _results(s, value), told=f"{a} {sign} {b}"),
+        fact("operand", "What is", "the first number in the sum", str(a), _results(s, a), told="the first number"),
     )
     words = f"{a} {'plus' if sign == '+' else 'minus'} {b}"
     subjects = (f"the sum {words}", f"a sum that asks for {words}", f"{words} is {value}", "a sum with two numbers")
-    return Scene("formula", "sum", s.size, tuple(s.marks), questions, subjects, (f"The answer is {value}.",))
+    return s.scene("formula", "sum", questions, subjects, f"The answer is {value}.")
 
 
 def _code(s: Sketch) -> Scene:
@@ -279,18 +228,11 @@ def _code(s: Sketch) -> Scene:
         Question(
             "code", "What does the code print?", str(value), _results(s, value), "Does the code print {}?", f"The code prints {value}."
         ),
-        Question(
-            "operand",
-            "What is the first number in the code?",
-            str(a),
-            _results(s, a),
-            "Is the first number in the code {}?",
-            f"The first number is {a}.",
-        ),
+        fact("operand", "What is", "the first number in the code", str(a), _results(s, a), told="the first number"),
     )
     words = f"{a} {'plus' if sign == '+' else 'minus'} {b}"
     subjects = (f"code that prints {words}", f"a line of code with {words}", f"code that prints {value}", "a piece of code")
-    return Scene("formula", "code", s.size, tuple(s.marks), questions, subjects, (f"The code prints {value}.",))
+    return s.scene("formula", "code", questions, subjects, f"The code prints {value}.")
 
 
 def _latex(s: Sketch) -> Scene:
@@ -304,18 +246,16 @@ def _latex(s: Sketch) -> Scene:
     expression = f"{a} x {sign} {b} = {c}"
     others = (f"{a} x {'-' if sign == '+' else '+'} {b} = {c}", f"{b} x {sign} {a} = {c + 1}", f"{a} x {sign} {b + 1} = {c}")
     questions = (
-        Question(
+        fact(
             "latex",
             "Please write out the expression of the formula in the image using LaTeX format.",
+            "the formula in the image",
             expression,
             others,
-            "Is the formula in the image {}?",
-            f"The formula is {expression}.",
+            told="the formula",
         ),
-        Question(
-            "operand", "What number is before x?", str(a), _results(s, a), "Is the number before x {}?", f"The number before x is {a}."
-        ),
+        fact("operand", "What number is before x?", "the number before x", str(a), _results(s, a)),
     )
     words = f"{a} x {'plus' if sign == '+' else 'minus'} {b} equals {c}"
     subjects = (f"the formula {words}", f"a handwritten formula, {words}", f"{words}", "a handwritten formula")
-    return Scene("formula", "latex", s.size, tuple(s.marks), questions, subjects, (f"The number before x is {a}.",))
+    return s.scene("formula", "latex", questions, subjects, f"The number before x is {a}.")

@@ -1,0 +1,71 @@
+"""The one boundary of every command: what a user can mend becomes one sentence and an exit code, never a traceback.
+
+    @command
+    def main(argv: list[str] | None = None) -> int: ...
+
+Exit codes: 0 done; 1 it had begun and failed (`Failed`); 2 refused (ValueError, OSError and the like); 130 stopped by Ctrl-C. A command
+may return others of its own. GENLIP_DEBUG=1 shows the traceback before the sentence. Any other exception is a fault of ours: it stays one.
+"""
+
+import argparse
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Failed(RuntimeError):
+    """What was asked for had begun, and did not come to its end."""
+
+
+def command(main: Callable[..., int]) -> Callable[..., int]:
+    """`main(argv)` inside the boundary."""
+
+    @functools.wraps(main)
+    def bounded(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except Failed as error:
+            return _said(f"error: {error}", 1)
+        except _refusals() as error:
+            return _said(f"error: {sentence(error)}", 2)
+        except KeyboardInterrupt:
+            return _said("stopped; the same command goes on from here", 130)
+
+    return bounded
+
+
+def _refusals() -> tuple[type[BaseException], ...]:
+    """What a user can mend. safetensors' own error counts where safetensors has been loaded: nothing else can have raised it."""
+    loaded = sys.modules.get("safetensors")
+    return (ValueError, OSError, FloatingPointError, *((loaded.SafetensorError,) if loaded else ()))
+
+
+def _said(text: str, code: int) -> int:
+    if os.environ.get("GENLIP_DEBUG") == "1":
+        traceback.print_exc()
+    print(text, file=sys.stderr)
+    return code
+
+
+def sentence(error: BaseException) -> str:
+    """An exception in words: the system's errors by file and reason, without their number."""
+    if not isinstance(error, OSError) or error.filename is None or not error.strerror:
+        return str(error)
+    return ": ".join(str(name) for name in (error.filename, error.filename2, error.strerror) if name is not None)
+
+
+@contextmanager
+def begun() -> Iterator[None]:
+    """From here on what stops a command is no refusal but a failure: exit code 1."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise Failed(sentence(error)) from error
+
+
+def new_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser whose `epilog`, the examples, is shown line by line as it is written."""
+    return argparse.ArgumentParser(prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
