@@ -18,9 +18,9 @@ class Log:
         if self.silent:
             return
         self.files = {}
-        for name, last in (("metrics", step - 1), ("captions", step)):
+        for name in ("metrics", "captions"):
             if name == "metrics" or recipe.held_out:
-                keep_until(file := run / f"{name}.jsonl", last)
+                keep_until(file := run / f"{name}.jsonl", step - 1)
                 self.files[name] = file.open("a", buffering=1)  # a line is there once it is written
         if recipe.tracker == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter

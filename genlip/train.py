@@ -131,7 +131,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
                 record["mfu"] = step_flops(config, tokens, squares, labelled) / seconds / world / peak
             if held and (step % recipe.look_every == 0 or step == recipe.steps):
                 record["held_out_loss"], said = evaluate_held_out(model, tokenizer, held, recipe, device)
-                log.captions(step, said)
+                log.captions(step - 1, said)
             log.step(record)
             if step % recipe.save_every == 0 or step == recipe.steps:
                 everything = all_gather_dict(mine, world)

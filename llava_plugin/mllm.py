@@ -29,15 +29,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from genlip.common.files import read_json
+from genlip.common.suggest import choose
 
 from . import register
 from .encoders import require_native
+from .projectors import PROJECTORS
 from .tower import VisionTower, digest, tensor_digests
 
-PROJECTORS = ("mlp2x_gelu", "linear", "pixel_shuffle")
 IMAGE = "<image>"  # the marker in messages and in LLaVA's data
 # Without cuDNN's attention: it re-plans for every new shape (80 ms on an H100), that is at each decoding step.
 DECODE_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -47,35 +47,12 @@ FEATURES_KEPT = 512  # pictures whose features `answer` keeps: benchmarks ask se
 # --- building -------------------------------------------------------------------------------------------------------------
 
 
-class PixelShuffleProjector(torch.nn.Module):
-    """(B, N, D) -> (B, N/4, W): each 2 x 2 square of tokens becomes one of width 4D, then two linear maps with a GELU between."""
-
-    def __init__(self, width: int, text_width: int):
-        super().__init__()
-        self.linear_1 = torch.nn.Linear(4 * width, text_width)
-        self.act = torch.nn.GELU()
-        self.linear_2 = torch.nn.Linear(text_width, text_width)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        b, n, d = features.shape
-        half = int(n**0.5) // 2
-        squares = features.view(b, half, 2, half, 2, d).transpose(2, 3).reshape(b, half * half, 4 * d)
-        return self.linear_2(self.act(self.linear_1(squares)))
-
-
-def _projector(config: LlavaConfig) -> torch.nn.Module:
-    width, text_width = config.vision_config.hidden_size, config.text_config.hidden_size
-    if config.projector == "linear":
-        return torch.nn.Linear(width, text_width)
-    return PixelShuffleProjector(width, text_width) if config.projector == "pixel_shuffle" else LlavaMultiModalProjector(config)
-
-
 class LlavaWithProjector(LlavaForConditionalGeneration):
     """transformers' LLaVA with the projector that `config.projector` names."""
 
     def __init__(self, config: LlavaConfig):
         super().__init__(config)
-        self.model.multi_modal_projector = _projector(config)
+        self.model.multi_modal_projector = PROJECTORS[config.projector].make(config)
 
 
 def _model_class(projector: str) -> type[LlavaForConditionalGeneration]:
@@ -97,14 +74,13 @@ def build(
     aspect ratio, at most so many tokens each (None: every picture a square). Raises ValueError where the language model or its chat
     template is missing, the projector does not fit the grid, or the encoder reads squares only.
     """
-    if projector not in PROJECTORS:
-        raise ValueError(f"no projector {projector!r}: {', '.join(PROJECTORS)}")
-    if projector == "pixel_shuffle" and tower.spec.grid % 2:
-        raise ValueError(f"pixel_shuffle joins 2 x 2 tokens; {tower.spec.key} has {tower.spec.grid} x {tower.spec.grid}: use an even grid")
+    joined = PROJECTORS[choose(projector, PROJECTORS, "projector")].joined
+    if joined > 1 and tower.spec.grid % 2:
+        raise ValueError(f"{projector} joins 2 x 2 tokens; {tower.spec.key} has {tower.spec.grid} x {tower.spec.grid}: use an even grid")
     if native_tokens:
         require_native(tower.spec)
-        if projector == "pixel_shuffle":
-            raise ValueError("pixel_shuffle joins the 2 x 2 tokens of a square: with native_tokens use mlp2x_gelu or linear")
+        if joined > 1:
+            raise ValueError(f"{projector} joins the 2 x 2 tokens of a square: with native_tokens use mlp2x_gelu or linear")
     try:
         language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(llm)
@@ -135,7 +111,7 @@ def assemble(
         vision_config=tower.config,
         text_config=language.config,
         image_token_index=image_token_id,
-        image_seq_length=tower.spec.tokens // (4 if projector == "pixel_shuffle" else 1),
+        image_seq_length=tower.spec.tokens // PROJECTORS[projector].joined,
         projector_hidden_act="gelu",
         vision_feature_select_strategy="full",  # the tower has dropped its prefix tokens already
         vision_feature_layer=-1,  # and hands over exactly one layer, the right one
@@ -148,7 +124,7 @@ def assemble(
         model = _model_class(projector)(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.model.multi_modal_projector = _projector(config).to(dtype)
+        model.model.multi_modal_projector = PROJECTORS[projector].make(config).to(dtype)
     model.model.vision_tower = tower.to(dtype)
     model.model.language_model = language.base_model
     model.lm_head = language.get_output_embeddings()

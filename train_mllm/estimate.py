@@ -21,6 +21,7 @@ from typing import NamedTuple
 from genlip.common.files import read_json
 from genlip.common.hardware import PEAK_BF16
 from llava_plugin import encoders, llava_next
+from llava_plugin.projectors import PROJECTORS
 
 from . import sources
 from .recipes import Recipe
@@ -110,8 +111,7 @@ def parts(recipe: Recipe) -> Parts | None:
     if llm is None or spec is None or spec.parameters is None:
         return None
     wide = llm.hidden
-    first = {"linear": 0, "mlp2x_gelu": spec.width, "pixel_shuffle": 4 * spec.width}[recipe.projector]
-    projector = first * wide + wide + wide * wide + wide if first else spec.width * wide + wide
+    projector = PROJECTORS[recipe.projector].parameters(spec.width, wide)
     trained = projector + (spec.parameters if recipe.train_encoder else 0)
     if recipe.lora_rank:  # on q, k, v, o and the three maps of the SwiGLU; k and v are narrower where heads share them: an upper bound
         trained += llm.layers * recipe.lora_rank * (4 * 2 * wide + 3 * (wide + llm.ffn))
@@ -183,7 +183,7 @@ def learned_tokens(recipe: Recipe, tokens: int) -> int:
 
 def _visual_tokens(recipe: Recipe) -> int:
     spec = _spec(recipe)
-    return 0 if spec is None else spec.tokens // (4 if recipe.projector == "pixel_shuffle" else 1)
+    return 0 if spec is None else spec.tokens // PROJECTORS[recipe.projector].joined
 
 
 def memory(recipe: Recipe, stage: int, gpus: int) -> float | None:

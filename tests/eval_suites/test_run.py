@@ -348,7 +348,7 @@ def refusal(place, capsys, *arguments: str) -> str:
 
 
 def test_unknown_names_say_did_you_mean(place, capsys):
-    assert "did you mean genlip-g16" in refusal(place, capsys, "--encoder", "genlip-g61")
+    assert "Did you mean 'genlip-g16'" in refusal(place, capsys, "--encoder", "genlip-g61")
     assert "Did you mean 'easyvqa'" in refusal(place, capsys, "--encoder", "genlip-tiny", "--suite", "easy-vqa")
     assert "Did you mean 'chartqa'" in refusal(place, capsys, "--encoder", "genlip-tiny", "--tasks", "chartaq")
 

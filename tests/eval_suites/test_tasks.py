@@ -228,4 +228,5 @@ def test_every_file_a_score_depends_on_is_in_the_definitions_digest():
     names = [file.name for file in tasks._files_of(tasks.definition_path("docvqa_val"))]
     assert names == ["docvqa_val.yaml", "_default_template_docvqa_yaml", "utils.py"]
     assert {file.name for file in tasks._files_of(tasks.definition_path("easyvqa_shape"))} == {"easyvqa.yaml", "easyvqa.py"}
-    assert len({tasks.definition_digest(task) for task in (*tasks.DEFINITIONS, *tasks.OURS)}) == 17
+    named = (*tasks.DEFINITIONS, *tasks.OURS)
+    assert len({tasks.definition_digest(task) for task in named}) == len(named) > 15, "no two tasks are one"

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava_plugin import mllm
+from llava_plugin.pixel_shuffle import PixelShuffleProjector
 from llava_plugin.tower import VisionTower, digest, native_grid, tensor_digests
 
 
@@ -64,7 +65,7 @@ def test_answers_never_wait_for_cudnn_to_plan(loaded, monkeypatch):
 
 
 def test_pixel_shuffle_joins_neighbours_row_by_row():
-    projector = mllm.PixelShuffleProjector(1, 4)
+    projector = PixelShuffleProjector(1, 4)
     projector.linear_1 = projector.act = projector.linear_2 = torch.nn.Identity()
     tokens = torch.arange(16.0).view(1, 16, 1)
     assert projector(tokens)[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
