@@ -39,7 +39,7 @@ def average_bounds(suite: Suite, columns: tuple[Column, ...], row: EncoderResult
     value = average(columns, row.cells)
     if value is None or not row.scores:
         return None, None
-    error = stats.stderr([row.scores[column.name] for column in columns], weights(columns, row.cells), suite.shared_pictures)
+    error = stats.stderr([row.scores[column.name] for column in columns], weights(columns, row.cells))
     return (None, None) if error is None else (value - stats.Z * error, value + stats.Z * error)
 
 
@@ -49,5 +49,5 @@ def overall_bounds(suite: Suite, row: EncoderResult) -> tuple[float | None, floa
     if value is None:
         return None, None
     scores = stats.pooled([row.scores[column.name] for column in suite.columns])
-    low, high = stats.interval(value / 100, stats.stderr([scores], [1.0], True), len(set(scores.pictures)), (0.0, 1.0))
+    low, high = stats.interval(value / 100, stats.stderr([scores], [1.0]), len(set(scores.pictures)), (0.0, 1.0))
     return (None, None) if low is None else (100 * low, 100 * high)
