@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from eval_suites.report.page import SAMPLES, read, write_page
-from eval_suites.score import results
+from eval_suites.score import results, seeds
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=SAMPLES, metavar="N", help="shown of each benchmark, at most (default: %(default)s)")
     parser.add_argument("--compare", metavar="A,B,...", help="the first encoder against each of the others; NAME@DIGEST for one of several")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write every chart as an SVG file, too")
+    parser.add_argument("--noise", type=Path, metavar="FILE", help="spread over training seeds, of eval_suites.compare --seed-noise")
     parser.add_argument("--allow-partial", action="store_true", help="average what lacks nothing but unreadable pictures, marked")
     args = parser.parse_args(argv)
     try:
@@ -33,12 +34,13 @@ def main(argv: list[str] | None = None) -> int:
         suite, rows, folders = read(args.results, args.suite)
         pairs = None
         if args.compare:
-            picked = [rows.index(results.find_row(rows, name.strip(), suite)) for name in args.compare.split(",")]
+            picked = [seeds.of(rows, results.find_row(rows, name.strip(), suite)) for name in args.compare.split(",")]
             if len(picked) < 2:
                 raise ValueError("--compare wants two encoders or more, as in --compare A,B")
             pairs = [(picked[0], other) for other in picked[1:]]
+        noise = seeds.read_noise(args.noise, suite, rows) if args.noise else None
         written = write_page(
-            suite, rows, folders, args.out, args.data_root, args.runs, args.samples, pairs, args.figures, args.allow_partial
+            suite, rows, folders, args.out, args.data_root, args.runs, args.samples, pairs, args.figures, args.allow_partial, noise
         )  # fmt: skip
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -26,7 +26,8 @@ def overall(suite: Suite, row: EncoderResult) -> float | None:
 
 def accept_unreadable(row: EncoderResult) -> EncoderResult:
     """The row with columns that lack nothing but unreadable pictures let into its averages; the table marks both."""
-    return replace(row, cells={name: replace(cell, refused=None) if cell.nearly else cell for name, cell in row.cells.items()})
+    cells = {name: replace(cell, refused=None) if cell.complete_except_unreadable else cell for name, cell in row.cells.items()}
+    return replace(row, cells=cells, members=tuple(accept_unreadable(member) for member in row.members))
 
 
 def weights(columns: tuple[Column, ...], cells: dict[str, Cell]) -> list[float]:

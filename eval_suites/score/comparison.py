@@ -53,7 +53,7 @@ def compare(
     and seeds. `noise` adds the smallest believable difference where either row is of one seed. `draws` of the bootstrap that the intervals
     shown are of; 0: none.
     """
-    reasons = {column.name: _incomparable(column, a, b) for column in suite.columns}
+    reasons = {column.name: incomparable(column, a, b) for column in suite.columns}
     paired: dict[str, stats.Scores] = {}
     for column in suite.columns:
         if not reasons[column.name]:
@@ -101,7 +101,7 @@ def compare(
 def _measured(endpoint: _Endpoint, spread: SeedNoise | None, noise: NoiseFile | None, counts: tuple[int, int]) -> Verdict:
     """The endpoint's difference, its p and its interval, uncorrected and without a word."""
     amounts = stats.amounts(endpoint.parts, endpoint.weights)
-    difference, test = float(amounts.sum()), exchange_test(amounts)
+    difference = float(amounts.sum())
     pictures = min(len(np.unique(part.pictures)) for part in endpoint.parts)
     error = stats.stderr(endpoint.parts, endpoint.weights) if spread or noise else None
     believable = noise.believable(endpoint.title, error, counts) if noise and error is not None and 1 in counts else None
@@ -110,9 +110,9 @@ def _measured(endpoint: _Endpoint, spread: SeedNoise | None, noise: NoiseFile | 
         p, reach = _student(difference, total, spread.degrees), stats.t_quantile(0.05, spread.degrees) * total
         low, high, covered = difference - reach, difference + reach, spread.words
     else:
-        p, covered = test.p, "test pictures"
+        p, covered = exchange_test(amounts).p, "test pictures"
         low, high = stats.difference_interval(endpoint.drawn @ np.array(endpoint.weights), pictures)
-    return Verdict(difference, low, high, pictures, test.differing, p, p, endpoint.role, "", covered, believable)
+    return Verdict(difference, low, high, pictures, p, p, endpoint.role, "", covered, believable)
 
 
 def _judged(endpoints: list[_Endpoint], measured: list[Verdict]) -> list[Verdict]:
@@ -136,7 +136,7 @@ def _student(difference: float, error: float, degrees: int) -> float:
     return stats.t_tails(difference / error, degrees)
 
 
-def _incomparable(column: Column, a: EncoderResult, b: EncoderResult) -> str:
+def incomparable(column: Column, a: EncoderResult, b: EncoderResult) -> str:
     """Why the two rows' cells of the column may not be compared; "" where they may."""
     one, two = a.cells[column.name], b.cells[column.name]
     for row, cell in ((a, one), (b, two)):

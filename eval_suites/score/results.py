@@ -82,6 +82,11 @@ class EncoderResult:
         return next(iter(self.results.values()))["provenance"] if self.results else {}
 
     @property
+    def first(self) -> "EncoderResult":
+        """The row itself, or the first of its seeds."""
+        return self.members[0] if self.members else self
+
+    @property
     def seeds(self) -> int:
         return max(1, len(self.members))
 

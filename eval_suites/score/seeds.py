@@ -171,26 +171,26 @@ def write_noise(noise: NoiseFile, path: Path) -> None:
     write_json(path, {"schema": 1, **vars(noise)})
 
 
-def read_noise(path: Path) -> NoiseFile:
-    """ValueError where the file is none of ours."""
+def read_noise(path: Path, suite: Suite, rows: Sequence[EncoderResult]) -> NoiseFile:
+    """The file's noise, for comparisons of these rows.
+
+    ValueError where it is none of ours, or was measured on another suite or under another recipe than the rows'.
+    """
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-        return NoiseFile(said["suite"], said["encoder"], int(said["seeds"]), dict(said["spread"]), dict(said["protocol"]))
+        noise = NoiseFile(said["suite"], said["encoder"], int(said["seeds"]), dict(said["spread"]), dict(said["protocol"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no noise file ({error!r}): python -m eval_suites.compare --seed-noise KEY --out {path} writes one"
         ) from error
-
-
-def check(noise: NoiseFile, suite: Suite, rows: Sequence[EncoderResult]) -> None:
-    """ValueError where the noise was measured on another suite or under another recipe than the rows'."""
     if noise.suite != suite.name:
-        raise ValueError(f"the noise file is of suite {noise.suite}, the rows are of {suite.name}")
+        raise ValueError(f"{path} is of suite {noise.suite}, the rows are of {suite.name}")
     for row in rows:
         own = json.loads(json.dumps(_recipe(row)))
         other = [name for name in {**own, **noise.protocol} if own.get(name) != noise.protocol.get(name)]
         if other:
-            raise ValueError(f"the noise file is of another recipe than {row.label}, for these differ: {', '.join(other)}")
+            raise ValueError(f"{path} is of another recipe than {row.label}, for these differ: {', '.join(other)}")
+    return noise
 
 
 def read_joined(root: Path, suite: Suite) -> list[EncoderResult]:

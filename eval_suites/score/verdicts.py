@@ -24,7 +24,7 @@ class Verdict:
     """A difference, how surprising it is, and what may be said of it.
 
     `low` and `high` are the 95 % interval, for display; None where it is not to be believed. `p` is two-sided; `p_adjusted` is Holm's of a
-    column, `p` itself elsewhere. `pictures` is of the part that has fewest, `differing` of those whose exchange changes anything.
+    column, `p` itself elsewhere. `pictures` is of the part that has fewest.
     `noise` says what chance the p covers. `believable` is the smallest difference that training seeds too would hardly make.
     """
 
@@ -32,7 +32,6 @@ class Verdict:
     low: float | None
     high: float | None
     pictures: int
-    differing: int
     p: float
     p_adjusted: float
     role: str  # "primary", "column", "exploratory"

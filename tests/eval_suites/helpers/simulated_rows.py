@@ -76,5 +76,3 @@ class Benchmarks:
 
 def generator(*names: object) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(repr(names).encode()))
-
-
