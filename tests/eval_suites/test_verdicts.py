@@ -49,6 +49,8 @@ def test_drawn_exchanges_agree_with_what_is_known_of_many_pictures():
 def test_nothing_differs_is_p_one():
     assert exchange_test(np.zeros(5)).p == 1.0 and exchange_test(np.zeros(0)).p == 1.0
     assert exchange_test(np.array([1e-18, 0.5, -0.5])).p == 1.0  # rounding is no difference
+    sums = np.where(np.arange(200) % 2, 0.1 + 0.2, 0.3)  # one amount, but for the order in which it was added up
+    assert exchange_test(sums).exact and exchange_test(sums[:4]).p == pytest.approx(0.125)
 
 
 def test_exchanged_answers_recompute_every_metric_from_scratch():
