@@ -105,6 +105,8 @@ def _measured(endpoint: _Endpoint, spread: SeedNoise | None, noise: NoiseFile | 
     pictures = min(len(np.unique(part.pictures)) for part in endpoint.parts)
     error = stats.stderr(endpoint.parts, endpoint.weights) if spread or noise else None
     believable = noise.believable(endpoint.title, error, counts) if noise and error is not None and 1 in counts else None
+    low: float | None
+    high: float | None
     if spread and error is not None and endpoint.title in spread.variance:
         total = math.sqrt(error**2 + spread.variance[endpoint.title])
         p, reach = _student(difference, total, spread.degrees), stats.t_quantile(0.05, spread.degrees) * total

@@ -146,7 +146,8 @@ def _resampled(table: np.ndarray, draws: int, random: np.random.Generator) -> np
     size = len(table)
     kinds, times = np.unique(table, axis=0, return_counts=True)
     if 8 * len(kinds) < size:
-        return random.multinomial(size, times / size, draws) @ kinds
+        taken = random.multinomial(size, times / size, draws)
+        return np.asarray(taken @ kinds)
     total = np.empty((draws, table.shape[1]))
     step = max(1, 4_000_000 // size)  # draws at a time: 32 MB of counts
     for first in range(0, draws, step):
