@@ -9,6 +9,7 @@ from genlip.common.suggest import unknown
 COMMANDS = {
     "run": ("eval_suites.run", "evaluate an encoder's MLLM on a suite and put its row into the table"),
     "tables": ("eval_suites.tables", "build a suite's table from results"),
+    "compare": ("eval_suites.compare", "tell two encoders apart, question by question"),
     "report": ("eval_suites.report.__main__", "write results as one HTML page"),
     "encoders": ("llava_plugin.encoders.__main__", "list the encoders, or verify weights"),
     "fetch": ("llava_plugin.fetch", "bring or make weights"),

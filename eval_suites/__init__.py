@@ -15,15 +15,16 @@ def table(root: str | Path, suite: str) -> "pandas.DataFrame":
         rows = eval_suites.table("results", "genlip14").set_index("encoder")
         rows.loc["genlip-g16", ["chartqa", "docvqa", "all_avg"]]
 
-    The paper's rows stand below the measured ones: `source` tells them apart. `suite` is a name or a YAML file.
+    A row that joins several training seeds is called `KEY (k seeds)`, with its seeds below it. The paper's rows stand below the measured
+    ones: `source` tells them apart. `suite` is a name or a YAML file.
     """
     import pandas
 
     from eval_suites import suites
     from eval_suites.report.tables import csv_table
-    from eval_suites.score.results import read_rows
+    from eval_suites.score.seeds import read_joined
 
     asked = suites.get(suite)
-    text = io.StringIO(csv_table(asked, read_rows(Path(root), asked)))
+    text = io.StringIO(csv_table(asked, read_joined(Path(root), asked)))
     words = dict.fromkeys(("encoder", "arch", "llm", "source", "complete", "digest"), "str")  # a digest may look like a number
     return pandas.read_csv(text, dtype={**words, "frozen": "boolean", "resolution": "Int64", "tokens": "Int64"})

@@ -24,7 +24,7 @@ from eval_suites.report import tables
 from eval_suites.report.page import write_page as write_page
 from eval_suites.runner import discover, preflight, worker
 from eval_suites.runner.preflight import Export, TaskJob
-from eval_suites.score import results
+from eval_suites.score import results, seeds
 from eval_suites.suites import Suite
 from genlip.common.command import begun, command, new_parser
 from genlip.common.locks import locked
@@ -110,7 +110,7 @@ def plan_run(args: argparse.Namespace) -> EvalPlan:
     problems += [] if jobs else discover.other_suites(suite.name, args.data_root)
     problems += preflight.manifest_problem(jobs) + preflight.java_problem(jobs)
     names = [name.strip() for name in args.compare.split(",")] if args.compare else []
-    before = results.read_rows(args.out / "results", suite) if names else []
+    before = seeds.read_joined(args.out / "results", suite) if names else []
     others = []
     for name in names:
         try:
@@ -133,9 +133,10 @@ def execute(args: argparse.Namespace, plan: EvalPlan, todo: list[TaskJob], devic
     if len(todo) < len(plan.jobs):
         print(f"{len(plan.jobs) - len(todo)} of {len(plan.jobs)} tasks are done for these weights", file=sys.stderr)
     failed = worker.run_jobs(todo, suite, export, args.batch_size, devices) if todo else []
-    rows = results.read_rows(args.out / "results", suite)
-    own = next((row for row in rows if row.digest == export.digest and row.encoder == export.encoder), None)
-    pairs = [(own, other) for other in plan.others] if own else []
+    rows = seeds.read_joined(args.out / "results", suite)
+    own = next((row for row in seeds.apart(rows) if row.digest == export.digest and row.encoder == export.encoder), None)
+    row = rows[seeds.of(rows, own)] if own else None  # with its other seeds, where there are any
+    pairs = [(own if other.digest in {each.digest for each in row.members} else row, other) for other in plan.others] if row and own else []
     print(tables.write_tables(suite, rows, args.out / "tables", pairs, args.allow_partial), end="")
     _report(args, plan, rows, pairs)
     if failed:
@@ -156,8 +157,8 @@ def _report(
 ) -> None:
     """Write tables/<suite>.html. The results stand whether or not it can be made, so a problem is a note."""
     root = args.out / "results" / plan.suite.name
-    folders = [root / row.encoder.replace("/", "--") / f"{row.llm}@{row.digest[:8]}" for row in rows]
-    place = {(row.encoder, row.llm, row.digest): i for i, row in enumerate(rows)}
+    folders = [root / row.encoder.replace("/", "--") / f"{row.llm}@{row.first.digest[:8]}" for row in rows]
+    place = {(each.encoder, each.llm, each.digest): i for i, row in enumerate(rows) for each in (row, *row.members)}
     indices = [tuple(place[row.encoder, row.llm, row.digest] for row in pair) for pair in pairs]
     page, runs = args.out / "tables" / f"{plan.suite.name}.html", plan.export.folder.parent.parent
     try:

@@ -44,17 +44,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Suite:
-    """Columns whose plain mean is ALL AVG.
-
-    `overall` adds a micro-average over all samples. `shared_pictures` says that the columns ask about the same pictures, so
-    that a resampled picture takes its questions in every column along.
-    """
+    """Columns whose plain mean is ALL AVG; `overall` adds a micro-average over all samples."""
 
     name: str
     columns: tuple[Column, ...]
     note: str = ""
     overall: bool = False
-    shared_pictures: bool = False
     paper: tuple[str, ...] = ()  # tables of eval_suites/paper whose rows stand beside ours
 
     @property
@@ -132,7 +127,6 @@ _ALL = (
         _EASYVQA,
         "easy-VQA's test pictures, by kind of question. Without the picture the best answers get 34.8, 12.0 and 82.5, overall 67.0",
         overall=True,
-        shared_pictures=True,
     ),
 )
 # The same 14 columns over the mini world's rows. How many there are is a choice of whoever makes it: its manifest says, and states each

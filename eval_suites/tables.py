@@ -8,7 +8,7 @@ from pathlib import Path
 from eval_suites import suites
 from eval_suites.report.paper import paper_report
 from eval_suites.report.tables import write_tables
-from eval_suites.score import results
+from eval_suites.score import results, seeds
 from genlip.common.command import command, new_parser
 
 
@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         "--lmms-eval", action="append", default=[], metavar="NAME=PATH",
         help="a row of plain lmms-eval's results: a *_results.json or the folder of them; may be given again",
     )  # fmt: skip
+    parser.add_argument("--noise", type=Path, metavar="FILE", help="spread over training seeds, of eval_suites.compare --seed-noise")
     parser.add_argument("--allow-partial", action="store_true", help="average what lacks nothing but unreadable pictures, marked")
     parser.add_argument("--paper", metavar="N", help="a table of the paper: its averages, printed and recomputed")
     parser.add_argument("--csv", action="store_true", help="with --paper: as CSV")
@@ -39,14 +40,16 @@ def main(argv: list[str] | None = None) -> int:
         print(paper_report(args.paper, args.csv), end="")
         return 0
     suite = suites.get(args.suite)
-    rows = results.read_rows(args.out / "results", suite)
+    rows = seeds.read_joined(args.out / "results", suite)
     picked = results.find_rows(rows, args.compare, suite)
     for given in args.lmms_eval:
         name, _, path = given.partition("=")
         if not name or not path:
             raise ValueError(f"--lmms-eval {given}: give NAME=PATH, as in --lmms-eval mine=logs/")
         rows.append(results.read_elsewhere(name, Path(path), suite))
-    print(write_tables(suite, rows, args.out / "tables", [(picked[0], other) for other in picked[1:]], args.allow_partial), end="")
+    pairs = [(picked[0], other) for other in picked[1:]]
+    noise = seeds.read_noise(args.noise, suite, picked) if args.noise else None
+    print(write_tables(suite, rows, args.out / "tables", pairs, args.allow_partial, noise), end="")
     return 0
 
 

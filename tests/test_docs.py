@@ -313,6 +313,13 @@ def test_the_headers_of_the_tables_are_described():
     assert pages.fields(FILES, "suite_cells.csv") == list(tables.CELLS_HEADER)
 
 
+def test_every_field_of_a_noise_file_is_described(tmp_path):
+    from eval_suites.score import seeds
+
+    seeds.write_noise(seeds.NoiseFile("easyvqa", "mine", 3, {}, {}), tmp_path / "noise.json")
+    assert described("noise file") == set(json.loads((tmp_path / "noise.json").read_text()))
+
+
 def test_every_suite_and_every_family_is_on_its_page():
     from eval_suites import suites
     from llava_plugin.encoders import FAMILIES

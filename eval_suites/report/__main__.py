@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from eval_suites.report.page import SAMPLES, read, write_page
-from eval_suites.score import results
+from eval_suites.score import results, seeds
 from genlip.common.command import command, new_parser
 
 
@@ -24,15 +24,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=SAMPLES, metavar="N", help="shown of each benchmark, at most (default: %(default)s)")
     parser.add_argument("--compare", metavar="A,B,...", help="the first encoder against each of the others; NAME@DIGEST for one of several")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write every chart as an SVG file, too")
+    parser.add_argument("--noise", type=Path, metavar="FILE", help="spread over training seeds, of eval_suites.compare --seed-noise")
     parser.add_argument("--allow-partial", action="store_true", help="average what lacks nothing but unreadable pictures, marked")
     args = parser.parse_args(argv)
     if args.samples < 0:
         raise ValueError("--samples wants 0 or more")
     suite, rows, folders = read(args.results, args.suite)
-    picked = [rows.index(row) for row in results.find_rows(rows, args.compare, suite)]
+    picked = [seeds.of(rows, row) for row in results.find_rows(rows, args.compare, suite)]
     pairs = [(picked[0], other) for other in picked[1:]] if picked else None
+    noise = seeds.read_noise(args.noise, suite, rows) if args.noise else None
     written = write_page(
-        suite, rows, folders, args.out, args.data_root, args.runs, args.samples, pairs, args.figures, args.allow_partial
+        suite, rows, folders, args.out, args.data_root, args.runs, args.samples, pairs, args.figures, args.allow_partial, noise
     )  # fmt: skip
     for path in written:
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)" if path.suffix == ".html" else f"wrote {path}")

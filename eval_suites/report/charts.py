@@ -45,7 +45,7 @@ def _bar(line: dict, name: str, scale: float) -> Bar:
 
 
 def forests(called: list[str], compared: list[dict]) -> list[Chart]:
-    """A chart for each pair: what is not told apart is grey. Differences in other units are put on the scale of ALL AVG."""
+    """A chart for each pair, on the scale of ALL AVG in whatever unit a difference is; what is not told apart, or exploratory, is grey."""
     found = []
     for pair in compared:
         gaps = []
@@ -53,11 +53,11 @@ def forests(called: list[str], compared: list[dict]) -> list[Chart]:
             if line["difference"] is None:
                 gaps.append(DifferenceBar(line["title"], None, None, None, line["reason"], False))
                 continue
-            at = [line[part] * line["unit"] for part in ("difference", "low", "high")]
+            bounds = [line[part] for part in ("low", "high") if line[part] is not None]
+            at = [line["difference"], *(bounds or 2 * [line["difference"]])]  # few pictures have no interval
             digits = 0 if line["unit"] < 0.5 else 1  # points, or percent and CIDEr
-            value, low, high = (f"{line[part]:+.{digits}f}" for part in ("difference", "low", "high"))
-            text = f"{value} [{low}, {high}]"
-            gaps.append(DifferenceBar(line["title"], *at, text, line["word"] != "not told apart"))
+            text = f"{line['difference']:+.{digits}f}" + (f" [{bounds[0]:+.{digits}f}, {bounds[1]:+.{digits}f}]" if bounds else "")
+            gaps.append(DifferenceBar(line["title"], *(x * line["unit"] for x in at), text, line["word"] in ("better", "worse")))
         a, b = called[pair["a"]], called[pair["b"]]
         found.append((f"compare_{_slug(a)}_{_slug(b)}", forest(f"{a} against {b}", gaps, f"{b} better", f"{a} better")))
     return found

@@ -1,28 +1,70 @@
-"""One pair of rows as a section of text: values, paired difference with its interval, verdict, and what else differs."""
+"""One pair of rows as a section of text: values, paired difference with its interval, p, verdict, and what else differs."""
 
-from eval_suites.report.formatting import markdown_text
-from eval_suites.score import stats
-from eval_suites.score.comparison import compare, differences
+from eval_suites.report.formatting import markdown_text, p_text
+from eval_suites.score import stats, verdicts
+from eval_suites.score.comparison import ComparisonLine, compare, differences
+from eval_suites.score.protocol import seeds_in_words
 from eval_suites.score.results import EncoderResult
+from eval_suites.score.seeds import NoiseFile
 from eval_suites.suites import Suite
 
 
-def section(suite: Suite, a: EncoderResult, b: EncoderResult) -> str:
-    """The section of one pair: values, paired difference with its interval, verdict, and what else differs."""
-    lines = []
-    for line in compare(suite, a, b):
-        values = ["-" if value is None else f"{value:.2f}" for value in (line.a, line.b)]
-        verdict = line.verdict
-        told = (
-            ("-", line.reason)
-            if verdict is None
-            else (f"{verdict.difference:+.2f} [{verdict.low:+.2f}, {verdict.high:+.2f}]", verdict.word)
-        )
-        few = f" ({verdict.pictures} pictures: too few to tell)" if verdict and verdict.pictures < stats.FEWEST_PICTURES else ""
-        partial = f" ({line.reason})" if verdict and line.reason else ""
-        lines.append((line.title, *values, told[0], str(line.n or ""), f"{told[1]}{few}{partial}"))
-    head = ("benchmark", a.label, b.label, "difference [95 %]", "n", f"{a.label} is")
-    others = differences(a, b)
+def section(suite: Suite, a: EncoderResult, b: EncoderResult, noise: NoiseFile | None = None, differing: bool = True) -> str:
+    """The section of one pair: values, paired difference with its interval, p, verdict, and what else differs (`differing`)."""
+    lines = compare(suite, a, b, noise)
+    believable = any(line.verdict and line.verdict.believable is not None for line in lines)
+    head = ["benchmark", a.label, b.label, "difference [95 %]", *["believable from"] * believable, "n", "p", f"{a.label} is"]
     text = f"\n## {a.label} ({a.digest[:8]}) against {b.label} ({b.digest[:8]})\n\n"
-    text += f"Paired by question, {stats.DRAWS} draws of pictures.\n\n{markdown_text(head, lines)}\n"
+    text += f"{' '.join(how(a, b, lines, noise))}\n\n{markdown_text(tuple(head), [_line(line, believable) for line in lines])}\n"
+    others = differences(a, b) if differing else []
     return text + ("Besides the encoder, these differ:\n" + "".join(f"- {other}\n" for other in others) if others else "")
+
+
+def _line(line: ComparisonLine, believable: bool) -> tuple[str, ...]:
+    values = ["-" if value is None else f"{value:.2f}" for value in (line.a, line.b)]
+    said = line.verdict
+    if said is None:
+        return (line.title, *values, "-", *["-"] * believable, str(line.n or ""), "", line.reason)
+    bracket = "" if said.low is None else f" [{said.low:+.2f}, {said.high:+.2f}]"
+    least = ["-" if said.believable is None else f"{said.believable:.2f}"] * believable
+    partial = f" ({line.reason})" if line.reason else ""
+    return (
+        line.title,
+        *values,
+        f"{said.difference:+.2f}{bracket}",
+        *least,
+        str(line.n or ""),
+        p_text(said.p_adjusted),
+        said.word + partial,
+    )
+
+
+def how(a: EncoderResult, b: EncoderResult, lines: list[ComparisonLine], noise: NoiseFile | None = None) -> list[str]:
+    """Sentences that say what the lines' verdicts are made of, and what they do not cover."""
+    judged = [line for line in lines if line.verdict]
+    if not judged:
+        return ["Nothing of the two can be compared."]
+    columns = [line for line in judged if line.verdict and line.verdict.role == "column"]
+    primary = next((line for line in judged if line.verdict and line.verdict.role == "primary"), None)
+    noises = {line.verdict.noise for line in judged if line.verdict}
+    joined = next((each for each in noises if each != "test pictures"), "")
+    test = "Student's t over pictures and seeds" if joined else "the two models' answers exchanged by picture"
+    said = [f"Paired by question; p: {test}."]
+    corrected = f"The p of {len(columns)} column{'s' * (len(columns) > 1)} is corrected by Holm, and told apart at {verdicts.COLUMNS:g}"
+    if primary:
+        said.append(f"ALL AVG is the primary endpoint, told apart at p {verdicts.PRIMARY:g}.")
+        said.append(f"{corrected} where ALL AVG is, else at {verdicts.COLUMNS_ALONE:g}.")
+    else:
+        said += ["There is no primary endpoint, for ALL AVG has a hole.", f"{corrected}."]
+    if any(line.verdict and line.verdict.role == verdicts.EXPLORATORY for line in judged):
+        said.append("Other averages are exploratory: p is not corrected, and no word is said.")
+    if not joined:
+        said.append(f"Intervals, for display: {stats.DRAWS} draws of pictures; none of fewer than {stats.FEWEST_PICTURES}.")
+    said.append(f"Noise covered: {joined or 'test pictures'}{_seeds(a, b, bool(joined))}.")
+    if noise and any(line.verdict and line.verdict.believable is not None for line in judged):
+        said.append(f"Believable from: pictures and seeds, by the spread of {noise.seeds} seeds of {noise.encoder}.")
+    return said
+
+
+def _seeds(a: EncoderResult, b: EncoderResult, covered: bool) -> str:
+    return "" if covered else f"; not training seeds ({seeds_in_words(a)} against {seeds_in_words(b)})"

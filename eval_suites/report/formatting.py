@@ -11,6 +11,11 @@ def markdown_text(head: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> st
     return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]]) + "\n"
 
 
+def p_text(p: float) -> str:
+    """A p-value with three decimals, two leading figures where it is smaller."""
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.1g}" if p >= 0.0001 else "<0.0001"
+
+
 def csv_text(lines: list) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(lines)

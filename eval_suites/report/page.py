@@ -21,10 +21,12 @@ from pathlib import Path
 
 from eval_suites import suites
 from eval_suites.report import charts, runs, samples, svg, tables
+from eval_suites.report.comparison import how
 from eval_suites.report.paper import Printed, paper_table
-from eval_suites.score import comparison, results
+from eval_suites.score import comparison, results, seeds
 from eval_suites.score.averages import accept_unreadable, average, average_bounds, overall, overall_bounds
 from eval_suites.score.results import Cell, EncoderResult
+from eval_suites.score.seeds import NoiseFile
 from eval_suites.suites import GROUPS, Column, Suite
 from genlip.common.files import write_file
 
@@ -39,6 +41,8 @@ MARK = '<!doctype html><meta name="generator" content="genlip-eval report">'
 
 def read(paths: list[Path], name: str | None = None) -> tuple[Suite, list[EncoderResult], list[Path]]:
     """(suite, rows, each row's folder) of all results under `paths`: results/, results/SUITE/ or single rows' folders.
+
+    Seeds of one encoder are one row, and its folder is that of the first.
 
     ValueError where there are none, or of several suites and `name` does not say which.
     """
@@ -66,7 +70,8 @@ def read(paths: list[Path], name: str | None = None) -> tuple[Suite, list[Encode
     pairs = sorted((pair for pair in pairs if pair[0]), key=lambda pair: (pair[0].llm, pair[0].encoder, pair[0].digest))
     if not pairs:
         raise ValueError(f"none of the tasks of suite {suite.name} is done there: {', '.join(suite.tasks)}")
-    return suite, [row for row, _ in pairs], [folder for _, folder in pairs]
+    rows = seeds.join(suite, [row for row, _ in pairs])
+    return suite, rows, [next(folder for row, folder in pairs if row is joined.first) for joined in rows]
 
 
 def _read_row(folder: Path, suite: Suite) -> EncoderResult | None:
@@ -182,31 +187,33 @@ def _pairs(rows: list[EncoderResult], wanted: list[tuple[int, int]] | None) -> l
     return list(combinations(range(len(rows)), 2)) if len(rows) <= ALL_PAIRS else [(i, 0) for i in range(1, len(rows))]
 
 
-def _compared(suite: Suite, rows: list[EncoderResult], pairs: list[tuple[int, int]]) -> list[dict]:
-    """Every pair's lines; `unit` turns a difference into one on the scale of ALL AVG, for the charts alone."""
+def _compared(suite: Suite, rows: list[EncoderResult], pairs: list[tuple[int, int]], noise: NoiseFile | None) -> list[dict]:
+    """Every pair's lines, and `how` they were judged; `unit` turns a difference into one on the scale of ALL AVG, for the charts alone."""
     unit = [{column.title: 100 / row.cells[column.name].full_mark for column in suite.columns} for row in rows]
+    found = [(a, b, comparison.compare(suite, rows[a], rows[b], noise)) for a, b in pairs]
     return [
         {
-            "a": a, "b": b, "differs": comparison.differences(rows[a], rows[b]),
+            "a": a, "b": b, "differs": comparison.differences(rows[a], rows[b]), "how": how(rows[a], rows[b], compared, noise),
             "lines": [
                 {"title": line.title, "a": line.a, "b": line.b, "n": line.n, "reason": line.reason, "average": line.average,
                  "unit": unit[a].get(line.title, 1.0),
                  **(asdict(line.verdict) if line.verdict else {"difference": None})}
-                for line in comparison.compare(suite, rows[a], rows[b])
+                for line in compared
             ],
         }
-        for a, b in pairs
+        for a, b, compared in found
     ]  # fmt: skip
 
 
 def _behind(suite: Suite, rows: list[EncoderResult], root: Path | None) -> tuple[list[dict], list[list[tuple[str, runs.Run]]]]:
     """What was run, row by row, and each row's chain of runs."""
     there = runs.find(root) if root else []
-    chains = [runs.chain(row, there) for row in rows]
+    chains = [[each for member in row.members or (row,) for each in runs.chain(member, there)] for row in rows]
     said = [
         {
             "runs": [{"what": what, "name": run.name, "recipe": run.recipe, "ledger": run.ledger} for what, run in found],
-            "commands": runs.commands(row, suite.name, found),
+            "commands": list(dict.fromkeys(line for member in row.members or (row,)
+                                           for line in runs.commands(member, suite.name, runs.chain(member, there)))),
             "spoken": [{"run": run.name, "lines": lines} for _, run in found if (lines := runs.spoken(run))],
             "drawings": [
                 {"name": f"{run.name}/{name}", "png": base64.b64encode(content).decode()}
@@ -232,6 +239,7 @@ def write_page(
     pairs: list[tuple[int, int]] | None = None,
     figure_folder: Path | None = None,
     allow_partial: bool = False,
+    noise: NoiseFile | None = None,
 ) -> list[Path]:
     """Write the page to `out`, and the charts as SVG files into `figure_folder`; what was written. `pairs`: indices of rows to compare.
 
@@ -243,7 +251,7 @@ def write_page(
     called = names(rows)
     printed = [(table.llm, row) for table in map(paper_table, suite.paper) for row in table.rows]
     lines = _measured(suite, rows, folders, called) + _printed(suite, printed)
-    compared = _compared(suite, rows, _pairs(rows, pairs))
+    compared = _compared(suite, rows, _pairs(rows, pairs), noise)
     behind, chains = _behind(suite, rows, run_root)
     shown = [samples.benchmark(suite, task, rows, folders, sample_count, data_root) for task in suite.tasks]
     shown = [each for each in shown if each]

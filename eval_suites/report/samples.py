@@ -66,6 +66,7 @@ def benchmark(
     same = [i for i in done if rows[i].results[task]["key"]["data"] == data]
     said = [f"{rows[i].label} answered other data of this benchmark; its answers are not shown here." for i in done if i not in same]
     right_from = 1.0 if columns[0].unit == "CIDEr" else 0.5
+    said += [f"{rows[i].label}: answers of its first seed are shown." for i in same if rows[i].members]
     marks = [_marks(rows[i], columns, folders[i] / task / "samples.jsonl") for i in same]
     docs = np.unique(np.concatenate([mark.docs for mark in marks]))
     table = np.full((len(marks), len(docs)), np.nan)

@@ -17,9 +17,10 @@ from pathlib import Path
 from eval_suites.report.comparison import section
 from eval_suites.report.formatting import csv_text, latex, markdown_text
 from eval_suites.report.paper import Printed, paper_table
-from eval_suites.score import comparison
+from eval_suites.score import comparison, seeds
 from eval_suites.score.averages import accept_unreadable, average, average_bounds, overall, overall_bounds
 from eval_suites.score.results import Cell, EncoderResult
+from eval_suites.score.seeds import NoiseFile
 from eval_suites.suites import Column, Suite
 from genlip.common.files import write_file
 
@@ -50,13 +51,17 @@ def _measured_line(suite: Suite, row: EncoderResult) -> list:
     complete = f"{whole(row)}/{len(cells)}"
     values = [cell.value if cell.complete else None for cell in cells] + averages
     source = "measured" if row.results else "lmms-eval"
-    return [row.encoder, row.arch, row.llm, frozen, row.resolution, row.tokens, source, *map(_plain, values), complete, row.digest]
+    return [_csv_name(row), row.arch, row.llm, frozen, row.resolution, row.tokens, source, *map(_plain, values), complete, row.digest]
+
+
+def _csv_name(row: EncoderResult) -> str:
+    return f"{row.encoder} ({row.seeds} seeds)" if row.members else row.encoder
 
 
 def csv_table(suite: Suite, rows: list[EncoderResult]) -> str:
-    """The rows, and the paper's below them."""
+    """The rows, each followed by its seeds where it joins several, and the paper's below them."""
     printed = [printed_line(suite, table.llm, row) for table in map(paper_table, suite.paper) for row in table.rows]
-    return csv_text([header(suite), *(_measured_line(suite, row) for row in rows), *printed])
+    return csv_text([header(suite), *(_measured_line(suite, row) for row in seeds.apart(rows)), *printed])
 
 
 def printed_line(suite: Suite, llm: str, row: Printed) -> list:
@@ -79,19 +84,21 @@ def write_tables(
     folder: Path,
     pairs: list[tuple[EncoderResult, EncoderResult]] = (),
     allow_partial: bool = False,
+    noise: NoiseFile | None = None,
 ) -> str:
     """Write FOLDER/<suite>.md, .csv, .tex and _cells.csv, each whole or not at all; the markdown is returned.
 
-    With `allow_partial` a column that lacks unreadable pictures alone is averaged, and marked.
+    With `allow_partial` a column that lacks unreadable pictures alone is averaged, and marked. The CSV files have the seeds of a joined
+    row below it.
     """
     if allow_partial:
         rows, pairs = [accept_unreadable(row) for row in rows], [(accept_unreadable(a), accept_unreadable(b)) for a, b in pairs]
     printed = [(table.llm, row) for table in map(paper_table, suite.paper) for row in table.rows]
-    cells = [(row.encoder, cell) for row in rows for cell in row.cells.values()]
+    cells = [(_csv_name(row), cell) for row in seeds.apart(rows) for cell in row.cells.values()]
     long = [
         [encoder, *("" if getattr(cell, name) is None else getattr(cell, name) for name in CELLS_HEADER[1:])] for encoder, cell in cells
     ]
-    text = markdown(suite, rows, printed, pairs)
+    text = markdown(suite, rows, printed, pairs, noise)
     for ending, content in ((".csv", csv_table(suite, rows)), ("_cells.csv", csv_text([CELLS_HEADER, *long])),
                             (".tex", tabular(suite, rows, printed)), (".md", text)):  # fmt: skip
         write_file(folder / f"{suite.name}{ending}", content)
@@ -99,7 +106,11 @@ def write_tables(
 
 
 def markdown(
-    suite: Suite, rows: list[EncoderResult], printed: list[tuple[str, Printed]], pairs: list[tuple[EncoderResult, EncoderResult]]
+    suite: Suite,
+    rows: list[EncoderResult],
+    printed: list[tuple[str, Printed]],
+    pairs: list[tuple[EncoderResult, EncoderResult]],
+    noise: NoiseFile | None = None,
 ) -> str:
     """The table for a reader: values with their 95 % intervals, best and second best, k/n, footnotes, comparisons."""
     titles = [*(column.title for column in suite.columns), *suite.averaged]
@@ -124,7 +135,7 @@ def markdown(
         legend += " Bold: best, underlined: second best, among rows that differ in the encoder alone."
     text = f"# {suite.name}\n\n{suite.note[:1].upper()}{suite.note[1:]}.{legend}\n\n{markdown_text(head, lines)}\n"
     text += "".join(f"- {note}\n" for note in footnotes(suite, rows, printed))
-    return text + "".join(section(suite, a, b) for a, b in pairs)
+    return text + "".join(section(suite, a, b, noise) for a, b in pairs)
 
 
 def stated_maxima(suite: Suite, rows: list[EncoderResult]) -> list[str]:

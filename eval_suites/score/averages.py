@@ -25,8 +25,8 @@ def overall(suite: Suite, row: EncoderResult) -> float | None:
 
 def accept_unreadable(row: EncoderResult) -> EncoderResult:
     """The row with columns that lack nothing but unreadable pictures let into its averages; the table marks both."""
-    cells = row.cells.items()
-    return replace(row, cells={name: replace(cell, refused=None) if cell.complete_except_unreadable else cell for name, cell in cells})
+    cells = {name: replace(cell, refused=None) if cell.complete_except_unreadable else cell for name, cell in row.cells.items()}
+    return replace(row, cells=cells, members=tuple(accept_unreadable(member) for member in row.members))
 
 
 def weights(columns: tuple[Column, ...], cells: dict[str, Cell]) -> list[float]:
@@ -39,7 +39,7 @@ def average_bounds(suite: Suite, columns: tuple[Column, ...], row: EncoderResult
     value = average(columns, row.cells)
     if value is None or not row.scores:
         return None, None
-    error = stats.stderr([row.scores[column.name] for column in columns], weights(columns, row.cells), suite.shared_pictures)
+    error = stats.stderr([row.scores[column.name] for column in columns], weights(columns, row.cells))
     return (None, None) if error is None else (value - stats.Z * error, value + stats.Z * error)
 
 
@@ -49,5 +49,5 @@ def overall_bounds(suite: Suite, row: EncoderResult) -> tuple[float | None, floa
     if value is None:
         return None, None
     scores = stats.pooled([row.scores[column.name] for column in suite.columns])
-    low, high = stats.interval(value / 100, stats.stderr([scores], [1.0], True), len(set(scores.pictures)), (0.0, 1.0))
+    low, high = stats.interval(value / 100, stats.stderr([scores], [1.0]), len(set(scores.pictures)), (0.0, 1.0))
     return (None, None) if low is None or high is None else (100 * low, 100 * high)

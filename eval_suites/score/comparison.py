@@ -1,19 +1,19 @@
-"""Two encoders, question by question: paired differences with intervals, a verdict per cell, and what else differs between the two."""
+"""Two encoders, question by question: paired differences with intervals, a verdict per line, and what else differs between the two."""
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
-from eval_suites.score import stats
+import numpy as np
+
+from eval_suites.score import seeds, stats, verdicts
 from eval_suites.score.averages import average, overall, weights
+from eval_suites.score.exchange import exchange_test
+from eval_suites.score.protocol import protocol
 from eval_suites.score.results import EncoderResult
+from eval_suites.score.seeds import NoiseFile, SeedNoise
+from eval_suites.score.verdicts import Verdict
 from eval_suites.suites import Column, Suite
-
-# What may differ between two MLLMs without a word in a comparison: what an encoder is, what follows from it, names of files, and how a
-# run was watched. Digests say whether data and language model were the same, so their paths need not.
-_ENCODERS_OWN = {"encoder", "encoder_key", "arch", "untrained", "resolution", "interpolation", "parameters"}
-_ENCODERS_OWN |= {"weights_digest", "encoder_digest", "encoder_digest_before"}
-_NOT_COMPARED = {*_ENCODERS_OWN, "llm_digest", "git_commit", "out", "init", "data", "images", "workers", "cache_features"}
-_NOT_COMPARED |= {"report", "save_every"}
 
 
 @dataclass(frozen=True)
@@ -27,77 +27,132 @@ class ComparisonLine:
     a: float | None
     b: float | None
     n: int | None
-    verdict: stats.Verdict | None
+    verdict: Verdict | None
     reason: str = ""
     average: bool = False
 
 
-def compare(suite: Suite, a: EncoderResult, b: EncoderResult) -> list[ComparisonLine]:
-    """Every column, every average and the micro-average of `a` against `b`: paired by question, drawn by picture."""
-    lines, paired = [], {}
+@dataclass(frozen=True)
+class _Endpoint:
+    """What a line's verdict is of: sum(weight x value) of paired differences."""
+
+    title: str
+    role: str
+    parts: list[stats.Scores]
+    weights: list[float]
+    drawn: np.ndarray  # (R, J) the parts' values over resampled pictures
+    higher_is_better: bool = True
+
+
+def compare(
+    suite: Suite, a: EncoderResult, b: EncoderResult, noise: NoiseFile | None = None, draws: int = stats.DRAWS
+) -> list[ComparisonLine]:
+    """Every column, every average and the micro-average of `a` against `b`: paired by question, exchanged by picture.
+
+    Verdicts follow verdicts.py. Of single rows p is the exchange test's; of two rows of several seeds each it is Student's, over pictures
+    and seeds. `noise` adds the smallest believable difference where either row is of one seed. `draws` of the bootstrap that the intervals
+    shown are of; 0: none.
+    """
+    reasons = {column.name: incomparable(column, a, b) for column in suite.columns}
+    paired: dict[str, stats.Scores] = {}
     for column in suite.columns:
-        one, two = a.cells[column.name], b.cells[column.name]
-        reason = _incomparable(column, a, b)
-        if not reason:
+        if not reasons[column.name]:
             try:
                 paired[column.name] = stats.difference(a.scores[column.name], b.scores[column.name])
             except ValueError as error:
-                reason = str(error)
-        verdict = None
+                reasons[column.name] = str(error)
+    drawn: dict[str, np.ndarray] = {}  # (R, 1) a column
+    if paired:
+        paired = dict(zip(paired, stats.numbered(list(paired.values()))))
+        drawn = dict(zip(paired, np.hsplit(stats.bootstrap(list(paired.values()), draws), len(paired))))
+    lines: list[ComparisonLine] = []
+    endpoints: dict[int, _Endpoint] = {}  # by place among the lines
+    for column in suite.columns:
+        one, two, reason = a.cells[column.name], b.cells[column.name], reasons[column.name]
         if not reason:
-            verdict, reason = _judged([paired[column.name]], [column.scale], False, column.higher_is_better)
-        lines.append(
-            ComparisonLine(column.title, one.value, two.value, one.n if not reason else None, verdict, reason or one.refused or "")
-        )
+            endpoints[len(lines)] = _Endpoint(
+                column.title, "column", [paired[column.name]], [column.scale], drawn[column.name], column.higher_is_better
+            )
+        lines.append(ComparisonLine(column.title, one.value, two.value, None if reason else one.n, None, reason or one.refused or ""))
+    complete = False
     for title, columns in suite.averaged.items():
         means = average(columns, a.cells), average(columns, b.cells)
-        parts = [paired[column.name] for column in columns if column.name in paired and None not in means]
-        complete = len(parts) == len(columns)
-        verdict, reason = None, "not every column is complete in both"
+        complete = None not in means and all(column.name in paired for column in columns)
         if complete:
-            verdict, reason = _judged(parts, weights(columns, a.cells), suite.shared_pictures)
-        lines.append(ComparisonLine(title, *means, None, verdict, reason, average=True))
+            # A group that is the whole suite is ALL AVG by another name.
+            role = "primary" if columns == suite.columns else verdicts.EXPLORATORY
+            parts = [paired[column.name] for column in columns]
+            values = np.concatenate([drawn[column.name] for column in columns], axis=1)
+            endpoints[len(lines)] = _Endpoint(title, role, parts, weights(columns, a.cells), values)
+        lines.append(ComparisonLine(title, *means, None, None, "" if complete else "not every column is complete in both", average=True))
     if suite.overall:  # of ALL AVG's parts
-        n = None
+        n = sum(len(paired[column.name].ids) for column in suite.columns) if complete else None
         if complete:
-            (verdict, reason), n = _judged([stats.pooled(parts)], [100.0], True), sum(len(part.ids) for part in parts)
-        lines.append(ComparisonLine("overall", overall(suite, a), overall(suite, b), n, verdict, reason, average=True))
+            parts = [stats.pooled([paired[column.name] for column in suite.columns])]
+            endpoints[len(lines)] = _Endpoint("overall", verdicts.EXPLORATORY, parts, [100.0], stats.bootstrap(parts, draws))
+        lines.append(ComparisonLine("overall", overall(suite, a), overall(suite, b), n, None, lines[-1].reason, average=True))
+    spread = seeds.seed_noise(suite, a, b)
+    measured = [_measured(each, spread, noise, (a.seeds, b.seeds)) for each in endpoints.values()]
+    for i, verdict in zip(endpoints, _judged(list(endpoints.values()), measured)):
+        lines[i] = replace(lines[i], verdict=verdict)
     return lines
 
 
-def _judged(
-    parts: list[stats.Scores], weights: list[float], shared_pictures: bool, higher_is_better: bool = True
-) -> tuple[stats.Verdict | None, str]:
-    """(the verdict, "") of `stats.judge`, or (None, why there is none)."""
-    try:
-        return stats.judge(parts, weights, shared_pictures, higher_is_better), ""
-    except ValueError as error:
-        return None, str(error)
+def _measured(endpoint: _Endpoint, spread: SeedNoise | None, noise: NoiseFile | None, counts: tuple[int, int]) -> Verdict:
+    """The endpoint's difference, its p and its interval, uncorrected and without a word."""
+    amounts = stats.amounts(endpoint.parts, endpoint.weights)
+    difference = float(amounts.sum())
+    pictures = min(len(np.unique(part.pictures)) for part in endpoint.parts)
+    error = stats.stderr(endpoint.parts, endpoint.weights) if spread or noise else None
+    believable = noise.believable(endpoint.title, error, counts) if noise and error is not None and 1 in counts else None
+    low: float | None
+    high: float | None
+    if spread and error is not None and endpoint.title in spread.variance:
+        total = math.sqrt(error**2 + spread.variance[endpoint.title])
+        p, reach = _student(difference, total, spread.degrees), stats.t_quantile(0.05, spread.degrees) * total
+        low, high, covered = difference - reach, difference + reach, spread.words
+    else:
+        p, covered = exchange_test(amounts).p, "test pictures"
+        low, high = stats.difference_interval(endpoint.drawn @ np.array(endpoint.weights), pictures)
+    return Verdict(difference, low, high, pictures, p, p, endpoint.role, "", covered, believable)
 
 
-def _incomparable(column: Column, a: EncoderResult, b: EncoderResult) -> str:
-    for row in (a, b):
-        if row.cells[column.name].value is None:
-            return f"{row.label}: {row.cells[column.name].refused}"
-    one, two = a.results[column.task]["key"], b.results[column.task]["key"]
+def _judged(endpoints: list[_Endpoint], measured: list[Verdict]) -> list[Verdict]:
+    """The endpoints' verdicts, which depend on one another: columns are corrected for their number, at a level that ALL AVG decides."""
+    primary = next((each.p for each in measured if each.role == "primary"), None)
+    columns = [i for i, each in enumerate(measured) if each.role == "column"]
+    adjusted = dict(zip(columns, verdicts.holm([measured[i].p for i in columns])))
+    said = []
+    for i, (endpoint, each) in enumerate(zip(endpoints, measured)):
+        level = verdicts.column_level(primary) if each.role == "column" else verdicts.PRIMARY
+        p = adjusted.get(i, each.p)
+        word = verdicts.word(each.role, each.difference, p, level, endpoint.higher_is_better)
+        said.append(replace(each, p_adjusted=p, word=word))
+    return said
+
+
+def _student(difference: float, error: float, degrees: int) -> float:
+    """Two-sided p of a difference with its standard error; without any error a difference is certain, and none is none."""
+    if error == 0.0:
+        return 1.0 if difference == 0.0 else 0.0
+    return stats.t_tails(difference / error, degrees)
+
+
+def incomparable(column: Column, a: EncoderResult, b: EncoderResult) -> str:
+    """Why the two rows' cells of the column may not be compared; "" where they may."""
+    one, two = a.cells[column.name], b.cells[column.name]
+    for row, cell in ((a, one), (b, two)):
+        if cell.value is None:
+            return f"{row.label}: {cell.refused}"
+        if not row.results:
+            return f"{row.label}: no answers to pair, only lmms-eval's number"
+    if one.full_mark != two.full_mark:
+        return f"the data state different maxima, {one.full_mark:g} and {two.full_mark:g}: evaluate both again with the same data"
+    keys = [row.results[column.task]["key"] for row in (a, b)]
     for name, what in (("task", "other prompts or metrics"), ("data", "other data")):
-        if one[name] != two[name]:
+        if keys[0][name] != keys[1][name]:
             return f"{what}: evaluate both again with the same {'version' if name == 'task' else 'data'}"
     return ""
-
-
-def protocol(row: EncoderResult) -> dict:
-    """What has to be equal for two rows to differ in the encoder alone: stage, language model, data, recipe, token budget, ..."""
-    said = next(iter(row.results.values()))["provenance"]
-    stages = enumerate(said.get("earlier") or [], 1)
-    return _compared(said) | {f"stage {i}.{name}": value for i, stage in stages for name, value in _compared(stage).items()}
-
-
-def _compared(stage: dict) -> dict:
-    """What counts of a stage's provenance, its recipe's fields beside the rest."""
-    flat = {**stage, **{f"recipe.{name}": value for name, value in (stage.get("recipe") or {}).items()}}
-    nested = ("recipe", "earlier")
-    return {name: value for name, value in flat.items() if name not in nested and name.removeprefix("recipe.") not in _NOT_COMPARED}
 
 
 def differences(a: EncoderResult, b: EncoderResult) -> list[str]:
@@ -127,8 +182,9 @@ def ranks(suite: Suite, rows: list[EncoderResult], columns: tuple[Column, ...]) 
         mean = average(columns, row.cells)
         if row.results and mean is not None:
             asked = [{part: row.results[column.task]["key"][part] for part in ("task", "data", "limit")} for column in columns]
+            marks = [row.cells[column.name].full_mark for column in columns]
             lacking = [row.results[column.task].get("left_out") for column in columns]
-            groups.setdefault(json.dumps([protocol(row), asked, lacking], sort_keys=True), []).append((i, sign * mean))
+            groups.setdefault(json.dumps([protocol(row), asked, lacking, marks], sort_keys=True), []).append((i, sign * mean))
     best = {}
     for group in groups.values():
         order = sorted({value for _, value in group})

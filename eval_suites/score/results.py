@@ -12,6 +12,7 @@ Standard library and numpy; 260,000 answers are read in about 3 s.
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,11 +79,27 @@ class EncoderResult:
     cells: dict[str, Cell]
     scores: dict[str, stats.Scores]
     results: dict[str, dict] = field(repr=False)  # task -> result.json, for what a comparison has to hold equal
+    # Of a row that joins several training seeds (seeds.py): the rows it is the mean of, by seed. `results` are then the first one's.
+    members: tuple["EncoderResult", ...] = field(default=(), repr=False)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Of the MLLM that answered; {} in a row of plain lmms-eval's files."""
+        return next(iter(self.results.values()))["provenance"] if self.results else {}
+
+    @property
+    def first(self) -> "EncoderResult":
+        """The row itself, or the first of its seeds."""
+        return self.members[0] if self.members else self
+
+    @property
+    def seeds(self) -> int:
+        return max(1, len(self.members))
 
     @property
     def label(self) -> str:
-        stage = next(iter(self.results.values()))["provenance"].get("stage", "sft") if self.results else "sft"
-        marks = ["untrained"] * self.untrained + [f"{stage} stage"] * (stage != "sft")
+        stage = self.provenance.get("stage", "sft")
+        marks = ["untrained"] * self.untrained + [f"{stage} stage"] * (stage != "sft") + [f"{self.seeds} seeds"] * bool(self.members)
         return self.encoder + (f" ({', '.join(marks)})" if marks else "")
 
 
@@ -133,7 +150,7 @@ def make_cell(column: Column, metrics: dict, n: int | None, n_expected: int | No
         partial += f", {left_out} left out whose pictures cannot be read"
     error = low = high = None
     if scores is not None:
-        error = stats.stderr([scores], [1.0], False)
+        error = stats.stderr([scores], [1.0])
         most = scores.factor  # points of a subset end at n / 1000: their interval is that of the share of right answers
         share = None if error is None else error / most
         low, high = stats.interval(value / most, share, len(np.unique(scores.pictures)), column.range)
@@ -155,7 +172,8 @@ def read_scores(path: Path, column: Column) -> stats.Scores:
                 score = sample["scores"][metric]
                 doc = str(sample["doc_id"])
                 ids.append(f"{score['category']}/{score['question_id']}" if column.aggregate == "mme" else doc)
-                pictures.append(sample["image"] or f"doc {doc}")
+                # The digest of the pictures' decoded pixels, by which one picture is one in every column; a question without has itself.
+                pictures.append(sample["image"] or f"{column.task} {doc}")
                 values.append(float(score["score"] if isinstance(score, dict) else score))
                 categories.append(score["category"] if column.aggregate == "mme" else "")
             except (ValueError, KeyError, TypeError) as error:
@@ -177,6 +195,17 @@ def _pairs(scores: stats.Scores, path: Path) -> stats.Scores:
         raise ValueError(f"{path}: MME counts pairs, and {ids[count != 2][0]} has {count[count != 2][0]} question(s)")
     right = np.bincount(pair, scores.values)
     return stats.Scores(ids, scores.pictures[first], 50.0 * right + 100.0 * (right == 2), scores.strata[first])
+
+
+def _of_the_answered(cell: Cell, scores: stats.Scores) -> tuple[Cell, stats.Scores]:
+    """OCRBench's points without its unreadable pictures, as if these had been answered like the others.
+
+    lmms-eval divides by 1,000 whatever was asked, so that a picture left out would count as a wrong answer here and in no other column.
+    """
+    assert cell.n and cell.n_expected
+    share = cell.n_expected / cell.n
+    value, error, low, high = (None if x is None else x * share for x in (cell.value, cell.stderr, cell.low, cell.high))
+    return replace(cell, value=value, stderr=error, low=low, high=high), replace(scores, factor=scores.factor * share)
 
 
 def read_result(folder: Path) -> dict | None:
@@ -208,6 +237,8 @@ def read_row(folder: Path, suite: Suite) -> EncoderResult | None:
         n_expected = column.n if column.n is not None else result["n_expected"]
         cell = make_cell(column, result["results"], result["n"], n_expected, scores[column.name], result["key"]["weights"],
                          len(result.get("left_out") or ()))  # fmt: skip
+        if column.aggregate == "points" and cell.complete_except_unreadable:
+            cell, scores[column.name] = _of_the_answered(cell, scores[column.name])
         cells[column.name] = _marked(cell, column, result["key"].get("maximum"))
     first = next(iter(results.values()))
     mllm = first["provenance"]
@@ -328,8 +359,12 @@ def find_rows(rows: list[EncoderResult], names: str | None, suite: Suite) -> lis
 
 
 def find_row(rows: list[EncoderResult], name: str, suite: Suite) -> EncoderResult:
-    """The row of `ENCODER`, `ENCODER@DIGEST` (its first digits) or `ENCODER@EXPORT` (its folder). ValueError where none or several are."""
+    """The row of `ENCODER`, `ENCODER@DIGEST` (its first digits) or `ENCODER@EXPORT` (its folder). ValueError where none or several are.
+
+    Of seeds that are joined into a row, ENCODER is that row and ENCODER@DIGEST one of them.
+    """
     encoder, _, which = name.partition("@")
+    rows = [each for row in rows for each in (row, *(row.members if which else ()))]
     if which and (Path(which) / "provenance.json").exists():
         which = read_json(Path(which) / "provenance.json")["weights_digest"]
     found = [row for row in rows if row.encoder == encoder and row.digest.startswith(which)]

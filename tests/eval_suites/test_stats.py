@@ -1,9 +1,12 @@
 """Intervals that hold what they promise, on data whose truth is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from eval_suites.score import stats
+from eval_suites.score.exchange import exchange_test
 
 
 def scores(values, pictures=None, strata=None, factor=1.0) -> stats.Scores:
@@ -24,18 +27,21 @@ def pair(draw, pictures=200, questions=3, gap=0.0):
 def test_bootstrap_agrees_with_the_standard_error():
     draw = np.random.default_rng(0)
     parts = [pair(draw, questions=8), pair(draw, questions=8)]
-    for shared in (False, True):
-        drawn = stats.bootstrap(parts, [1.0, 2.0], shared, draws=4000)
-        assert np.std(drawn) == pytest.approx(stats.stderr(parts, [1.0, 2.0], shared), rel=0.06)
+    apart = [parts[0], replace(parts[1], pictures=np.char.add("other ", parts[1].pictures))]
+    half = [parts[0], replace(parts[1], pictures=np.where(np.arange(1600) < 800, parts[1].pictures, apart[1].pictures))]
+    for pair_ in (parts, apart, half):
+        drawn = stats.bootstrap(pair_, draws=4000) @ [1.0, 2.0]
+        assert np.std(drawn) == pytest.approx(stats.stderr(pair_, [1.0, 2.0]), rel=0.06)
         assert np.mean(drawn) == pytest.approx(parts[0].value + 2 * parts[1].value, abs=0.003)
 
 
 def test_shared_pictures_are_drawn_together():
     values = np.random.default_rng(0).random(300)
     same = [scores(values), scores(values)]  # two columns that fail on the same pictures: no independent evidence
-    assert stats.stderr(same, [0.5, 0.5], True) == pytest.approx(stats.stderr(same[:1], [1.0], False))
-    assert stats.stderr(same, [0.5, 0.5], False) == pytest.approx(stats.stderr(same[:1], [1.0], False) / np.sqrt(2))
-    ratio = np.std(stats.bootstrap(same, [0.5, 0.5], True)) / np.std(stats.bootstrap(same, [0.5, 0.5], False))
+    others = [same[0], replace(same[1], pictures=np.char.add("other ", same[1].pictures))]
+    assert stats.stderr(same, [0.5, 0.5]) == pytest.approx(stats.stderr(same[:1], [1.0]))
+    assert stats.stderr(others, [0.5, 0.5]) == pytest.approx(stats.stderr(same[:1], [1.0]) / np.sqrt(2))
+    ratio = np.std(stats.bootstrap(same).mean(1)) / np.std(stats.bootstrap(others).mean(1))
     assert ratio == pytest.approx(np.sqrt(2), rel=0.1)
 
 
@@ -62,32 +68,49 @@ def test_a_difference_is_of_the_same_questions_only():
         stats.difference(one, stats.Scores(np.array(["0", "1", "7"]), one.pictures, one.values, one.strata))
 
 
-def test_few_pictures_never_get_a_word():
-    part = scores(np.ones(stats.FEWEST_PICTURES - 1))
-    assert stats.judge([part], [100.0], False).word == "not told apart"
-    assert stats.judge([scores(np.ones(stats.FEWEST_PICTURES))], [100.0], False).word == "better"
-    assert stats.judge([scores(np.ones(stats.FEWEST_PICTURES))], [100.0], False, higher_is_better=False).word == "worse"
-    assert stats.judge([scores(-np.ones(50))], [1.0], False).word == "worse"
+def test_few_pictures_have_no_interval():
+    drawn = np.random.default_rng(0).normal(size=4000)
+    assert stats.difference_interval(drawn, stats.FEWEST_PICTURES - 1) == (None, None)
+    low, high = stats.difference_interval(drawn, stats.FEWEST_PICTURES)
+    assert low < -1.96 and high > 1.96
+    assert stats.difference_interval(np.full(4000, np.nan), 1000) == (None, None)
+    assert stats.difference_interval(np.zeros(0), 1000) == (None, None)
+
+
+def test_students_t_is_the_tables():
+    for degrees, t in ((1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (5, 2.57058), (10, 2.22814), (30, 2.04227)):
+        assert stats.t_tails(t, degrees) == pytest.approx(0.05, abs=1e-6)
+        assert stats.t_quantile(0.05, degrees) == pytest.approx(t, abs=1e-4)
+    assert stats.t_tails(0.0, 3) == 1.0 and stats.t_tails(-4.30265, 2) == stats.t_tails(4.30265, 2)
 
 
 def test_memory_stays_flat_where_pictures_are_many():
     draw = np.random.default_rng(0)
     part = scores(draw.random(200_000))
-    drawn = stats.bootstrap([part], [1.0], False, draws=40)  # in steps of 20 draws
+    drawn = stats.bootstrap([part], draws=40)[:, 0]  # in steps of 20 draws
     assert np.std(drawn) == pytest.approx(np.std(part.values) / np.sqrt(200_000), rel=0.4)
     assert len(np.unique(drawn)) == 40
 
 
-def test_the_interval_covers_a_known_difference_and_no_difference_is_rarely_called_one(monkeypatch):
+def test_drawing_kinds_of_pictures_is_drawing_pictures():
+    """Right and wrong answers make few kinds, which are drawn by number; a little noise makes every picture a kind of its own."""
+    part = pair(np.random.default_rng(0), pictures=300)
+    noisy = replace(part, values=part.values + np.random.default_rng(1).normal(0, 1e-6, len(part.values)))
+    kinds, alone = (stats.bootstrap([each], draws=20_000)[:, 0] for each in (part, noisy))
+    assert np.std(kinds) == pytest.approx(np.std(alone), rel=0.03)
+    assert np.quantile(kinds, [0.025, 0.975]) == pytest.approx(np.quantile(alone, [0.025, 0.975]), abs=0.003)
+
+
+def test_the_interval_covers_a_known_difference_and_no_difference_is_rarely_called_one():
     draw = np.random.default_rng(1)
 
-    def verdicts(gap):
+    def intervals(gap):
         for seed in range(1000):  # few draws, but never the same ones
-            monkeypatch.setattr(stats.bootstrap, "__defaults__", (400, seed))
-            yield stats.judge([pair(draw, pictures=100, gap=gap)], [1.0], False)
+            yield stats.difference_interval(stats.bootstrap([pair(draw, pictures=100, gap=gap)], 400, seed)[:, 0], 100)
 
-    assert 0.93 <= np.mean([verdict.low <= 0.05 <= verdict.high for verdict in verdicts(0.05)]) <= 0.97
-    assert np.mean([verdict.word != "not told apart" for verdict in verdicts(0.0)]) <= 0.06
+    assert 0.93 <= np.mean([low <= 0.05 <= high for low, high in intervals(0.05)]) <= 0.97
+    told = [exchange_test(stats.amounts([pair(draw, pictures=100)], [1.0])).p <= 0.05 for _ in range(1000)]
+    assert np.mean(told) <= 0.06
 
 
 def test_the_tail_of_few_pictures_is_wider():

@@ -169,7 +169,7 @@ function strip(line, reach) {
   const at = (x) => 100 + (96 * x * line.unit) / reach;
   svg.append(s("line", { class: "zero", x1: 100, x2: 100, y1: 0, y2: 20, "vector-effect": "non-scaling-stroke" }));
   const kind = line.word === "better" ? "win" : line.word === "worse" ? "lose" : "grey";
-  svg.append(s("rect", { class: kind, x: at(line.low), y: 8.5, width: Math.max(0.5, at(line.high) - at(line.low)), height: 3, stroke: "none" }));
+  if (line.low !== null) svg.append(s("rect", { class: kind, x: at(line.low), y: 8.5, width: Math.max(0.5, at(line.high) - at(line.low)), height: 3, stroke: "none" }));
   svg.append(s("rect", { class: kind, x: at(line.difference) - 1, y: 4, width: 2, height: 12, stroke: "none" }));
   return svg;
 }
@@ -177,32 +177,36 @@ function drawPair() {
   const pair = data.compared[Number($("pair").value) || 0];
   const [a, b] = [measured[pair.a].name, measured[pair.b].name];
   const told = pair.lines.filter((line) => line.difference !== null);
-  const reach = Math.max(0.5, ...told.flatMap((line) => [line.low, line.high, line.difference].map((x) => Math.abs(x * line.unit)))) * 1.03;
+  const reach = Math.max(0.5, ...told.flatMap((line) => [line.low, line.high, line.difference].map((x) => Math.abs((x ?? 0) * line.unit)))) * 1.03;
+  const believable = told.some((line) => line.believable !== null);
   const body = pair.lines.map((line) => {
     const digits = line.unit < 0.5 ? 0 : 1;
     const kind = line.average ? "whole" : null;
     if (line.difference === null) {
       return h("tr", { class: `${kind || ""} unsure` }, h("th", { scope: "row" }, line.title), h("td", { "data-name": a }, fixed(line.a, digits)),
-        h("td", { "data-name": b }, fixed(line.b, digits)), h("td", { class: "reason", colspan: 4 }, line.reason || "not compared"));
+        h("td", { "data-name": b }, fixed(line.b, digits)), h("td", { class: "reason", colspan: believable ? 6 : 5 }, line.reason || "not compared"));
     }
-    const unsure = line.word === "not told apart";
-    const word = `${line.word}${line.pictures < 30 ? ` (${line.pictures} pictures: too few to tell)` : ""}${line.reason ? ` (${line.reason})` : ""}`;
+    const unsure = line.word !== "better" && line.word !== "worse";
+    const word = `${line.word}${line.reason ? ` (${line.reason})` : ""}`;
+    const bounds = line.low === null ? "" : ` [${signed(line.low, digits)}, ${signed(line.high, digits)}]`;
     return h("tr", { class: [kind, unsure ? "unsure" : null].filter(Boolean).join(" ") || null },
       h("th", { scope: "row" }, line.title),
       h("td", { "data-name": a }, fixed(line.a, digits)), h("td", { "data-name": b }, fixed(line.b, digits)),
-      h("td", { "data-name": "difference" }, `${signed(line.difference, digits)} [${signed(line.low, digits)}, ${signed(line.high, digits)}]`),
+      h("td", { "data-name": "difference" }, `${signed(line.difference, digits)}${bounds}`),
+      believable ? h("td", { "data-name": "believable from" }, fixed(line.believable, digits)) : null,
       h("td", { "data-name": "n" }, line.n === null ? "" : count(line.n)),
+      h("td", { "data-name": "p" }, line.p_adjusted < 0.0001 ? "<0.0001" : line.p_adjusted.toFixed(line.p_adjusted < 0.001 ? 4 : 3)),
       h("td", { class: "strip" }, strip(line, reach)), h("td", { class: unsure ? "word" : `word ${line.word}` }, word));
   });
   const scale = `from \u2212${fixed(reach, 0)} to +${fixed(reach, 0)}, 0 in the middle`;
-  const heads = ["benchmark", a, b, "difference [95 %]", "n", scale, `${a} is`];
+  const heads = ["benchmark", a, b, "difference [95 %]", ...(believable ? ["believable from"] : []), "n", "p", scale, `${a} is`];
   const head = heads.map((title) => h("th", { scope: "col", class: title === scale ? "scale" : null }, title));
   const table = h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body));
   const box = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${a} against ${b}` }, table);
   const differs = pair.differs.length
     ? [h("h3", {}, "Besides the encoder, these differ"), h("ul", { class: "notes" }, pair.differs.map((text) => h("li", {}, text)))]
     : [h("p", { class: "muted" }, "By what their exports record, the two differ in the encoder alone.")];
-  $("pair-box").replaceChildren(box, ...differs);
+  $("pair-box").replaceChildren(h("p", { class: "muted" }, pair.how.join(" ")), box, ...differs);
 }
 
 // --- samples ----------------------------------------------------------------------------------------------------------------
