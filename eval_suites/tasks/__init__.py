@@ -225,7 +225,7 @@ def hub_source(task: str) -> tuple[str, str]:
 def fetch_command(task: str, root: Path) -> str:
     """The command that brings a task's data to where `locate` looks."""
     if made_here(task):
-        return f"python -m eval_suites.{'easyvqa' if task in OURS else 'mini'} --out {root}"
+        return f"python -m small_data.{'easyvqa' if task in OURS else 'mini'} --out {root}"
     path, pattern = hub_source(task)
     return f"hf download --repo-type dataset {path} --include '{pattern}' --local-dir {root / path}"
 
