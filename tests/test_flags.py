@@ -198,7 +198,7 @@ def commands() -> list[tuple[str, str, list[str]]]:
         for trainer, rest in re.findall(r"-m (genlip|train_mllm)\.train ((?:[^\n`|&#;])+)", text):
             rest = re.sub(r'"?\$[@*]"?|"\$\{@[^}]*\}"|\[?--any\S*.*', "", rest)
             rest = re.sub(r"\$\{[^}]*\}|\$\w+", "1", re.sub(r"\$\{([^{}]|\{[^}]*\})*\}", "1", rest))
-            if (words := shlex.split(rest)) and words[0] != "PRESET":
+            if (words := shlex.split(rest)) and words[0].lower() == words[0]:
                 found.append((file.name, trainer, words))
     return found
 
