@@ -72,4 +72,4 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path, monkeypatch):
 
 
 def test_examples_are_shown_as_they_are_written():
-    assert "examples:\n  one --flag\n  two" in new_parser(prog="x", epilog="examples:\n  one --flag\n  two").format_help()
+    assert "examples:\n  one --flag\n  two" in new_parser(prog="x", description="", epilog="examples:\n  one --flag\n  two").format_help()

@@ -265,7 +265,7 @@ def test_every_field_of_a_recipes_model_is_described():
                 ("llava_plugin/mllm.py", "weights_digest"),
             ],
         ),
-        ("ledger.json of pretraining", 0, [("genlip/data.py", "skipped")]),
+        ("ledger.json of pretraining", 0, [("genlip/common/ledger.py", "skipped")]),
         ("ledger.json of fine-tuning", 1, [("train_mllm/train.py", "supervised")]),
         ("metrics.jsonl of fine-tuning", 0, [("train_mllm/trainer.py", "tokens_per_second")]),
         ("result.json", 0, [("eval_suites/runner/worker.py", "left_out")]),

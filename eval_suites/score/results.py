@@ -258,7 +258,10 @@ def read_rows(root: Path, suite: Suite) -> list[EncoderResult]:
 
 def cells_of_file(path: Path) -> tuple[str, list[Cell]]:
     """(what answered, cells) of a JSON file: a result.json of ours with the samples beside it, or results of lmms-eval 0.2 to 0.7."""
-    content = read_json(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         raise ValueError(f"{path} holds no results")
     if "key" in content and "suite" in content:

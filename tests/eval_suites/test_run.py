@@ -452,7 +452,7 @@ def test_frozen_encoders_of_another_token_budget_are_not_compared(small_easyvqa,
     assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--compare", "random-tiny") == 2
     assert small_easyvqa.loads == loads
     text = capsys.readouterr().err
-    assert "genlip-tiny gives 16 tokens a picture (4 x 4), random-tiny 36 (6 x 6): not comparable" in text
+    assert "genlip-tiny gives 16 tokens per picture (4 x 4), random-tiny 36 (6 x 6): not comparable" in text
     assert "Train random-tiny at --resolution 64" in text
     export = preflight.read_export(Path("runs/a/export"))
     (other,) = results.read_rows(Path("results"), suites.get("easyvqa"))

@@ -280,7 +280,7 @@ def test_what_the_user_can_mend_is_a_sentence(recipe, capsys):
         finally:
             del os.environ["WORLD_SIZE"]
     for changes, said in (
-        ({"parallel": "zero"}, "--parallel is ddp or fsdp"),
+        ({"parallel": "zero"}, "--parallel is one of ddp, fsdp"),
         ({"steps": 0}, "--steps"),
         ({"vocabulary": 5}, "--vocabulary"),
     ):
