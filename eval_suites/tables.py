@@ -10,7 +10,7 @@ from pathlib import Path
 from eval_suites import suites
 from eval_suites.report.paper import paper_report
 from eval_suites.report.tables import write_tables
-from eval_suites.score import results
+from eval_suites.score import lmms_files, results
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,12 +45,12 @@ def main(argv: list[str] | None = None) -> int:
         names = [name.strip() for name in args.compare.split(",")] if args.compare else []
         if len(names) == 1:
             raise ValueError("--compare wants two encoders or more, as in --compare A,B")
-        picked = [results.find_row(rows, name, suite) for name in names]
         for given in args.lmms_eval:
             name, _, path = given.partition("=")
             if not name or not path:
                 raise ValueError(f"--lmms-eval {given}: give NAME=PATH, as in --lmms-eval mine=logs/")
-            rows.append(results.read_elsewhere(name, Path(path), suite))
+            rows.append(lmms_files.read_elsewhere(name, Path(path), suite))
+        picked = [results.find_row(rows, name, suite) for name in names]
         print(write_tables(suite, rows, args.out / "tables", [(picked[0], other) for other in picked[1:]], args.allow_partial), end="")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

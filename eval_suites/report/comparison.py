@@ -6,6 +6,8 @@ from eval_suites.score.comparison import compare, differences
 from eval_suites.score.results import EncoderResult
 from eval_suites.suites import Suite
 
+LMMS_FILES = "lmms-eval's files"  # in the place of a digest, which they do not name
+
 
 def section(suite: Suite, a: EncoderResult, b: EncoderResult) -> str:
     """The section of one pair: values, paired difference with its interval, verdict, and what else differs."""
@@ -23,6 +25,8 @@ def section(suite: Suite, a: EncoderResult, b: EncoderResult) -> str:
         lines.append((line.title, *values, told[0], str(line.n or ""), f"{told[1]}{few}{partial}"))
     head = ("benchmark", a.label, b.label, "difference [95 %]", "n", f"{a.label} is")
     others = differences(a, b)
-    text = f"\n## {a.label} ({a.digest[:8]}) against {b.label} ({b.digest[:8]})\n\n"
+    one, two = (f"{row.label} ({row.digest[:8] or LMMS_FILES})" for row in (a, b))
+    text = f"\n## {one} against {two}\n\n"
     text += f"Paired by question, {stats.DRAWS} draws of pictures.\n\n{markdown_text(head, lines)}\n"
-    return text + ("Besides the encoder, these differ:\n" + "".join(f"- {other}\n" for other in others) if others else "")
+    said = "What is not known:" if a.elsewhere or b.elsewhere else "Besides the encoder, these differ:"
+    return text + (f"{said}\n" + "".join(f"- {other}\n" for other in others) if others else "")

@@ -1,9 +1,9 @@
 """Two encoders, question by question: paired differences with intervals, a verdict per cell, and what else differs between the two."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from eval_suites.score import stats
+from eval_suites.score import lmms_files, stats
 from eval_suites.score.averages import average, overall, weights
 from eval_suites.score.results import EncoderResult
 from eval_suites.suites import Column, Suite
@@ -40,7 +40,9 @@ def compare(suite: Suite, a: EncoderResult, b: EncoderResult) -> list[Comparison
         reason = _incomparable(column, a, b)
         if not reason:
             try:
-                paired[column.name] = stats.difference(a.scores[column.name], b.scores[column.name])
+                difference = stats.difference(a.scores[column.name], b.scores[column.name])
+                # Ours name each picture by its pixels, lmms-eval's files few of them.
+                paired[column.name] = replace(difference, pictures=b.scores[column.name].pictures) if a.elsewhere else difference
             except ValueError as error:
                 reason = str(error)
         verdict = None
@@ -77,6 +79,8 @@ def _incomparable(column: Column, a: EncoderResult, b: EncoderResult) -> str:
     for row in (a, b):
         if row.cells[column.name].value is None:
             return f"{row.label}: {row.cells[column.name].refused}"
+    if a.elsewhere or b.elsewhere:
+        return lmms_files.unpaired(column, a, b)
     one, two = a.results[column.task]["key"], b.results[column.task]["key"]
     for name, what in (("task", "other prompts or metrics"), ("data", "other data")):
         if one[name] != two[name]:
@@ -85,7 +89,12 @@ def _incomparable(column: Column, a: EncoderResult, b: EncoderResult) -> str:
 
 
 def protocol(row: EncoderResult) -> dict:
-    """What has to be equal for two rows to differ in the encoder alone: stage, language model, data, recipe, token budget, ..."""
+    """What has to be equal for two rows to differ in the encoder alone: stage, language model, data, recipe, token budget, ...
+
+    Files of lmms-eval state none of it: such rows are ranked among themselves, and a table says so.
+    """
+    if row.elsewhere:
+        return {"evaluated by": "lmms-eval"}
     said = next(iter(row.results.values()))["provenance"]
     stages = enumerate(said.get("earlier") or [], 1)
     return _compared(said) | {f"stage {i}.{name}": value for i, stage in stages for name, value in _compared(stage).items()}
@@ -99,7 +108,9 @@ def _compared(stage: dict) -> dict:
 
 
 def differences(a: EncoderResult, b: EncoderResult) -> list[str]:
-    """What differs between the two rows' MLLMs besides the encoder, in words."""
+    """What differs between the two rows' MLLMs besides the encoder, in words; what cannot be known of rows of lmms-eval's files."""
+    if a.elsewhere or b.elsewhere:
+        return lmms_files.unknown(a, b)
     one, two = protocol(a), protocol(b)
     return [f"{name}: {_short(one.get(name))} against {_short(two.get(name))}" for name in {**one, **two} if one.get(name) != two.get(name)]
 
@@ -107,6 +118,9 @@ def differences(a: EncoderResult, b: EncoderResult) -> list[str]:
 def asked_otherwise(a: EncoderResult, b: EncoderResult) -> list[str]:
     """What differs between the questions that the two answered, in words: tasks of other data, of other prompts or metrics."""
     both = [task for task in a.results if task in b.results]
+    if a.elsewhere or b.elsewhere:
+        differing = [task for task in both if not lmms_files.asked_alike(a, b, task)]
+        return [f"other questions, or in other words, in {', '.join(differing)}"] if differing else []
     said = []
     for name, what in (("data", "other data in"), ("task", "other prompts or metrics in")):
         differing = [task for task in both if a.results[task]["key"][name] != b.results[task]["key"][name]]
@@ -121,7 +135,7 @@ def ranks(suite: Suite, rows: list[EncoderResult], columns: tuple[Column, ...]) 
     """
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        if row.results and average(columns, row.cells) is not None:
+        if all(column.task in row.results for column in columns) and average(columns, row.cells) is not None:
             asked = [{part: row.results[column.task]["key"][part] for part in ("task", "data", "limit")} for column in columns]
             lacking = [row.results[column.task].get("left_out") for column in columns]
             groups.setdefault(json.dumps([protocol(row), asked, lacking], sort_keys=True), []).append(i)
