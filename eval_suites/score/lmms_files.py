@@ -425,7 +425,9 @@ def read_file(path: Path, columns: tuple[Column, ...] | None = None) -> ResultFi
         assert row is not None, "its task is done: this is its result"
         return ResultFile(path, row.digest, [cell for cell in row.cells.values() if cell.task == content["task"]])
     config = _config(content)
-    cells, scores, records = [], {}, {}
+    cells: list[Cell] = []
+    scores: dict[str, stats.Scores] = {}
+    records: dict[str, dict] = {}
     for task, metrics in content["results"].items():
         if not isinstance(metrics, dict):
             continue
@@ -523,7 +525,7 @@ def _agreed(found: list[ResultFile]) -> list[Cell]:
     keyed = [((file.model, cell.benchmark), cell) for file in found for cell in file.cells]
     values: dict[tuple[str, str], set[float]] = {}
     for key, cell in keyed:
-        if cell.complete:
+        if cell.complete and cell.value is not None:
             values.setdefault(key, set()).add(cell.value)
     return [
         replace(cell, value=None, refused=f"{_DISAGREE}{' and '.join(f'{value:g}' for value in sorted(values[key]))}")
@@ -558,7 +560,8 @@ def read_elsewhere(name: str, path: Path, suite: Suite) -> EncoderResult:
     if len(models) > 1:
         raise ValueError(f"{path} holds results of {len(models)} models ({'; '.join(models)}): give each a NAME=FOLDER of its own")
     cells = {column.name: replace(empty_cell(column), n_expected=column.n, refused="not evaluated") for column in suite.columns}
-    scores, records = {}, {}
+    scores: dict[str, stats.Scores] = {}
+    records: dict[str, dict] = {}
     of_file = [file for file in found for _ in file.cells]
     for cell, file in zip(_agreed(found), of_file):
         before = cells.get(cell.benchmark)
