@@ -289,7 +289,8 @@ class Samples:
         """Why these samples are not the column's questions: their prompts do not end as declared. "" where they do, or do not say."""
         declared = DECLARED.get(column.task)
         end = str(declared.prompt.get("post_prompt", declared.prompt.get("prompt", ""))).strip() if declared else ""
-        other = [row for row in self.rows if isinstance(_prompt(row), str) and not _prompt(row).strip().endswith(end)]
+        prompts = map(_prompt, self.rows)
+        other = [prompt for prompt in prompts if isinstance(prompt, str) and not prompt.rstrip().endswith(end)]
         return f"{len(other)} of its samples were asked without the column's prompt, {_quoted(end)}" if other else ""
 
 
@@ -328,7 +329,7 @@ def _asked(questions: Iterable[tuple[int, object, object]]) -> str:
         if prompt is None:
             return ""
         text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
-        digest.update(json.dumps([doc, text.replace("<image>", "").strip(), str(target)]).encode())
+        digest.update(f"{doc}\0{text.replace('<image>', '').strip()}\0{target}\0".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
