@@ -5,15 +5,16 @@
 
 The rules are those of score/verdicts.py and score/exchange.py; the second command's file is explained in score/seeds.py. Two full rows of
 genlip14, 532,000 answers, take 7 s, of which 5 are reading. Exit code: 0 the two may be compared; 3 they may, and differ in more than the
-encoder; 2 refused.
+encoder, or files of lmms-eval do not say whether they do; 2 refused.
 """
 
 from pathlib import Path
 
 from eval_suites import suites
-from eval_suites.report.comparison import section
-from eval_suites.score import comparison, results, seeds
+from eval_suites.report.comparison import besides, section
+from eval_suites.score import comparison, lmms_files, results, seeds
 from eval_suites.score.averages import accept_unreadable
+from eval_suites.score.results import EncoderResult
 from eval_suites.suites import Suite
 from genlip.common.command import command, new_parser
 
@@ -28,13 +29,18 @@ def main(argv: list[str] | None = None) -> int:
   python -m eval_suites.compare genlip-tiny@1a2b genlip-tiny@3c4d       two of several rows of one encoder, by their weights' digest
   python -m eval_suites.compare --seed-noise dinov2-s14 --out noise.json
   python -m eval_suites.compare genlip-tiny dinov2-s14 --noise noise.json
+  python -m eval_suites.compare genlip-g16 mine --lmms-eval mine=logs/ --suite genlip14
 
-exit code: 0 the two may be compared, 3 they differ in more than the encoder, 2 refused""",
+exit code: 0 the two may be compared, 3 they differ in more than the encoder or that is not known, 2 refused""",
     )
     parser.add_argument("encoders", nargs="*", metavar="ENCODER", help="two: A B; NAME@DIGEST picks among several rows")
     parser.add_argument("--suite", help="which, where there are results of several; a YAML file for a suite of your own")
     parser.add_argument("--results", type=Path, metavar="DIR", help="the results folder (default: results under --out)")
     parser.add_argument("--out", type=Path, metavar="PATH", help="folder with results/ (default: here); of --seed-noise, the file to write")
+    parser.add_argument(
+        "--lmms-eval", action="append", default=[], metavar="NAME=PATH",
+        help="a row of plain lmms-eval's results: a *_results.json or the folder of them; may be given again",
+    )  # fmt: skip
     parser.add_argument("--noise", type=Path, metavar="FILE", help="of --seed-noise: adds the smallest believable difference")
     parser.add_argument("--seed-noise", metavar="KEY", help="write the spread over this encoder's training seeds, three or more")
     parser.add_argument("--allow-partial", action="store_true", help="average what lacks nothing but unreadable pictures")
@@ -46,15 +52,16 @@ exit code: 0 the two may be compared, 3 they differ in more than the encoder, 2 
         return 0
     if len(args.encoders) != 2:
         raise ValueError(f"give two encoders, as in A B; these are {len(args.encoders)}")
-    text, code = _compared(args.encoders, args.results or (args.out or Path()) / "results", args.suite, args.noise, args.allow_partial)
+    root = args.results or (args.out or Path()) / "results"
+    suite = _suite(root, args.suite)
+    rows = [*seeds.read_joined(root, suite), *lmms_files.rows_of(args.lmms_eval, suite)]
+    text, code = _compared(suite, rows, args.encoders, args.noise, args.allow_partial)
     print(text, end="")
     return code
 
 
-def _compared(names: list[str], root: Path, suite_name: str | None, noise: Path | None, allow_partial: bool) -> tuple[str, int]:
+def _compared(suite: Suite, rows: list[EncoderResult], names: list[str], noise: Path | None, allow_partial: bool) -> tuple[str, int]:
     """(what is printed, the exit code). ValueError where no column of the two can be compared."""
-    suite = _suite(root, suite_name)
-    rows = seeds.read_joined(root, suite)
     a, b = (results.find_row(rows, name, suite) for name in names)
     if a is b:
         raise ValueError(f"{names[0]} and {names[1]} are one row")
@@ -64,8 +71,7 @@ def _compared(names: list[str], root: Path, suite_name: str | None, noise: Path 
     if all(reasons.values()):
         raise ValueError(f"no column of the two can be compared: {'; '.join(f'{title}: {why}' for title, why in reasons.items())}")
     others = comparison.differences(a, b) + comparison.asked_otherwise(a, b)
-    text = "Besides the encoder, these differ:\n" + "".join(f"- {other}\n" for other in others)
-    text = text if others else "The two differ in the encoder alone, by what their exports record.\n"
+    text = besides(a, b, others) or "The two differ in the encoder alone, by what their exports record.\n"
     return text + section(suite, a, b, seeds.read_noise(noise, suite, (a, b)) if noise else None, differing=False), 3 if others else 0
 
 

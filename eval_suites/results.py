@@ -2,14 +2,14 @@
 
     python -m eval_suites.results results/ --json
 
-What counts as a score is decided in score/results.py.
+What counts as a score is decided in score/results.py; what of lmms-eval's own files does, in score/lmms_files.py.
 """
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 
-from eval_suites.score.results import read_cells
+from eval_suites.score.lmms_files import read_cells
 from genlip.common.command import command, new_parser
 
 
@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
             error = "" if cell.stderr is None else f" +- {cell.stderr:.2g}"
             shown = "-" if cell.value is None else f"{cell.value:.4g} {cell.unit}{error}"
             refused = f"  refused: {cell.refused}" if cell.refused else ""
-            print(f"{cell.benchmark:<12} {cell.metric:<28} {shown:<24} n={cell.n}/{cell.n_expected}{refused}")
+            note = f"  note: {cell.note}" if cell.note else ""
+            print(f"{cell.benchmark:<12} {cell.metric:<28} {shown:<24} n={cell.n}/{cell.n_expected}{refused}{note}")
     return 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from eval_suites import suites
 from eval_suites.report.paper import paper_report
 from eval_suites.report.tables import write_tables
-from eval_suites.score import results, seeds
+from eval_suites.score import lmms_files, results, seeds
 from genlip.common.command import command, new_parser
 
 
@@ -40,13 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         print(paper_report(args.paper, args.csv), end="")
         return 0
     suite = suites.get(args.suite)
-    rows = seeds.read_joined(args.out / "results", suite)
+    rows = [*seeds.read_joined(args.out / "results", suite), *lmms_files.rows_of(args.lmms_eval, suite)]
     picked = results.find_rows(rows, args.compare, suite)
-    for given in args.lmms_eval:
-        name, _, path = given.partition("=")
-        if not name or not path:
-            raise ValueError(f"--lmms-eval {given}: give NAME=PATH, as in --lmms-eval mine=logs/")
-        rows.append(results.read_elsewhere(name, Path(path), suite))
     pairs = [(picked[0], other) for other in picked[1:]]
     noise = seeds.read_noise(args.noise, suite, picked) if args.noise else None
     print(write_tables(suite, rows, args.out / "tables", pairs, args.allow_partial, noise), end="")

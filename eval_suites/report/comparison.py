@@ -8,16 +8,24 @@ from eval_suites.score.results import EncoderResult
 from eval_suites.score.seeds import NoiseFile
 from eval_suites.suites import Suite
 
+LMMS_FILES = "lmms-eval's files"  # in the place of a digest, which they do not name
+
 
 def section(suite: Suite, a: EncoderResult, b: EncoderResult, noise: NoiseFile | None = None, differing: bool = True) -> str:
     """The section of one pair: values, paired difference with its interval, p, verdict, and what else differs (`differing`)."""
     lines = compare(suite, a, b, noise)
     believable = any(line.verdict and line.verdict.believable is not None for line in lines)
     head = ["benchmark", a.label, b.label, "difference [95 %]", *["believable from"] * believable, "n", "p", f"{a.label} is"]
-    text = f"\n## {a.label} ({a.digest[:8]}) against {b.label} ({b.digest[:8]})\n\n"
+    one, two = (f"{row.label} ({row.digest[:8] or LMMS_FILES})" for row in (a, b))
+    text = f"\n## {one} against {two}\n\n"
     text += f"{' '.join(how(a, b, lines, noise))}\n\n{markdown_text(tuple(head), [_line(line, believable) for line in lines])}\n"
-    others = differences(a, b) if differing else []
-    return text + ("Besides the encoder, these differ:\n" + "".join(f"- {other}\n" for other in others) if others else "")
+    return text + (besides(a, b, differences(a, b)) if differing else "")
+
+
+def besides(a: EncoderResult, b: EncoderResult, others: list[str]) -> str:
+    """The list of what differs, or cannot be known; "" where there is nothing."""
+    known = "" if not a.elsewhere and not b.elsewhere else ", or are not known"
+    return "".join([f"Besides the encoder, these differ{known}:\n", *(f"- {other}\n" for other in others)]) if others else ""
 
 
 def _line(line: ComparisonLine, believable: bool) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from eval_suites.report.formatting import csv_text, latex, markdown_text
 from eval_suites.report.paper import Printed, paper_table
 from eval_suites.score import comparison, seeds
 from eval_suites.score.averages import accept_unreadable, average, average_bounds, overall, overall_bounds
+from eval_suites.score.lmms_files import UNKNOWN
 from eval_suites.score.results import Cell, EncoderResult
 from eval_suites.score.seeds import NoiseFile
 from eval_suites.suites import Column, Suite
@@ -50,7 +51,7 @@ def _measured_line(suite: Suite, row: EncoderResult) -> list:
     frozen = "" if row.frozen is None else str(row.frozen).lower()
     complete = f"{whole(row)}/{len(cells)}"
     values = [cell.value if cell.complete else None for cell in cells] + averages
-    source = "measured" if row.results else "lmms-eval"
+    source = "lmms-eval" if row.elsewhere else "measured"
     return [_csv_name(row), row.arch, row.llm, frozen, row.resolution, row.tokens, source, *map(_plain, values), complete, row.digest]
 
 
@@ -161,13 +162,19 @@ def footnotes(suite: Suite, rows: list[EncoderResult], printed: list[tuple[str, 
         marked = [cell for cell in row.cells.values() if cell.complete and cell.left_out]
         let_in = [f"{cell.benchmark} {cell.left_out} of {cell.n_expected}" for cell in marked]
         notes += [f"{DAGGER} {name}: samples left out whose pictures cannot be read: {', '.join(let_in)}."] if let_in else []
-    elsewhere = [row.label for row in rows if not row.results]
+    elsewhere = [row for row in rows if row.elsewhere]
     if elsewhere:
         notes.append(
-            f"{', '.join(elsewhere)}: of plain lmms-eval's files, which name neither weights nor answers: no interval, no rank. "
-            "Language model, data and prompts are for you to know."
+            f"{', '.join(row.label for row in elsewhere)}: of plain lmms-eval's files, which name no weights: no digest, no rank beside "
+            f"rows of ours. Nothing states {', '.join(UNKNOWN[1:])}; between such rows a rank says only that they were asked the same."
         )
-    ours = [row for row in rows if row.results]
+    for row in elsewhere:
+        of_note: dict[str, list[str]] = {}
+        for cell in row.cells.values():
+            for said in cell.note.split("; ") if cell.note and cell.value is not None else []:
+                of_note.setdefault(said, []).append(cell.benchmark)
+        notes += [f"{row.label}: {said} ({', '.join(names)})." for said, names in of_note.items()]
+    ours = [row for row in rows if row.results and not row.elsewhere]
     for row in ours[1:]:
         others = comparison.differences(row, ours[0])
         if others:

@@ -18,7 +18,7 @@ def average(columns: tuple[Column, ...], cells: dict[str, Cell]) -> float | None
 
 def overall(suite: Suite, row: EncoderResult) -> float | None:
     """Micro-average over all samples of the suite, in percent; None unless every column is complete and its samples are there."""
-    if not row.scores or not all(cell.complete for cell in row.cells.values()):
+    if not all(cell.complete for cell in row.cells.values()) or any(column.name not in row.scores for column in suite.columns):
         return None
     return 100 * stats.pooled([row.scores[column.name] for column in suite.columns]).value
 
@@ -37,7 +37,7 @@ def weights(columns: tuple[Column, ...], cells: dict[str, Cell]) -> list[float]:
 def average_bounds(suite: Suite, columns: tuple[Column, ...], row: EncoderResult) -> tuple[float | None, float | None]:
     """95 % interval of `average`, by picture; (None, None) where there is no average, no sample, or one picture is all there is."""
     value = average(columns, row.cells)
-    if value is None or not row.scores:
+    if value is None or any(column.name not in row.scores for column in columns):
         return None, None
     error = stats.stderr([row.scores[column.name] for column in columns], weights(columns, row.cells))
     return (None, None) if error is None else (value - stats.Z * error, value + stats.Z * error)

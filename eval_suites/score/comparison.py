@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eval_suites.score import seeds, stats, verdicts
+from eval_suites.score import lmms_files, seeds, stats, verdicts
 from eval_suites.score.averages import average, overall, weights
 from eval_suites.score.exchange import exchange_test
 from eval_suites.score.protocol import protocol
@@ -58,7 +58,8 @@ def compare(
     for column in suite.columns:
         if not reasons[column.name]:
             try:
-                paired[column.name] = stats.difference(a.scores[column.name], b.scores[column.name])
+                difference = stats.difference(a.scores[column.name], b.scores[column.name])
+                paired[column.name] = replace(difference, pictures=_pictures(column, a, b))
             except ValueError as error:
                 reasons[column.name] = str(error)
     drawn: dict[str, np.ndarray] = {}  # (R, 1) a column
@@ -144,10 +145,10 @@ def incomparable(column: Column, a: EncoderResult, b: EncoderResult) -> str:
     for row, cell in ((a, one), (b, two)):
         if cell.value is None:
             return f"{row.label}: {cell.refused}"
-        if not row.results:
-            return f"{row.label}: no answers to pair, only lmms-eval's number"
     if one.full_mark != two.full_mark:
         return f"the data state different maxima, {one.full_mark:g} and {two.full_mark:g}: evaluate both again with the same data"
+    if a.elsewhere or b.elsewhere:
+        return lmms_files.unpaired(column, a, b)
     keys = [row.results[column.task]["key"] for row in (a, b)]
     for name, what in (("task", "other prompts or metrics"), ("data", "other data")):
         if keys[0][name] != keys[1][name]:
@@ -155,8 +156,18 @@ def incomparable(column: Column, a: EncoderResult, b: EncoderResult) -> str:
     return ""
 
 
+def _pictures(column: Column, a: EncoderResult, b: EncoderResult) -> np.ndarray:
+    """What names the pictures of the two rows' questions: ours their pixels, lmms-eval's files few of them, if they are all there is."""
+    ours = next((row.scores[column.name].pictures for row in (a, b) if not row.elsewhere), None)
+    if ours is not None:
+        return ours
+    return min((row.scores[column.name].pictures for row in (a, b)), key=lambda pictures: len(np.unique(pictures)))
+
+
 def differences(a: EncoderResult, b: EncoderResult) -> list[str]:
-    """What differs between the two rows' MLLMs besides the encoder, in words."""
+    """What differs between the two rows' MLLMs besides the encoder, in words; what cannot be known of rows of lmms-eval's files."""
+    if a.elsewhere or b.elsewhere:
+        return lmms_files.unknown(a, b)
     one, two = protocol(a), protocol(b)
     return [f"{name}: {_short(one.get(name))} against {_short(two.get(name))}" for name in {**one, **two} if one.get(name) != two.get(name)]
 
@@ -164,6 +175,9 @@ def differences(a: EncoderResult, b: EncoderResult) -> list[str]:
 def asked_otherwise(a: EncoderResult, b: EncoderResult) -> list[str]:
     """What differs between the questions that the two answered, in words: tasks of other data, of other prompts or metrics."""
     both = [task for task in a.results if task in b.results]
+    if a.elsewhere or b.elsewhere:
+        differing = [task for task in both if not lmms_files.asked_alike(a, b, task)]
+        return [f"other questions, or in other words, in {', '.join(differing)}"] if differing else []
     said = []
     for name, what in (("data", "other data in"), ("task", "other prompts or metrics in")):
         differing = [task for task in both if a.results[task]["key"][name] != b.results[task]["key"][name]]
@@ -180,7 +194,7 @@ def ranks(suite: Suite, rows: list[EncoderResult], columns: tuple[Column, ...]) 
     sign = -1 if columns[0].higher_is_better else 1
     for i, row in enumerate(rows):
         mean = average(columns, row.cells)
-        if row.results and mean is not None:
+        if all(column.task in row.results for column in columns) and mean is not None:
             asked = [{part: row.results[column.task]["key"][part] for part in ("task", "data", "limit")} for column in columns]
             marks = [row.cells[column.name].full_mark for column in columns]
             lacking = [row.results[column.task].get("left_out") for column in columns]

@@ -14,7 +14,12 @@ _NOT_COMPARED |= {"report", "save_every", "seed"}
 
 
 def protocol(row: EncoderResult) -> dict[str, Any]:
-    """What has to be equal for two rows to differ in the encoder alone: stage, language model, data, recipe, token budget, ..."""
+    """What has to be equal for two rows to differ in the encoder alone: stage, language model, data, recipe, token budget, ...
+
+    Files of lmms-eval state none of it: such rows are ranked among themselves, and a table says so.
+    """
+    if row.elsewhere:
+        return {"evaluated by": "lmms-eval"}
     return {f"{where}{name}": value for where, stage in _stages(row) for name, value in _compared(stage).items()}
 
 

@@ -1,4 +1,4 @@
-"""Files -> cells: reads our result folders and lmms-eval's own result files, and refuses what is not a score.
+"""Files -> cells: reads our result folders, and refuses what is not a score. lmms-eval's own files: lmms_files.py.
 
 Why: "N/A", null, [] and NaN have all been averaged as 0 somewhere, a file of a `--limit 8` run looks like a full one, and a wrong split
 gives a number of the right shape. Here a cell is a number with its n, its standard error and the digest of the weights behind it, or a
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from eval_suites import suites
 from eval_suites.score import stats
 from eval_suites.suites import Column, Suite
 from genlip.common.files import read_json
@@ -45,6 +44,7 @@ class Cell:
     refused: str | None = None
     left_out: int = 0  # samples whose picture could not be read
     full_mark: float = 100.0  # the printed value that counts as 100 in averages
+    note: str = ""  # what has to be believed of a file of lmms-eval's: what it does not state, what its interval leaves out
 
     @property
     def complete(self) -> bool:
@@ -65,7 +65,7 @@ class Cell:
 class EncoderResult:
     """One encoder's MLLM and its cells, in the suite's order; a column that was never run has a refused cell.
 
-    A row of plain lmms-eval's files (`read_elsewhere`) has no scores and no results: no intervals, no rank, no comparison.
+    A row of plain lmms-eval's files (lmms_files.py) has no digest, and scores and results only where samples lie beside them.
     """
 
     encoder: str
@@ -97,6 +97,11 @@ class EncoderResult:
         return max(1, len(self.members))
 
     @property
+    def elsewhere(self) -> bool:
+        """Of plain lmms-eval's files, which name no weights."""
+        return not self.digest
+
+    @property
     def label(self) -> str:
         stage = self.provenance.get("stage", "sft")
         marks = ["untrained"] * self.untrained + [f"{stage} stage"] * (stage != "sft") + [f"{self.seeds} seeds"] * bool(self.members)
@@ -118,7 +123,8 @@ def number(metrics: dict, column: Column) -> tuple[float | None, str | None]:
     return float(value), None
 
 
-def _bare(column: Column) -> Cell:
+def empty_cell(column: Column) -> Cell:
+    """The column's cell without a number."""
     return Cell(column.name, column.task, column.metric, column.unit, column.scale, None, None, None, full_mark=column.full_mark or 100.0)
 
 
@@ -135,7 +141,7 @@ def _marked(cell: Cell, column: Column, stated: float | dict | None) -> Cell:
 def make_cell(column: Column, metrics: dict, n: int | None, n_expected: int | None, scores: stats.Scores | None, digest: str = "",
               left_out: int = 0) -> Cell:  # fmt: skip
     """The column's cell of one result: checked, scaled, with its standard error where the samples are there."""
-    bare = replace(_bare(column), n=n, n_expected=n_expected, digest=digest, left_out=left_out)
+    bare = replace(empty_cell(column), n=n, n_expected=n_expected, digest=digest, left_out=left_out)
     value, why = number(metrics, column)
     if value is None:
         return replace(bare, refused=why)
@@ -162,7 +168,7 @@ def make_cell(column: Column, metrics: dict, n: int | None, n_expected: int | No
 def read_scores(path: Path, column: Column) -> stats.Scores:
     """The column's scores, sample by sample, from a samples.jsonl of ours. ValueError, with the line, where one is not to be read."""
     metric = column.metric.split(",")[0]
-    ids, pictures, values, categories = [], [], [], []
+    found = []
     with path.open(encoding="utf-8") as stream:
         for line_number, line in enumerate(stream, 1):
             try:
@@ -171,16 +177,25 @@ def read_scores(path: Path, column: Column) -> stats.Scores:
                     continue  # MME's samples have one of its two metrics each
                 score = sample["scores"][metric]
                 doc = str(sample["doc_id"])
-                ids.append(f"{score['category']}/{score['question_id']}" if column.aggregate == "mme" else doc)
                 # The digest of the pictures' decoded pixels, by which one picture is one in every column; a question without has itself.
-                pictures.append(sample["image"] or f"{column.task} {doc}")
-                values.append(float(score["score"] if isinstance(score, dict) else score))
-                categories.append(score["category"] if column.aggregate == "mme" else "")
+                picture = sample["image"] or f"{column.task} {doc}"
+                found.append((*unit(column, doc, score), picture, float(score["score"] if isinstance(score, dict) else score)))
             except (ValueError, KeyError, TypeError) as error:
                 what = f"{path}, line {line_number}: not a sample of {column.task} ({error!r})"
                 raise ValueError(f"{what}; delete the task's folder and run it again") from error
-    if not ids:
+    if not found:
         raise ValueError(f"{path} holds no sample with {metric}; delete the task's folder and run it again")
+    return scores_of(column, found, path)
+
+
+def unit(column: Column, doc: str, score: Any) -> tuple[str, str]:
+    """(what is scored, its category) of a sample: the question, or MME's pair of questions about a picture."""
+    return (f"{score['category']}/{score['question_id']}", score["category"]) if column.aggregate == "mme" else (doc, "")
+
+
+def scores_of(column: Column, samples: list[tuple[str, str, str, float]], path: Path) -> stats.Scores:
+    """The column's scores of (what is scored, category, picture, score), one a sample of the file."""
+    ids, categories, pictures, values = zip(*samples)
     strata = np.unique(np.array(categories), return_inverse=True)[1]
     scores = stats.Scores(np.array(ids), np.array(pictures), np.array(values), strata)
     if column.aggregate == "points":
@@ -231,9 +246,10 @@ def read_row(folder: Path, suite: Suite) -> EncoderResult | None:
     for column in suite.columns:
         result = results.get(column.task)
         if result is None:
-            cells[column.name] = replace(_bare(column), n_expected=column.n, refused="not evaluated")
+            cells[column.name] = replace(empty_cell(column), n_expected=column.n, refused="not evaluated")
             continue
-        scores[column.name] = read_scores(folder / column.task / "samples.jsonl", column)
+        result["samples"] = str(folder / column.task / "samples.jsonl")
+        scores[column.name] = read_scores(Path(result["samples"]), column)
         n_expected = column.n if column.n is not None else result["n_expected"]
         cell = make_cell(column, result["results"], result["n"], n_expected, scores[column.name], result["key"]["weights"],
                          len(result.get("left_out") or ()))  # fmt: skip
@@ -254,103 +270,6 @@ def read_rows(root: Path, suite: Suite) -> list[EncoderResult]:
     folders = sorted(path for path in (root / suite.name).glob("*/*") if path.is_dir())
     rows = [row for folder in folders if (row := read_row(folder, suite))]
     return sorted(rows, key=lambda row: (row.llm, row.encoder, row.digest))
-
-
-def cells_of_file(path: Path) -> tuple[str, list[Cell]]:
-    """(what answered, cells) of a JSON file: a result.json of ours with the samples beside it, or results of lmms-eval 0.2 to 0.7."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
-        raise ValueError(f"{path} holds no results")
-    if "key" in content and "suite" in content:
-        row = read_row(path.parent.parent, suites.get(content["suite"]))
-        if row is None:
-            raise ValueError(f"{path} lies away from the results it was written among: give the file where run.py wrote it")
-        return row.digest, [cell for cell in row.cells.values() if cell.task == content["task"]]
-    config = content.get("config") or content.get("model_configs") or {}
-    cells = []
-    for task, metrics in content["results"].items():
-        n = (content.get("n-samples") or {}).get(task, {}).get("effective")
-        cells += [_foreign_cell(column, metrics, n, config) for column in _columns(task)] or [_undeclared(task)]
-    return json.dumps([config.get("model"), config.get("model_args")]), cells
-
-
-def _columns(task: str) -> list[Column]:
-    """Columns of any suite that the task fills, under its packaged name or that of a resolved definition."""
-    columns = {(column.name, column.task): column for suite in suites.SUITES.values() for column in suite.columns}
-    return [column for column in columns.values() if column.task == task.removesuffix("_local")]
-
-
-def _foreign_cell(column: Column, metrics: dict, n: int | None, config: dict) -> Cell:
-    """A cell of lmms-eval's own file. Before 0.3 such a file names no n: then only a limit written down as null speaks for a full run."""
-    cell = make_cell(column, metrics, n, column.n, None)
-    if n is None and cell.complete and config.get("limit", "not recorded") is not None:
-        return replace(cell, value=None, refused=f"the file names no n, and its limit is {config.get('limit', 'not recorded')}")
-    return cell
-
-
-def _undeclared(task: str) -> Cell:
-    stem = task.rpartition("_")[0]
-    scored = [column for suite in suites.SUITES.values() for column in suite.columns if stem and column.task.rpartition("_")[0] == stem]
-    hint = f"; the scored task is {scored[0].task}, split {scored[0].split}" if scored else ""
-    return Cell(task, task, "", "", 1.0, None, None, None, refused=f"no column is declared for task {task!r}{hint}")
-
-
-def read_cells(paths: list[Path]) -> list[Cell]:
-    """Cells of files and of every result below folders. Where two files of one model disagree about a number, neither is taken."""
-    files = []
-    for path in paths:
-        if not path.exists():
-            raise ValueError(f"{path} does not exist")
-        files += sorted([*path.rglob("result.json"), *path.rglob("*_results.json")]) if path.is_dir() else [path]
-    if not files:
-        raise ValueError(f"no result.json and no *_results.json under {', '.join(map(str, paths))}")
-    return _agreed([cells_of_file(file) for file in files])
-
-
-def _agreed(found: list[tuple[str, list[Cell]]]) -> list[Cell]:
-    """The cells of (model, cells) pairs, those refused about whose number two of one model disagree."""
-    keyed = [((model, cell.benchmark), cell) for model, cells in found for cell in cells]
-    values: dict[tuple, set[float]] = {}
-    for key, cell in keyed:
-        if cell.complete and cell.value is not None:
-            values.setdefault(key, set()).add(cell.value)
-    return [
-        replace(cell, value=None, refused=f"files disagree: {' and '.join(f'{value:g}' for value in sorted(values[key]))}")
-        if cell.complete and len(values[key]) > 1
-        else cell
-        for key, cell in keyed
-    ]
-
-
-def read_elsewhere(name: str, path: Path, suite: Suite) -> EncoderResult:
-    """The row of a model that plain lmms-eval evaluated: `path` is one of its *_results.json files, or a folder of such.
-
-    Such files name neither weights nor answers: the row has no intervals and no digest. ValueError where they hold no column of the
-    suite, or are of several models.
-    """
-    if any(column.n is None or column.full_mark is None for column in suite.columns):
-        raise ValueError(
-            f"suite {suite.name} takes its n and full marks from its data's manifest, which such files do not name: use run.py"
-        )
-    if not path.exists():
-        raise ValueError(f"{path} does not exist: give lmms-eval's --output_path folder, or a *_results.json")
-    files = sorted(path.rglob("*results.json")) if path.is_dir() else [path]
-    found = [cells_of_file(file) for file in files]
-    models = sorted({model for model, _ in found})
-    if len(models) > 1:
-        raise ValueError(f"{path} holds results of {len(models)} models ({'; '.join(models)}): give each a NAME=FOLDER of its own")
-    cells = {column.name: replace(_bare(column), n_expected=column.n, refused="not evaluated") for column in suite.columns}
-    for cell in _agreed(found):
-        before = cells.get(cell.benchmark)
-        # Of several files the one with a whole number counts; those that disagree are refused by now.
-        if before is not None and before.task == cell.task and (before.value is None or cell.complete):
-            cells[cell.benchmark] = cell
-    if not any(cell.refused != "not evaluated" for cell in cells.values()):
-        raise ValueError(f"{path} holds no results of suite {suite.name}: its tasks are {', '.join(suite.tasks)}")
-    return EncoderResult(name, "", "", None, None, None, "", False, cells, {}, {})
 
 
 def find_rows(rows: list[EncoderResult], names: str | None, suite: Suite) -> list[EncoderResult]:

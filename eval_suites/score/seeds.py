@@ -59,7 +59,7 @@ def join(suite: Suite, rows: list[EncoderResult]) -> list[EncoderResult]:
 
 def _identity(row: EncoderResult) -> str:
     """What rows of one encoder, one recipe and the same questions have in common, as text; unique where that cannot be known."""
-    if not row.results or row.members:
+    if row.elsewhere or row.members:
         return f"alone {id(row)}"
     said = row.provenance
     encoder = [row.encoder, said.get("encoder_key"), said.get("encoder_digest_before") or said.get("encoder_digest"), row.llm]
@@ -186,6 +186,8 @@ def read_noise(path: Path, suite: Suite, rows: Sequence[EncoderResult]) -> Noise
     if noise.suite != suite.name:
         raise ValueError(f"{path} is of suite {noise.suite}, the rows are of {suite.name}")
     for row in rows:
+        if row.elsewhere:
+            raise ValueError(f"nothing states the recipe of {row.label}: {path} may be of another")
         own = json.loads(json.dumps(_recipe(row)))
         other = [name for name in {**own, **noise.protocol} if own.get(name) != noise.protocol.get(name)]
         if other:

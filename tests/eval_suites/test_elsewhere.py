@@ -7,7 +7,7 @@ import pytest
 
 from eval_suites import suites
 from eval_suites.report import tables
-from eval_suites.score import results
+from eval_suites.score import lmms_files
 from eval_suites.tables import main as tables_main
 from tests.eval_suites.test_tables import line_of, measured
 
@@ -41,32 +41,32 @@ def test_fourteen_files_make_a_row_with_the_papers_average(tmp_path, capsys):
 
 def test_it_stands_beside_our_rows_and_is_not_ranked_with_them(tmp_path):
     ours = [measured("a", value=0.6, digest="a" * 64), measured("b", value=0.7, digest="b" * 64)]
-    row = results.read_elsewhere("mine", lmms_logs(tmp_path / "logs"), SUITE)
+    row = lmms_files.read_elsewhere("mine", lmms_logs(tmp_path / "logs"), SUITE)
     text = tables.markdown(SUITE, [*ours, row], [], [])
     assert line_of(text, "b")["ALL AVG"].startswith("**") and not line_of(text, "mine")["ALL AVG"].startswith(("*", "<"))
     assert text == tables.markdown(SUITE, [row, *ours], [], []) or line_of(tables.markdown(SUITE, [row, *ours], [], []), "mine")
-    assert tables.tabular(SUITE, [*ours, row], []).count("mine") == 2  # its line and its footnote
+    assert tables.tabular(SUITE, [*ours, row], []).count("\n% mine: of plain lmms-eval's files") == 1
 
 
 def test_what_lacks_or_is_partial_leaves_no_average(tmp_path):
-    row = results.read_elsewhere("mine", lmms_logs(tmp_path / "a", without=("gqa",)), SUITE)
+    row = lmms_files.read_elsewhere("mine", lmms_logs(tmp_path / "a", without=("gqa",)), SUITE)
     assert row.cells["gqa"].refused == "not evaluated"
     line = line_of(tables.markdown(SUITE, [row], [], []), "mine")
     assert line["ALL AVG"] == "-" and line["complete"] == "13/14" and line["Caption"] != "-"
     logs = lmms_logs(tmp_path / "b", gqa={"exact_match,none": "N/A"})
-    assert '"N/A"' in results.read_elsewhere("mine", logs, SUITE).cells["gqa"].refused
+    assert '"N/A"' in lmms_files.read_elsewhere("mine", logs, SUITE).cells["gqa"].refused
 
 
 def test_what_is_no_row_is_refused_with_what_mends_it(tmp_path, capsys):
     lmms_logs(tmp_path / "two" / "x")
     lmms_logs(tmp_path / "two" / "y", model="qwen2_5_vl")
     with pytest.raises(ValueError, match=r"results of 2 models .*give each a NAME=FOLDER"):
-        results.read_elsewhere("mine", tmp_path / "two", SUITE)
+        lmms_files.read_elsewhere("mine", tmp_path / "two", SUITE)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no results of suite genlip14: its tasks are chartqa, "):
-        results.read_elsewhere("mine", tmp_path / "empty", SUITE)
+        lmms_files.read_elsewhere("mine", tmp_path / "empty", SUITE)
     with pytest.raises(ValueError, match="manifest, which such files do not name"):
-        results.read_elsewhere("mine", tmp_path / "two", suites.get("mini14"))
+        lmms_files.read_elsewhere("mine", tmp_path / "two", suites.get("mini14"))
     assert tables_main(["genlip14", "--lmms-eval", "logs"]) == 2
     assert tables_main(["genlip14", "--lmms-eval", f"mine={tmp_path}/none"]) == 2
     err = capsys.readouterr().err

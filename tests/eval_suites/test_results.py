@@ -9,7 +9,7 @@ import pytest
 
 from eval_suites import suites
 from eval_suites.results import main as results_main
-from eval_suites.score import results
+from eval_suites.score import lmms_files, results
 from tests.eval_suites.helpers import handmade_results as handmade
 
 COLUMN = {column.name: column for column in suites.get("genlip15").columns}
@@ -18,7 +18,8 @@ COLUMN = {column.name: column for column in suites.get("genlip15").columns}
 def lmms_file(path, task, metrics, n=None, limit=None, **more):
     content = {"results": {task: {"alias": task, **metrics}}, "config": {"model": "llava", "limit": limit}, **more}
     if n is not None:
-        content["n-samples"] = {task: {"original": COLUMN["chartqa"].n, "effective": n}}
+        full = next((column.n for column in COLUMN.values() if column.task == task), n)
+        content["n-samples"] = {task: {"original": full, "effective": n}}
     path.write_text(json.dumps(content))
     return path
 
@@ -141,39 +142,39 @@ def test_a_damaged_sample_is_named_by_line(tmp_path):
 
 def test_files_of_lmms_eval(tmp_path):
     full = lmms_file(tmp_path / "new.json", "chartqa", {"relaxed_overall,none": 0.4, "relaxed_overall_stderr,none": "N/A"}, n=2500)
-    (cell,) = results.read_cells([full])
+    (cell,) = lmms_files.read_cells([full])
     assert cell.complete and cell.value == 40.0 and cell.n == 2500
-    (cell,) = results.read_cells([lmms_file(tmp_path / "limit.json", "chartqa", {"relaxed_overall,none": 0.4}, n=8, limit=8)])
+    (cell,) = lmms_files.read_cells([lmms_file(tmp_path / "limit.json", "chartqa", {"relaxed_overall,none": 0.4}, n=8, limit=8)])
     assert cell.refused == "8 of 2500"
-    (cell,) = results.read_cells([lmms_file(tmp_path / "ai2d.json", "ai2d", {"exact_match,flexible-extract": 0.7}, n=3088)])
+    (cell,) = lmms_files.read_cells([lmms_file(tmp_path / "ai2d.json", "ai2d", {"exact_match,flexible-extract": 0.7}, n=3088)])
     assert cell.complete and cell.value == pytest.approx(70)
-    (cell,) = results.read_cells([lmms_file(tmp_path / "ai2d-none.json", "ai2d", {"exact_match,none": 0.7}, n=3088)])
+    (cell,) = lmms_files.read_cells([lmms_file(tmp_path / "ai2d-none.json", "ai2d", {"exact_match,none": 0.7}, n=3088)])
     assert cell.value is None and "flexible-extract" in cell.refused
 
 
 def test_a_file_that_names_no_n_speaks_only_through_its_limit(tmp_path):
-    (cell,) = results.read_cells([lmms_file(tmp_path / "a.json", "chartqa", {"relaxed_overall,none": 0.4}, limit=None)])
+    (cell,) = lmms_files.read_cells([lmms_file(tmp_path / "a.json", "chartqa", {"relaxed_overall,none": 0.4}, limit=None)])
     assert cell.complete and cell.n is None
-    (cell,) = results.read_cells([lmms_file(tmp_path / "b.json", "chartqa", {"relaxed_overall,none": 0.4}, limit=8)])
+    (cell,) = lmms_files.read_cells([lmms_file(tmp_path / "b.json", "chartqa", {"relaxed_overall,none": 0.4}, limit=8)])
     assert cell.value is None and "limit is 8" in cell.refused
     bare = tmp_path / "c.json"
     bare.write_text(json.dumps({"results": {"chartqa": {"relaxed_overall,none": 0.4}}}))
-    assert "not recorded" in results.read_cells([bare])[0].refused
+    assert "not recorded" in lmms_files.read_cells([bare])[0].refused
 
 
 def test_old_mme_names_and_the_wrong_split(tmp_path):
     metrics = {"mme_percetion_score,none": 1200.0, "mme_cognition_score,none": 250.0}
-    cells = results.read_cells([lmms_file(tmp_path / "mme.json", "mme", metrics, n=2374)])
+    cells = lmms_files.read_cells([lmms_file(tmp_path / "mme.json", "mme", metrics, n=2374)])
     assert {cell.benchmark: cell.value for cell in cells} == {"mme_p": 1200.0, "mme_c": 250.0}
-    (cell,) = results.read_cells([lmms_file(tmp_path / "d.json", "docvqa_test", {"anls,none": [], "submission,none": None}, n=5188)])
+    (cell,) = lmms_files.read_cells([lmms_file(tmp_path / "d.json", "docvqa_test", {"anls,none": [], "submission,none": None}, n=5188)])
     assert cell.value is None and "docvqa_val, split validation" in cell.refused
 
 
 def test_two_files_that_disagree_refuse_the_number(tmp_path):
     paths = [lmms_file(tmp_path / f"{i}.json", "chartqa", {"relaxed_overall,none": value}, n=2500) for i, value in enumerate((0.4, 0.5))]
-    assert [cell.value for cell in results.read_cells(paths)] == [None, None]
-    assert "40 and 50" in results.read_cells(paths)[0].refused
-    assert results.read_cells([paths[0], paths[0]])[0].complete
+    assert [cell.value for cell in lmms_files.read_cells(paths)] == [None, None]
+    assert "40 and 50" in lmms_files.read_cells(paths)[0].refused
+    assert lmms_files.read_cells([paths[0], paths[0]])[0].complete
 
 
 def test_command_prints_cells_as_json_lines(tmp_path, capsys):
@@ -197,4 +198,4 @@ def test_a_result_that_was_carried_away_from_its_samples_says_where_to_read_it(t
     carried.parent.mkdir()
     carried.write_bytes(next(root.rglob("result.json")).read_bytes())
     with pytest.raises(ValueError, match="lies away from the results"):
-        results.cells_of_file(carried)
+        lmms_files.read_file(carried)

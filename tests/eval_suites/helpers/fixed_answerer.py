@@ -90,19 +90,19 @@ def ours(reply, seconds: float, arguments: list[str]) -> int:
     return run.main(arguments)
 
 
-def plain(reply, arguments: list[str]) -> None:
-    from lmms_eval import __main__ as command
-    from lmms_eval import models
+def lmms_model(reply, simple: bool = False):
+    """The class of a model of lmms-eval as such a model is usually written: one question after the other, in the order given.
+
+    `simple`: of lmms-eval's older kind, which gets text and pictures apart; only for these does its 0.7.3 write worked examples.
+    """
     from lmms_eval.api.instance import GenerationResult
     from lmms_eval.api.model import lmms
     from lmms_eval.protocol import ChatMessages
 
     class Fixed(lmms):
-        """As a model of lmms-eval is usually written: one question after the other, in the order given."""
+        is_simple = simple
 
-        is_simple = False
-
-        def __init__(self, batch_size=None, max_batch_size=None, device=None):
+        def __init__(self, pretrained="", batch_size=None, max_batch_size=None, device=None):
             super().__init__()
 
         def clean(self):
@@ -111,6 +111,10 @@ def plain(reply, arguments: list[str]) -> None:
         def generate_until(self, requests):
             out = []
             for request in requests:
+                if simple:
+                    text, _, doc_to_visual, doc_id, task, split = request.args
+                    out.append(GenerationResult(text=reply(text, doc_to_visual(self.task_dict[task][split][doc_id]))))
+                    continue
                 _, doc_to_messages, _, doc_id, task, split = request.args
                 messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
                 pictures, _, _ = messages.extract_media()
@@ -124,7 +128,14 @@ def plain(reply, arguments: list[str]) -> None:
         def generate_until_multi_round(self, requests):
             raise NotImplementedError
 
-    models.get_model = lambda *_: Fixed
+    return Fixed
+
+
+def plain(reply, arguments: list[str]) -> None:
+    from lmms_eval import __main__ as command
+    from lmms_eval import models
+
+    models.get_model = lambda *_: lmms_model(reply)
     sys.argv = ["lmms-eval", "--model", "genlip_eval", *arguments]
     command.cli_evaluate()
 
