@@ -52,16 +52,18 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     from .data import Ledger, load_tokenizer, packed_rows
     from .estimate import step_flops
     from .log import Log
-    from .shards import list_sources, listing_digest
+    from .shards import check_same_data, data_digest, list_sources
 
     # Who we are, what there is to read, and where it goes.
     rank, world, device = init_distributed(recipe)
     sources = list_sources(recipe.data)
-    digest = listing_digest(sources)
+    digest, covers = data_digest(sources) if rank == 0 else ("", "")
     tokenizer = load_tokenizer(recipe.tokenizer or recipe.init)
     run = claim_run_folder(recipe, accept_changes) if rank == 0 else Path(recipe.out)
     export = run / "export"
     if export.is_dir():
+        if rank == 0:
+            check_same_data(json.loads((export / "provenance.json").read_text())["data_digest"], digest, sources, str(run))
         print0(rank, f"{export} exists: this run is done")
         return export
 
@@ -77,8 +79,8 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     if newest is not None:
         state = checkpoint.load(newest, model, optimizer)
         step, streams = state["step"], state["streams"]
-        if state["data"] != digest:
-            raise ValueError(f"the shards at {recipe.data} are not those that {run} began with: bring them back, or give another --out")
+        if rank == 0:
+            check_same_data(state["data"], digest, sources, str(run))
         if len(streams) != recipe.rows:
             raise ValueError(
                 f"{run} has {len(streams)} rows a step, and a position in the data for each: --rows {recipe.rows} cannot go on"
@@ -139,7 +141,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
                     (run / "ledger.json").write_text(json.dumps(ledger, indent=1) + "\n")
                 state = {"data": digest, "streams": [everything[r] for r in range(recipe.rows)]}
                 checkpoint.save(run, step, model, optimizer, state, recipe.keep, recipe.milestone_every)
-    checkpoint.write_export(model, tokenizer, recipe, digest, export, rank)
+    checkpoint.write_export(model, tokenizer, recipe, (digest, covers), export, rank)
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
