@@ -120,6 +120,17 @@ def test_a_stage_about_the_same_pictures_takes_the_features_of_the_one_before(re
     assert list(Path(f"{recipe.out}-drawn", "data").glob("features-*.npy")), "another picture of the same name"
 
 
+def test_features_are_kept_for_the_very_picture_files(recipe):
+    picture, out = Path(recipe.data).parent / "3.png", Path(recipe.data).parent / "prepared"
+    prepare_data.prepare(recipe.data, "", str(out), workers=1)
+    table = features_module.open_conversations(out)
+    before, date, data = features_module._pictures(table, "d"), picture.stat().st_mtime_ns, picture.read_bytes()
+    assert features_module._pictures(table, "d") == before
+    picture.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+    os.utime(picture, ns=(date, date))
+    assert features_module._pictures(table, "d") != before
+
+
 @pytest.mark.parametrize("what", ["words", "picture", "prepared"])
 def test_a_run_whose_data_changed_is_not_said_to_be_done_and_does_not_go_on(recipe, what, capsys):
     """Equal sizes, dates put back; the folder that was prepared beforehand made anew from something else."""
