@@ -56,6 +56,7 @@ exit code: 0 every asked column complete, 1 a task failed, 2 refused before anyt
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="tasks at a time, each on a GPU of its own (default: 1)")
     parser.add_argument("--compare", metavar="KEY[@EXPORT],...", help="encoders evaluated before, to compare with, question by question")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="results/ and tables/ go there (default: here)")
+    parser.add_argument("--rehash", action="store_true", help="read all data again, whatever is known of files that seem untouched")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, run nothing")
     args = parser.parse_args(argv)
     for name in ("limit", "batch_size", "gpus"):
@@ -102,6 +103,7 @@ def plan_run(args: argparse.Namespace) -> EvalPlan:
     except preflight.NotTrained as error:
         problems.append(str(error))
     folder = preflight.result_folder(args, suite, export) if export else args.out / "results" / suite.name
+    preflight.read_data(wanted, args.data_root, args.rehash)
     for task in wanted:
         try:
             jobs.append(preflight.plan_job(suite, task, args, export, folder / task))

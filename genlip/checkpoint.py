@@ -110,8 +110,11 @@ def _write(file: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
-def write_export(model, tokenizer, recipe: Recipe, data_digest: str, export: Path, rank: int = 0) -> None:
-    """A plain from_pretrained folder: weights, config, image processor, tokenizer, provenance; written aside and renamed."""
+def write_export(model, tokenizer, recipe: Recipe, data: tuple[str, str], export: Path, rank: int = 0) -> None:
+    """A plain from_pretrained folder: weights, config, image processor, tokenizer, provenance; written aside and renamed.
+
+    `data`: their digest, and what it covers.
+    """
     from .image_processing_genlip import GenLIPImageProcessor
 
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -132,7 +135,8 @@ def write_export(model, tokenizer, recipe: Recipe, data_digest: str, export: Pat
             "stage": "pretrain",
             "recipe": asdict(recipe),
             "weights_digest": hashlib.sha256(weights).hexdigest(),
-            "data_digest": data_digest,
+            "data_digest": data[0],
+            "data_digest_covers": data[1],
             "init": read_json(earlier) if earlier and earlier.is_file() else None,
             "versions": package_versions(("torch", "transformers")),
             "git_commit": git_commit(),

@@ -14,12 +14,17 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from .common import digests
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 SHARD_SUFFIXES = (".tar", ".parquet")
 MAX_MEMBER = 256 * 2**20  # bytes of one tar member
+WHOLE_BYTES = 8 * 2**30  # up to here the digest of the data covers every byte
+END_BYTES = 64 * 2**10  # beyond, so many at both ends of each shard: a tar's first headers, a parquet file's footer
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,42 @@ def listing_digest(sources: list[Source]) -> str:
         for shard in source.shards
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def data_digest(sources: list[Source]) -> tuple[str, str]:
+    """(sha256 over the listing and what the shards hold, what of that it covers in words).
+
+    Up to WHOLE_BYTES in all every byte is read, once for as long as a shard is not touched; hashing terabytes at every start is no
+    answer, so beyond that the two ends of each shard stand for it.
+    """
+    paths = list(dict.fromkeys(Path(shard.path) for source in sources for shard in source.shards))
+    size = sum(path.stat().st_size for path in paths)
+    if size <= WHOLE_BYTES:
+        held, covers = digests.of_files(paths), "names, sizes and all bytes of the shards"
+    else:
+        with ThreadPoolExecutor(digests.THREADS) as pool:
+            held = list(pool.map(_ends, paths))
+        covers = f"names and sizes of the shards and {END_BYTES // 2**10} KiB at both ends of each: they hold {size / 2**30:.0f} GiB, "
+        covers += f"and all bytes are covered up to {WHOLE_BYTES // 2**30} GiB"
+    return hashlib.sha256("\n".join([listing_digest(sources), *held]).encode()).hexdigest(), covers
+
+
+def _ends(path: Path) -> str:
+    with path.open("rb") as stream:
+        sha = hashlib.sha256(stream.read(END_BYTES))
+        stream.seek(max(0, path.stat().st_size - END_BYTES))
+        sha.update(stream.read())
+    return sha.hexdigest()
+
+
+def check_same_data(theirs: str, digest: str, sources: list[Source], run: str) -> None:
+    """ValueError where the digest that a run keeps of its data is not that of these shards. One begun before bytes were covered keeps
+    the listing's, which is taken too, and said."""
+    if theirs == digest:
+        return
+    if theirs != listing_digest(sources):
+        raise ValueError(f"the shards are not those that {run} began with: bring them back, or give another --out")
+    print(f"note: {run} began before the bytes of shards were compared; their names and sizes are those of then")
 
 
 def _unreadable(path: str, why) -> ValueError:

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .common.command import command, new_parser
-from .common.files import write_json
+from .common.files import read_json, write_json
 from .common.flags import add_recipe, check_choices, read_recipe
 from .common.hardware import peak_bf16
 from .common.run_folder import claim_run_folder
@@ -53,16 +53,18 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     from .data import load_tokenizer, packed_rows
     from .estimate import step_flops
     from .log import Log
-    from .shards import list_sources, listing_digest
+    from .shards import check_same_data, data_digest, list_sources
 
     # Process group, data listing, run folder.
     rank, world, device = init_distributed(recipe)
     sources = list_sources(recipe.data)
-    digest = listing_digest(sources)
+    digest, covers = data_digest(sources) if rank == 0 else ("", "")
     tokenizer = load_tokenizer(recipe.tokenizer or recipe.init)
     run = claim_run_folder(recipe, accept_changes) if rank == 0 else Path(recipe.out)
     export = run / "export"
     if export.is_dir():
+        if rank == 0:
+            check_same_data(read_json(export / "provenance.json")["data_digest"], digest, sources, str(run))
         print0(rank, f"{export} exists: this run is done")
         return export
 
@@ -78,8 +80,8 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     if newest is not None:
         state = checkpoint.load(newest, model, optimizer)
         step, streams = state["step"], state["streams"]
-        if state["data"] != digest:
-            raise ValueError(f"the shards at {recipe.data} are not those that {run} began with: bring them back, or give another --out")
+        if rank == 0:
+            check_same_data(state["data"], digest, sources, str(run))
         if len(streams) != recipe.rows:
             raise ValueError(
                 f"{run} has {len(streams)} rows a step, and a position in the data for each: --rows {recipe.rows} cannot go on"
@@ -140,7 +142,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
                     write_json(run / "ledger.json", ledger)
                 state = {"data": digest, "streams": [everything[r] for r in range(recipe.rows)]}
                 checkpoint.save(run, step, model, optimizer, state, recipe.keep, recipe.milestone_every)
-    checkpoint.write_export(model, tokenizer, recipe, digest, export, rank)
+    checkpoint.write_export(model, tokenizer, recipe, (digest, covers), export, rank)
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()

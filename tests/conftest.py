@@ -15,6 +15,12 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def known_digests(tmp_path_factory):
+    """What is remembered of files goes into a folder of the tests' own, also by the commands that they start."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Small real inputs beside the checkout."""

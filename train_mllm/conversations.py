@@ -6,8 +6,14 @@ picture that lies in a parquet column is looked at where parquet's reader has pu
 
 import hashlib
 import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from genlip.common import digests
+from genlip.common.files import file_aside
 
 from . import image_check
 
@@ -25,11 +31,13 @@ class Turns(NamedTuple):
 
 
 class ImageRef(NamedTuple):
-    """A picture's absolute path, or its bytes; `at` is its place in the chunk's own array of pictures, None where it is not there."""
+    """A picture's absolute path, or its bytes; `at` is its place in the chunk's own array of pictures, None where it is not there.
+    `seen` is the signature that the file had when it was read."""
 
     path: str | None
     data: bytes | memoryview | None
     at: int | None = None
+    seen: digests.Signature | None = None
 
 
 def normalise(row: dict, images: Path, decode: bool = False) -> dict:
@@ -54,10 +62,19 @@ def normalise(row: dict, images: Path, decode: bool = False) -> dict:
     for some in shown:
         picture, data = _picture(some, images)
         image_check.check_image(data, decode)
-        sha.update(b" %d " % len(data))
-        sha.update(data)
+        _add_picture(sha, data)
         kept.append(picture)
     return {"id": str(row.get("id", "")), "images": kept, "messages": turns.messages, "digest": sha.digest()}
+
+
+def _add_picture(sha, data: bytes | memoryview) -> None:
+    sha.update(b" %d " % len(data))
+    sha.update(data)
+
+
+def _said(role: str, content: str) -> str:
+    """What the digest takes of a turn."""
+    return f"{role} {len(content)} {content}"
 
 
 def _checked(turns, shown: list) -> Turns:
@@ -79,7 +96,7 @@ def _checked(turns, shown: list) -> Turns:
         else:
             markers += content.count(IMAGE)
         messages.append({"role": role, "content": content})
-        said.append(f"{role} {len(content)} {content}")
+        said.append(_said(role, content))
     if due == "assistant":
         raise ValueError("turns do not alternate user, assistant")
     if not messages or messages[-1]["role"] == "system":
@@ -163,7 +180,9 @@ def _picture(picture, images: Path) -> tuple[ImageRef, bytes | memoryview]:
         raise ValueError("malformed picture")
     for path in (images / picture, images / Path(picture).name):  # exports of other tools carry their own folders in front of the name
         if path.is_file():
-            return ImageRef(str(path.absolute()), None), path.read_bytes()
+            with path.open("rb") as stream:
+                seen = digests.signature(os.fstat(stream.fileno()))
+                return ImageRef(str(path.absolute()), None, seen=seen), stream.read()
     raise ValueError("missing picture")
 
 
@@ -231,3 +250,70 @@ def open_conversations(folder: Path):
     if not files:
         raise ValueError(f"{folder} holds no conversations: make it with python -m train_mllm.prepare_data SOURCE --out {folder}")
     return pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(f))).read_all() for f in files])
+
+
+# --- pictures in files of their own -----------------------------------------------------------------------------------------
+
+
+def picture_paths(table):
+    """The paths of a prepared table's pictures in order, null where the bytes lie in the table."""
+    import pyarrow.compute as pc
+
+    return pc.struct_field(pc.list_flatten(table["images"]), "path")
+
+
+def write_signatures(arrow: Path, seen: list[digests.Signature | None]) -> None:
+    """Keep what the picture files beside a piece looked like, in order: zeros for what may still change unseen."""
+    import numpy as np
+
+    kept = [one if one and digests.settled(one) else (0, 0, 0, 0) for one in seen]
+    with file_aside(arrow.with_suffix(".npy")) as aside, aside.open("wb") as stream:
+        np.save(stream, np.array(kept, np.uint64).reshape(-1, 4))
+
+
+def changed_pictures(arrow: Path, rehash: bool = False) -> tuple[list[str], list[str]]:
+    """(picture files of a prepared piece that hold other bytes than those prepared, files that are gone).
+
+    Told by size, times and inode, and where one of these moved by the bytes of the whole row, whose digest stands beside it.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = pa.ipc.open_file(pa.memory_map(str(arrow))).read_all()
+    paths = picture_paths(table)
+    own = paths.is_valid().to_numpy()
+    if not own.any():
+        return [], []
+    row_of = np.repeat(np.arange(len(table)), pc.list_value_length(table["images"]).to_numpy())[own]
+    paths = paths.drop_null().to_pylist()
+    now = digests.signatures(paths)
+    file = arrow.with_suffix(".npy")
+    known = np.load(file) if file.is_file() and not rehash else np.empty((0, 4))
+    known = known.tolist() if len(known) == len(paths) else [None] * len(paths)
+    gone = [path for path, one in zip(paths, now) if one is None]
+    moved = [i for i, one in enumerate(now) if one is not None and list(one) != known[i]]
+    if not moved:
+        return [], gone
+    rows = np.unique(row_of[moved])
+    with ThreadPoolExecutor(digests.THREADS) as pool:
+        same = {}
+        for start in range(0, len(rows), 1000):
+            part = rows[start : start + 1000].tolist()
+            same |= zip(part, pool.map(_as_prepared, table.take(part).to_pylist()))
+    changed = [paths[i] for i in moved if not same[row_of[i]]]
+    if not changed and not gone:
+        with suppress(OSError):  # a folder that others prepared may not be written to: then it is read again next time
+            write_signatures(arrow, now)
+    return changed, gone
+
+
+def _as_prepared(row: dict) -> bool:
+    """Whether a row's pictures are, byte for byte, those that its digest was made of. One that is gone says nothing."""
+    sha = hashlib.sha256("".join(_said(message["role"], message["content"]) for message in row["messages"]).encode())
+    for picture in row["images"]:
+        try:
+            _add_picture(sha, picture["bytes"] if picture["bytes"] is not None else Path(picture["path"]).read_bytes())
+        except FileNotFoundError:
+            return True
+    return sha.digest() == row["digest"]

@@ -4,18 +4,17 @@ Used by `python -m train_mllm.train ... --cache-features`; size: pictures x toke
 """
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 
+from genlip.common import digests
 from genlip.common.files import file_aside
 from genlip.common.progress import tracked
 from llava_plugin.tower import digest
 
-from .conversations import open_conversations
+from .conversations import open_conversations, picture_paths
 from .data import open_picture
 
 FEATURE_BATCH = 64
@@ -48,12 +47,12 @@ def cached_features(data: Path, tower, data_digest: str, earlier: Path | None = 
 
 
 def _pictures(table, data_digest: str) -> str:
-    """What tells these pictures from others: path, size and time of each file; the data's digest where pictures lie in the table."""
-    paths = pc.struct_field(pc.list_flatten(table["images"]), "path")
+    """What tells these pictures from others: path, size, times and inode of each file; the data's digest where they lie in the table."""
+    paths = picture_paths(table)
     if paths.null_count:
         return data_digest
-    files = ((path, os.stat(path)) for path in paths.to_pylist())
-    return hashlib.sha256(repr([(path, file.st_size, file.st_mtime_ns) for path, file in files]).encode()).hexdigest()
+    paths = paths.to_pylist()
+    return hashlib.sha256(repr(list(zip(paths, digests.signatures(paths)))).encode()).hexdigest()
 
 
 def channel_statistics(features):

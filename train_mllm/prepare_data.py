@@ -9,6 +9,9 @@ in LLaVA-OneVision's columns (id, image, conversations, data_source). Writes `co
 which all ranks of a training map into memory, and last `ledger.json`: rows read, used and left out by reason, for each subset, with the
 first offenders, duplicates, sampling rules and a digest of what training sees.
 
+A folder that is there already is used where it was made of the same: the source's files by their digests, pictures in files of their own by
+size, times and inode (kept in `conversations/*.npy`), and by their bytes where one of these moved. Anything else is refused.
+
 Every picture is scanned once (header and end marker, a full decode with --decode); a row with a fault is counted and left out, never
 replaced by a neighbour. Pieces of the source are worked on in parallel; a killed run goes on with the pieces that lack. Memory: about
 300 MB a process, whatever the source's size.
@@ -16,6 +19,7 @@ replaced by a neighbour. Pieces of the source are worked on in parallel; a kille
 
 import gc
 import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -23,14 +27,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from genlip.common import digests
 from genlip.common.command import command, new_parser
 from genlip.common.files import file_aside, read_json, write_json
 from genlip.common.ledger import Ledger
 from genlip.common.processes import finished
-from genlip.common.progress import progress
+from genlip.common.progress import progress, tracked
 
 from . import image_check, sources
-from .conversations import normalise, open_conversations, schema, to_arrow
+from .conversations import changed_pictures, normalise, open_conversations, schema, to_arrow, write_signatures
 
 # --- one piece --------------------------------------------------------------------------------------------------------------
 
@@ -79,11 +84,15 @@ def work(job: PieceJob) -> dict:
     import pyarrow as pa
 
     subsets: dict[str, Tally] = {}
+    seen: list[digests.Signature | None] = []
     with without_gc(), file_aside(job.arrow) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, schema()) as writer:
         for chunk in sources.read(job.piece):
             if kept := _scanned(chunk, job, subsets):
                 writer.write_batch(to_arrow(kept, chunk.pictures, chunk.turns))
+                seen += [picture.seen for row in kept for picture in row["images"] if picture.path is not None]
             del chunk, kept  # before the next is read into the same memory
+    if seen:
+        write_signatures(job.arrow, seen)
     found = {name: tally.as_dict() for name, tally in subsets.items()}
     write_json(job.tally, found)  # last: a piece with a tally is done
     return found
@@ -111,42 +120,91 @@ def _scanned(chunk: sources.Chunk, job: PieceJob, subsets: dict[str, Tally]) -> 
 # --- all pieces -------------------------------------------------------------------------------------------------------------
 
 
-def prepare(
-    source: str, images: str, out: str, max_bad: float = 0.01, decode: bool = False, workers: int | None = None, seed: int = 0
-) -> dict:
-    """Write OUT/conversations/*.arrow and OUT/ledger.json; returns the ledger. A finished OUT of the same source is left alone, a
-    half-done one goes on.
+def origin_of(source: str, images: str, seed: int, decode: bool = False, rehash: bool = False) -> dict:
+    """What prepared data are made of: where it lies, the digest of each of the source's files, and what is done with it."""
+    file = Path(source)
+    files = _files_of(file)
+    base = file if file.is_dir() else file.parent
+    return {
+        "source": str(file.resolve()),
+        "images": str(Path(images).resolve()) if images else "",
+        "bytes": sum(f.stat().st_size for f in files),
+        "files": dict(zip((os.path.relpath(f, base) for f in files), digests.of_files(files, rehash))),
+        "seed": seed,
+        "decode": decode,
+    }
 
-    `workers`: processes (default: one for each core). `seed` draws a mix's `random:N`. Raises ValueError for a source that cannot be
-    read, for an OUT of another source, for too little disk, and as soon as more than `max_bad` of the rows are known to be unusable
-    (nothing is left to train on then, but pieces without a fault need not be scanned again).
+
+def _files_of(source: Path) -> list[Path]:
+    return list(dict.fromkeys([f for s in sources.find_sources(source) for f in s.files] + [source] * source.is_file()))
+
+
+def check_origin(folder: Path, theirs: dict, origin: dict) -> None:
+    """ValueError with what differs where FOLDER, made from `theirs`, was not made from `origin`."""
+    keys = [key for key in origin if key not in ("files", "bytes") and theirs.get(key) != origin[key]]
+    differ = [f"{key} {theirs.get(key)!r} there, {origin[key]!r} asked" for key in keys]
+    if "files" in theirs:
+        names = sorted(theirs["files"].keys() | origin["files"].keys())
+        changed = [name for name in names if theirs["files"].get(name) != origin["files"].get(name)]
+    else:  # made before digests were kept
+        print(f"note: {folder} knows its source by size alone; remove it to have it prepared again")
+        changed = [origin["source"]] * (theirs.get("bytes") != origin["bytes"])
+    if changed:
+        differ.append(f"{len(changed)} files hold something else (first: {', '.join(changed[:3])})")
+    if differ:
+        raise ValueError(f"{folder} was made from other data: {'; '.join(differ)}. Give another --out, or remove {folder}")
+
+
+def check_pictures(folder: Path, rehash: bool = False) -> None:
+    """ValueError where picture files are not, or not any more, those that FOLDER was made of."""
+    changed: list[str] = []
+    gone: list[str] = []
+    for arrow in tracked(sorted((folder / "conversations").glob("*.arrow")), "pictures as they were prepared?"):
+        some, absent = changed_pictures(arrow, rehash)
+        changed, gone = changed + some, gone + absent
+    if changed or gone:
+        raise ValueError(
+            f"of the pictures that {folder} was made of {len(changed)} have changed and {len(gone)} are gone (first: "
+            f"{', '.join((changed + gone)[:3])}). Bring them back; or give another --out, or remove {folder}, to prepare what is there now"
+        )
+
+
+def prepare(
+    source: str,
+    images: str,
+    out: str,
+    max_bad: float = 0.01,
+    decode: bool = False,
+    workers: int | None = None,
+    seed: int = 0,
+    rehash: bool = False,
+) -> dict:
+    """Write OUT/conversations/*.arrow and OUT/ledger.json; returns the ledger. A finished OUT of the same source and pictures is left
+    alone, a half-done one goes on.
+
+    `workers`: processes (default: one for each core). `seed` draws a mix's `random:N`. `rehash` reads source and pictures whatever is
+    known of them. Raises ValueError for a source that cannot be read, for an OUT of another source or other pictures, for too little
+    disk, and as soon as more than `max_bad` of the rows are known to be unusable (nothing is left to train on then, but pieces without
+    a fault need not be scanned again).
     """
     folder, file = Path(out), Path(source)
     found = sources.find_sources(file)
     if images and not Path(images).is_dir():
         raise ValueError(f"no folder of pictures at {images}: give --images the folder that the conversations' picture paths start from")
-    files = [f for s in found for f in s.files] + ([file] if file.is_file() else [])
-    origin = {
-        "source": str(file.resolve()),
-        "images": str(Path(images).resolve()) if images else "",
-        "bytes": sum(f.stat().st_size for f in dict.fromkeys(files)),
-        "seed": seed,
-        "decode": decode,
-    }
+    origin = origin_of(source, images, seed, decode, rehash)
     for known in (folder / "ledger.json", folder / "origin.json"):
         if known.is_file():
             content = read_json(known)
-            theirs = content.get("origin", content)
-            if theirs != origin:
-                raise ValueError(f"{folder} was made from {theirs}, not from {origin}: give another --out or remove it")
+            check_origin(folder, content.get("origin", {"files": {}, **content}), origin)
             if known.name == "ledger.json":
+                check_pictures(folder, rehash)
                 return content
 
     plan = [(s, *sources.pieces(s, seed)) for s in found]
     jobs: list[PieceJob] = []
     for _, pieces, _ in plan:
         jobs += [PieceJob(piece, images, decode, folder / "conversations", len(jobs) + i) for i, piece in enumerate(pieces)]
-    needed = sum(f.stat().st_size for f in files if f.suffix == ".parquet")
+    needed = sum(f.stat().st_size for s in found for f in s.files if f.suffix == ".parquet")
     free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.is_dir())).free
     if needed > free:
         raise ValueError(f"{source} holds {needed / 1e9:.1f} GB and {folder} has room for {free / 1e9:.1f} GB: give --out on a larger disk")
@@ -170,9 +228,11 @@ def prepare(
             f"{ledger['read'] - ledger['used']} of {ledger['read']} conversations of {source} cannot be used{absent}: {ledger['skipped']}; "
             f"first: {ledger['names']}. Mend them, or allow more with --max-bad"
         )
-    digests = _digests(folder)
-    ledger["duplicates"] = len(digests) - len(set(digests))
-    ledger["digest"] = hashlib.sha256(b"".join(digests)).hexdigest()
+    rows = _digests(folder)
+    ledger["duplicates"] = len(rows) - len(set(rows))
+    ledger["digest"] = hashlib.sha256(b"".join(rows)).hexdigest()
+    if origin_of(source, images, seed, decode)["files"] != origin["files"]:
+        raise ValueError(f"{source} was changed while it was read: remove {folder} and give the same command again")
     write_json(folder / "ledger.json", ledger)
     (folder / "origin.json").unlink()
     for job in jobs:
@@ -182,7 +242,7 @@ def prepare(
 
 def _worked(jobs: list[PieceJob], workers: int | None, title: str) -> Iterator[tuple[PieceJob, dict]]:
     """(job, tally) of every job as it gets done, those of an earlier run first."""
-    done = [job for job in jobs if job.tally.is_file() and job.arrow.is_file()]
+    done = [job for job in jobs if job.tally.is_file() and job.arrow.is_file() and not any(changed_pictures(job.arrow))]
     with progress(title, sum(job.piece.taken for job in jobs), sum(job.piece.taken for job in done)) as advance:
         yield from ((job, read_json(job.tally)) for job in done)
         for job, tally in finished(work, [job for job in jobs if job not in done], workers):
@@ -283,6 +343,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
         parser.add_argument("--seed", type=int, default=0, help="draws a mix's random:N (default 0)")
+        parser.add_argument("--rehash", action="store_true", help="read source and pictures again, whatever is known of them")
     args = parser.parse_args(argv[1:] if showing else argv)
     if showing:
         show(Path(args.folder), args.samples, args.tokenizer)

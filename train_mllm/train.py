@@ -30,7 +30,7 @@ from llava_plugin import encoders
 from . import estimate, llava_next
 from .estimate import missing
 from .model import adamw, freeze_parts, initialise_from, parameter_groups, prepare_for_training
-from .prepare_data import prepare
+from .prepare_data import check_origin, check_pictures, origin_of, prepare
 from .recipes import LAPTOP, PRESETS, Recipe
 
 DEEPSPEED = Path(__file__).parent / "deepspeed"
@@ -75,17 +75,15 @@ def train(recipe: Recipe) -> Path:
     export = run / "export"
     with one_at_a_time(run):
         claim_run_folder(recipe)
+        data = prepared_data(recipe, run, first)
         if export.is_dir():
             print(f"{export} exists: this run is done")
             return export
-        data = Path(recipe.data)
-        if not (data / "ledger.json").is_file():
-            data = run / "data"
-            prepare(recipe.data, recipe.images, str(data), recipe.max_bad, seed=recipe.seed)
     ledger = read_json(data / "ledger.json")
     if recipe.backend == "llava_next":
         with one_at_a_time(run):
             llava_next.export_for_llava_next(recipe, run, data)
+            write_json(run / "ledger.json", ledger)
         return llava_next.train(recipe, run, ledger)
 
     import torch
@@ -212,6 +210,36 @@ def train(recipe: Recipe) -> Path:
     print(f"wrote {export}: loss {losses[0]}, {losses[-1]}")
     trainer.accelerator.wait_for_everyone()
     return export
+
+
+def prepared_data(recipe: Recipe, run: Path, first: bool) -> Path:
+    """The folder of the prepared conversations, made where there is none. ValueError where they, the files that they were made of, or
+    their pictures are not what the run began with, or ended with. The first process looks for all of them."""
+    given, export = Path(recipe.data), run / "export"
+    done = export.is_dir()
+    own = not (given / "ledger.json").is_file()
+    data = run / "data" if own else given
+    began, there = (folder / "ledger.json" for folder in (run, data))
+    if not first and (done or there.is_file()):
+        return data
+    try:
+        if done and own:
+            kept = next((read_json(file) for file in (there, began) if file.is_file()), None)
+            if kept:
+                check_origin(data, kept["origin"], origin_of(recipe.data, recipe.images, recipe.seed))
+        elif own:
+            prepare(recipe.data, recipe.images, str(data), recipe.max_bad, seed=recipe.seed)
+        if done or not own:
+            check_pictures(data)
+        if began.is_file() and there.is_file():
+            before, now = (read_json(file)["digest"] for file in (began, there))
+            if before != now:
+                raise ValueError(f"{run} began with data {before[:8]}, and {data} holds {now[:8]}: bring those back, or give another --out")
+    except ValueError as error:
+        if not done:
+            raise
+        raise ValueError(f"{export} was trained on other data than there are now: {error}") from error
+    return data
 
 
 def arguments(recipe: Recipe, run: Path, accumulation: int, zero: int, processes: int):

@@ -1,18 +1,22 @@
 """Before anything runs: which MLLM, which data, how many of them, which tools; every problem is found before the first is reported.
 
 Why: a wrong split, data of 4 rows for 12,578, a missing Java cost hours when they show at the end, and a wrong number when they do not.
-Nothing here imports torch or lmms_eval: a second for fourteen tasks. Used by run.py; `run.py --dry-run` prints what is found.
+Nothing here imports torch or lmms_eval: a second for fourteen tasks, once their data have been read (read_data).
+Used by run.py; `run.py --dry-run` prints what is found.
 """
 
 import argparse
 import importlib.metadata
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from eval_suites import tasks
 from eval_suites.score import results
 from eval_suites.suites import Suite
+from genlip.common import digests
 from genlip.common.files import read_json
 
 
@@ -125,6 +129,16 @@ def _how_to_train(encoder: str, label: str, runs: Path, projector_only: bool) ->
 # --- pre-flight -------------------------------------------------------------------------------------------------------------
 
 
+def read_data(wanted: Sequence[str], root: Path, rehash: bool) -> None:
+    """Digest the data of all tasks side by side, before each is asked for its own; what is missing is for `plan_job` to say."""
+    files: dict[Path, None] = {}
+    for task in wanted:
+        with suppress(ValueError):
+            data = tasks.locate(task, root)
+            files |= dict.fromkeys([*data.files, *data.images])
+    digests.of_files(list(files), rehash)
+
+
 def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export | None, folder: Path) -> TaskJob:
     """One task's prompts held against the declared ones, its data found and counted. ValueError where they are not those of the suite."""
     column = next(column for column in suite.columns if column.task == task)
@@ -165,7 +179,7 @@ def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export |
 
 
 def manifest_problem(jobs: list[TaskJob]) -> list[str]:
-    """The mini world's files, held against their manifest byte by byte (0.1 s for 14 x 200 rows): a changed picture is another world."""
+    """The mini world's files, held against their manifest byte by byte: a changed picture is another world."""
     from eval_suites.tasks import manifest
 
     asked: dict[Path, set[str]] = {}

@@ -2,13 +2,14 @@
 
 Why: lmms-eval fetches data by name and believes whatever its cache gives back; a stale card once gave 4 rows of 12,578. Here the files
 are found first, counted, and named one by one in a resolved definition. What such a definition may change of the packaged one: the name
-(an included folder cannot shadow a packaged name), where the data lie and that their picture columns are pictures, for captions the list
-of metrics (CIDEr alone: the others take Java minutes), for GQA the look-up of pictures (the packaged one copies them all). Nothing else.
+(an included folder cannot shadow a packaged name), where the data lie, their digest (`datasets` keeps rows by path and date, so it would
+answer for corrected files with the old ones) and that their picture columns are pictures, for captions the list of metrics (CIDEr alone:
+the others take Java minutes), for GQA the look-up of pictures (the packaged one copies them all). Nothing else.
 
     python -m eval_suites.tasks my_tasks --data-root /data/hub --tasks chartqa,gqa
     lmms-eval --include_path my_tasks --tasks chartqa_local --model genlip_eval --model_args export=runs/NAME/export
 
-Nothing here imports lmms_eval, torch or datasets at import; a count reads parquet footers only.
+Nothing here imports lmms_eval, torch or datasets at import; a count reads parquet footers only, and a digest each file once.
 """
 
 import hashlib
@@ -18,9 +19,10 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
+from genlip.common import digests
 from genlip.common.files import write_file
 
 HERE = Path(__file__).parent
@@ -66,8 +68,13 @@ class Data:
     images: tuple[Path, ...]  # GQA only: the files that hold its pictures
     rows: int
     declared: int | None  # n by the data set's own manifest.json, where it has one
-    digest: str  # of names, sizes and parquet footers: other data, other digest, without reading the pictures
     maximum: float | dict | None = None  # by that manifest, lmms-eval's number (by column where a task fills several) for full marks
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the bytes of all files in their order, questions before pictures: texts, answers and pictures. Where they lie, their names and
+        their dates are no part of it; equal rows written by another parquet writer are other bytes."""
+        return digests.of_all([*self.files, *self.images])
 
 
 INSTALL = f"pip install --no-deps -r {Path(__file__).parents[1] / 'requirements-nodeps.txt'}"
@@ -177,28 +184,21 @@ def locate(task: str, root: Path) -> Data:
     if packaged(task) == "gqa" and not images:
         wanted = f"{pictures}/{split}-*.parquet"
         raise ValueError(f"{task}: questions without pictures, no {wanted} under {folder}. Bring them: {fetch_command(task, root)}")
-    rows, digest = 0, hashlib.sha256()
-    for file in (*files, *images):
-        footer, count = _footer(file)
-        rows += count if file in files else 0
-        digest.update(f"{file.name} {file.stat().st_size} ".encode() + footer)
-    return Data(task, split, files, images, rows, _declared(folder, subset, "n"), digest.hexdigest(), _declared(folder, subset, "maximum"))
+    rows = sum(map(_rows, files))
+    for file in images:
+        _rows(file)
+    return Data(task, split, files, images, rows, _declared(folder, subset, "n"), _declared(folder, subset, "maximum"))
 
 
-def _footer(file: Path) -> tuple[bytes, int]:
-    """A parquet file's footer (schema, offsets, statistics) and its number of rows."""
+def _rows(file: Path) -> int:
+    """Of a parquet file, by its footer."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.ParquetFile(file).metadata.num_rows
+        return pyarrow.parquet.ParquetFile(file).metadata.num_rows
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{file} is not a whole parquet file ({error}): copy or download it again") from error
-    with file.open("rb") as stream:
-        stream.seek(-8, os.SEEK_END)
-        length = int.from_bytes(stream.read(4), "little")
-        stream.seek(-8 - length, os.SEEK_END)
-        return stream.read(length), rows
 
 
 def _declared(folder: Path, subset: str | None, what: str) -> int | float | dict | None:
@@ -240,7 +240,7 @@ def resolved(data: Data) -> dict:
         "task": local_name(data.task),
         "dataset_path": "parquet",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {data.split: [str(file) for file in data.files]}},
+        "dataset_kwargs": {"data_files": {data.split: [str(file) for file in data.files]}, "description": data.digest},
         "process_docs": _Function("eval_suites.tasks.pictures.decoded"),
     }
     if data.task in CIDER:
@@ -250,7 +250,7 @@ def resolved(data: Data) -> dict:
     if packaged(data.task) == "gqa":
         default = definition("gqa")["lmms_eval_specific_kwargs"]["default"]
         config["doc_to_visual"] = _Function("eval_suites.tasks.pictures.gqa_doc_to_visual")
-        config["lmms_eval_specific_kwargs"] = {"default": {**default, "images": [str(file) for file in data.images]}}
+        config["lmms_eval_specific_kwargs"] = {"default": {**default, "images": [str(file) for file in data.images], "digest": data.digest}}
     return config
 
 

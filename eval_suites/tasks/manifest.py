@@ -5,7 +5,8 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from genlip.common.files import read_json, sha256
+from genlip.common import digests
+from genlip.common.files import read_json
 
 
 def digest(told: dict) -> str:
@@ -24,9 +25,10 @@ def verify(folder: Path, names: Collection[str] | None = None) -> dict:
     manifest = read_json(path)
     if digest({key: value for key, value in manifest.items() if key != "digest"}) != manifest.get("digest"):
         raise ValueError(f"{path} was edited: its digest is not that of its content; {again}")
-    for name in manifest["sets"] if names is None else sorted(names):
-        told = manifest["sets"][name]
-        file = folder / told["file"]
-        if not file.exists() or sha256(file) != told["sha256"]:
+    files = {name: folder / manifest["sets"][name]["file"] for name in (manifest["sets"] if names is None else sorted(names))}
+    there = {name: file for name, file in files.items() if file.exists()}
+    found = dict(zip(there, digests.of_files(list(there.values()))))
+    for name, file in files.items():
+        if found.get(name) != manifest["sets"][name]["sha256"]:
             raise ValueError(f"{file} of {name} is missing or not as it was made; {again}")
     return manifest

@@ -28,14 +28,14 @@ def gqa_doc_to_visual(doc: dict, lmms_eval_specific_kwargs: dict) -> list:
 
     The packaged definition copies every picture into every question that asks about it (500 s and 4 GB at the true size).
     """
-    pictures, row_of = _gqa_pictures(tuple(lmms_eval_specific_kwargs["images"]))
+    pictures, row_of = _gqa_pictures(tuple(lmms_eval_specific_kwargs["images"]), lmms_eval_specific_kwargs["digest"])
     return [pictures[row_of[doc["imageId"]]]["image"].convert("RGB")]
 
 
 @lru_cache(maxsize=1)
-def _gqa_pictures(files: tuple[str, ...]):
-    """(data set, row of each picture id); memory-mapped."""
+def _gqa_pictures(files: tuple[str, ...], digest: str):
+    """(data set, row of each picture id); memory-mapped. By the digest `datasets` tells the files from what lay there before."""
     import datasets
 
-    pictures = decoded(datasets.load_dataset("parquet", data_files=list(files), split="train"))
+    pictures = decoded(datasets.load_dataset("parquet", data_files=list(files), split="train", description=digest))
     return pictures, {name: row for row, name in enumerate(pictures["id"])}

@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from eval_suites import suites
 from eval_suites.score import results
+from genlip.common import digests
 from tests.eval_suites.helpers.small_data import chart_rows, make_easyvqa, write_parquet
-from tests.eval_suites.test_tasks import write_hub
+from tests.eval_suites.test_tasks import write_hub, write_plainly
 
 
 @pytest.fixture
@@ -93,6 +95,37 @@ def test_other_data_or_a_changed_definition_is_evaluated_anew(small_easyvqa, mon
     assert small_easyvqa.run(*arguments) == 0 and len(small_easyvqa.asked("a")) == 80
     monkeypatch.setattr("eval_suites.tasks.definition_digest", lambda task: "another")
     assert small_easyvqa.run(*arguments) == 0 and len(small_easyvqa.asked("a")) == 120
+
+
+def test_corrected_labels_are_scored_although_size_footer_and_date_are_those_of_before(small_easyvqa, capsys):
+    """`datasets` too keeps rows by path and date: its old ones would be scored under the new digest."""
+    file = Path("data/genlip-eval/easy-vqa/shape/test-00000-of-00001.parquet")
+    rows = pq.read_table(file).to_pylist()
+    write_plainly(file, rows)
+    right, said = truth(), file.stat()
+    small_easyvqa.export("a", "genlip-tiny", reply=lambda prompt: right[prompt])
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
+    assert small_easyvqa.run(*arguments) == 0 and float(table()[0]["shape"]) == 100.0
+    places = [i for kind in ("circle", "triangle") for i in [i for i, row in enumerate(rows) if row["answer"] == kind][:4]]
+    for i, answer in zip(places, [rows[i]["answer"] for i in places[::-1]]):
+        rows[i]["answer"] = answer
+    write_plainly(file, rows)
+    os.utime(file, ns=(said.st_mtime_ns, said.st_mtime_ns))
+    assert file.stat().st_size == said.st_size
+    capsys.readouterr()
+    assert small_easyvqa.run(*arguments) == 0 and float(table()[0]["shape"]) == 80.0
+    assert "tasks are done" not in capsys.readouterr().err
+
+
+def test_data_are_read_once_and_again_where_that_is_asked(small_easyvqa, monkeypatch):
+    read, real = [], digests._hash
+    monkeypatch.setattr(digests, "SETTLED_NS", -1)
+    monkeypatch.setattr(digests, "_hash", lambda file, *more: read.append(file.parent.name) or real(file, *more))
+    small_easyvqa.export("a", "genlip-tiny")
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--dry-run")
+    assert small_easyvqa.run(*arguments) == 0 and sorted(read) == ["colour", "shape", "yes_no"]
+    assert small_easyvqa.run(*arguments) == 0 and len(read) == 3
+    assert small_easyvqa.run(*arguments, "--rehash") == 0 and len(read) == 6
 
 
 def test_a_limit_is_partial_and_never_costs_a_full_result(small_easyvqa, capsys):

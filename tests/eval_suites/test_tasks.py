@@ -2,9 +2,12 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from eval_suites import suites, tasks
@@ -159,8 +162,10 @@ def lmms_model_default() -> int:
 
 
 @pytest.mark.parametrize("task", tasks.DEFINITIONS)
-def test_a_resolved_definition_changes_only_what_it_may(task):
-    data = tasks.Data(task, "split", (Path("/a.parquet"),), (Path("/b.parquet"),), 1, None, "")
+def test_a_resolved_definition_changes_only_what_it_may(task, tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    data = tasks.Data(task, "split", (tmp_path / "a",), (tmp_path / "b",), 1, None)
     allowed = {"include", "task", "dataset_path", "dataset_name", "dataset_kwargs", "process_docs"}
     allowed |= {"metric_list"} if task in tasks.CIDER else set()
     allowed |= {"doc_to_visual", "lmms_eval_specific_kwargs"} if task == "gqa" else set()
@@ -168,7 +173,7 @@ def test_a_resolved_definition_changes_only_what_it_may(task):
     assert set(resolved) == allowed and resolved["task"] != task
     if task == "gqa":
         packaged = tasks.definition("gqa")["lmms_eval_specific_kwargs"]["default"]
-        assert {**packaged, "images": ["/b.parquet"]} == resolved["lmms_eval_specific_kwargs"]["default"]
+        assert {**packaged, "images": [str(tmp_path / "b")], "digest": data.digest} == resolved["lmms_eval_specific_kwargs"]["default"]
 
 
 def test_declared_tasks_agree_with_their_packaged_definitions():
@@ -222,6 +227,48 @@ def test_data_digest_sees_other_answers_of_the_same_size(tmp_path):
     assert tasks.locate("chartqa", tmp_path).digest == one
     write_parquet(file, [{**row, "answer": row["answer"][::-1]} for row in rows])
     assert tasks.locate("chartqa", tmp_path).digest != one
+
+
+def write_plainly(path, rows):
+    """Where values keep their lengths, the file keeps its size and its footer."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="none", use_dictionary=False)
+
+
+def test_data_digest_sees_corrected_labels_and_a_byte_of_a_picture(tmp_path):
+    """Neither size nor footer nor date of the file says so."""
+    path, rows = hub_rows()["chartqa"]
+    rows = [{**rows[0], "answer": f"{i % 7}"} for i in range(500)]
+    file = tmp_path / f"{path}.parquet"
+    write_plainly(file, rows)
+    said, date = tasks.locate("chartqa", tmp_path).digest, file.stat().st_mtime_ns
+    shutil.copytree(tmp_path / "lmms-lab-encoder", tmp_path / "moved/lmms-lab-encoder")
+    (moved,) = (tmp_path / "moved").rglob("*.parquet")
+    moved.rename(moved.with_name("test-00000-of-00009.parquet"))
+    os.utime(moved.with_name("test-00000-of-00009.parquet"), (1, 1))
+    assert tasks.locate("chartqa", tmp_path / "moved").digest == said
+
+    size = file.stat().st_size
+    write_plainly(file, [{**row, "answer": f"{(i + 1) % 7}"} if i < 120 else row for i, row in enumerate(rows)])
+    os.utime(file, ns=(date, date))
+    assert file.stat().st_size == size and tasks.locate("chartqa", tmp_path).digest != said
+
+    write_plainly(file, rows)
+    data = bytearray(file.read_bytes())
+    data[data.index(b"IDAT") + 9] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(date, date))
+    assert tasks.locate("chartqa", tmp_path).digest != said
+
+
+def test_data_digest_sees_gqas_pictures(tmp_path):
+    write_hub(tmp_path)
+    said = tasks.locate("gqa", tmp_path).digest
+    (file,) = tmp_path.rglob("testdev_balanced_images/*.parquet")
+    data = bytearray(file.read_bytes())
+    data[data.index(b"IDAT") + 9] ^= 1
+    file.write_bytes(data)
+    assert tasks.locate("gqa", tmp_path).digest != said
 
 
 def test_every_file_a_score_depends_on_is_in_the_definitions_digest():

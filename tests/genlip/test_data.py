@@ -1,18 +1,21 @@
 """Shards, samples, streams and packed rows: an order that ranks and stops do not change, and no sample lost without a word."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from genlip import data as data_module
+from genlip import shards as shards_module
 from genlip.data import START, Ledger, Sample, iterate_stream, load_tokenizer, normalised, packed_rows, prompt_and_answer
-from genlip.shards import Shard, list_sources, listing_digest, open_shard
+from genlip.shards import Shard, data_digest, list_sources, listing_digest, open_shard
 from genlip.train import check_ledger, train
 
 
@@ -273,6 +276,51 @@ def test_shards_that_changed_are_refused_on_resume(recipe, shards, tar, draw):
     assert listing_digest(list_sources(recipe.data)) != before
     with pytest.raises(ValueError, match="not those that"):
         train(replace(recipe, steps=4))
+
+
+def test_a_byte_of_a_shard_is_noticed_where_the_run_goes_on_and_where_it_is_done(recipe, shards, capsys):
+    """Equal size, date put back."""
+    recipe = replace(recipe, steps=4)
+    provenance = json.loads((train(recipe) / "provenance.json").read_text())
+    assert provenance["data_digest_covers"] == "names, sizes and all bytes of the shards"
+    train(recipe)
+    assert "this run is done" in capsys.readouterr().out
+    shard = shards / "train-1.tar"
+    date, data = shard.stat().st_mtime_ns, shard.read_bytes()
+    shard.write_bytes(data.replace(b"a red picture", b"a sad picture"))
+    os.utime(shard, ns=(date, date))
+    with pytest.raises(ValueError, match="not those that"):
+        train(recipe)
+    shutil.rmtree(recipe.out + "/export")
+    with pytest.raises(ValueError, match="not those that"):
+        train(recipe)
+    assert "this run is done" not in capsys.readouterr().out
+    shard.write_bytes(data)
+    train(recipe)
+
+    # A run from before bytes were covered: its digest is the listing's.
+    (state,) = Path(recipe.out).glob("checkpoints/step-000004/state.json")
+    said = json.loads(state.read_text())
+    assert said["data"] == provenance["data_digest"] == data_digest(list_sources(recipe.data))[0]
+    state.write_text(json.dumps(said | {"data": listing_digest(list_sources(recipe.data))}))
+    shutil.rmtree(recipe.out + "/export")
+    capsys.readouterr()
+    assert json.loads((train(recipe) / "provenance.json").read_text())["data_digest"] == provenance["data_digest"]
+    assert "began before the bytes of shards were compared" in capsys.readouterr().out
+
+
+def test_beyond_a_bound_the_ends_of_shards_stand_for_them(recipe, shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards_module, "WHOLE_BYTES", 10)
+    monkeypatch.setattr(shards_module, "END_BYTES", 1024)
+    said, covers = data_digest(list_sources(recipe.data))
+    assert "both ends of each" in covers and "all bytes are covered up to" in covers
+    shutil.copytree(shards, tmp_path / "moved")
+    assert data_digest(list_sources(str(tmp_path / "moved")))[0] == said != data_digest(list_sources(str(shards / "train-1.tar")))[0]
+    for place, noticed in ((5, True), (-5, True), (3000, False)):
+        data = bytearray((shards / "train-1.tar").read_bytes())
+        data[place] ^= 1
+        (tmp_path / "moved/train-1.tar").write_bytes(data)
+        assert (data_digest(list_sources(str(tmp_path / "moved")))[0] != said) == noticed
 
 
 def test_ledgers_of_streams_add_up():

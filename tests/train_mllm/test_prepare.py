@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from genlip.common import digests
 from train_mllm import conversations as rows_module
 from train_mllm import image_check, prepare_data, sources
 from train_mllm.conversations import ImageRef, normalise, open_conversations
@@ -382,6 +385,118 @@ def test_what_cannot_be_done_is_said(images, capsys, monkeypatch):
     monkeypatch.setattr(prepare_data.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 10}))
     assert main([str(images / "p.parquet"), "--out", str(images / "y")]) == 2
     assert "give --out on a larger disk" in capsys.readouterr().err
+
+
+@pytest.fixture
+def pair(images, monkeypatch):
+    """Five conversations about five drawn pictures, prepared; and what is read of pictures that were prepared. Files settle at once."""
+    monkeypatch.setattr(digests, "SETTLED_NS", -1)
+    for i in range(5):
+        (images / f"{i}.png").write_bytes(encoded())
+    rows = [llava(id=str(i), image=f"{i}.png", answer=f"yes {i}") for i in range(5)]
+    (images / "a.json").write_text(json.dumps(rows))
+    read, real = [], rows_module._as_prepared
+    monkeypatch.setattr(rows_module, "_as_prepared", lambda row: read.append(row["id"]) or real(row))
+    return images, read, lambda **more: prepare(str(images / "a.json"), "", str(images / "out"), workers=1, **more)
+
+
+def rewrite(file: Path, data: bytes) -> None:
+    """Equal size, equal date."""
+    said = file.stat()
+    assert len(data) == said.st_size
+    file.write_bytes(data)
+    os.utime(file, ns=(said.st_atime_ns, said.st_mtime_ns))
+
+
+def test_a_source_that_changed_in_its_place_is_refused(pair):
+    images, _, again = pair
+    ledger = again()
+    assert again() == ledger and list(ledger["origin"]["files"]) == ["a.json"]
+    text = (images / "a.json").read_bytes()
+    rewrite(images / "a.json", text.replace(b"yes 3", b"no! 3"))
+    with pytest.raises(ValueError, match=r"other data: 1 files hold something else \(first: a\.json\)\. Give another --out, or remove"):
+        again()
+    rewrite(images / "a.json", text)
+    assert again() == ledger
+
+
+@pytest.mark.parametrize("how", ["byte", "replaced", "gone"])
+def test_a_picture_that_changed_in_its_place_is_refused(pair, how):
+    images, read, again = pair
+    ledger, picture = again(), images / "3.png"
+    assert again() == ledger and read == [], "a stat each"
+    data = picture.read_bytes()
+    if how == "byte":
+        rewrite(picture, data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+    elif how == "replaced":
+        date = picture.stat().st_mtime_ns
+        (images / "other.png").write_bytes(encoded())
+        (images / "other.png").replace(picture)
+        os.utime(picture, ns=(date, date))
+    else:
+        picture.unlink()
+    said = r"0 have changed and 1 are gone" if how == "gone" else r"1 have changed and 0 are gone"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"{said} \(first: .*3\.png\)\. Bring them back"):
+            again()
+    assert read == [] if how == "gone" else read == ["3", "3"]
+    picture.write_bytes(data)
+    assert again() == again() == ledger and read[-1] == "3", "the same bytes are the same picture, and known from then on"
+    assert len(read) == (1 if how == "gone" else 3)
+    assert again(rehash=True) == ledger and len(read) == (6 if how == "gone" else 8)
+
+
+def test_a_picture_written_a_moment_ago_is_told_by_its_bytes(pair, monkeypatch):
+    monkeypatch.setattr(digests, "SETTLED_NS", 60 * 10**9)
+    _, read, again = pair
+    assert again() == again() and len(read) == 5
+    monkeypatch.setattr(digests, "SETTLED_NS", -1)
+    assert again() == again() and len(read) == 10
+
+
+def test_equal_data_have_equal_digests_wherever_and_whenever(pair, tmp_path):
+    images, _, again = pair
+    ledger = again()
+    shutil.copytree(images, tmp_path / "far/away", ignore=shutil.ignore_patterns("out", "far"))
+    for file in (tmp_path / "far/away").iterdir():
+        os.utime(file, (1, 1))
+    moved = prepare(str(tmp_path / "far/away/a.json"), "", str(tmp_path / "far/out"), workers=2)
+    assert moved["digest"] == ledger["digest"] and moved["origin"]["files"] == ledger["origin"]["files"]
+
+
+def test_a_folder_from_before_is_taken_by_size_and_its_pictures_by_their_bytes(pair, capsys):
+    images, read, again = pair
+    ledger = again()
+    old = ledger | {"origin": {key: value for key, value in ledger["origin"].items() if key != "files"}}
+    (images / "out/ledger.json").write_text(json.dumps(old))
+    for file in (images / "out/conversations").glob("*.npy"):
+        file.unlink()
+    assert again() == old and len(read) == 5 and "knows its source by size alone" in capsys.readouterr().out
+    rewrite(images / "2.png", (images / "2.png").read_bytes()[::-1])
+    with pytest.raises(ValueError, match=r"2\.png"):
+        again()
+
+
+def test_pieces_whose_pictures_changed_are_done_again_where_the_rest_lacks(pair, monkeypatch):
+    images, _, again = pair
+    monkeypatch.setattr(sources, "PIECE_ROWS", 1)
+    real = prepare_data.work
+
+    def killed(job):
+        if job.number == 3:
+            raise KeyboardInterrupt
+        return real(job)
+
+    monkeypatch.setattr(prepare_data, "work", killed)
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    (images / "1.png").write_bytes((images / "red.png").read_bytes())
+    worked = []
+    monkeypatch.setattr(prepare_data, "work", lambda job: worked.append(job.number) or real(job))
+    ledger = again()
+    assert worked == [1, 3, 4] and again() == ledger
+    alone = prepare(str(images / "a.json"), "", str(images / "alone"), workers=1)
+    assert alone["digest"] == ledger["digest"]
 
 
 def test_parallel_equals_serial_and_a_killed_run_goes_on(images, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from llava_plugin import mllm
 from llava_plugin.encoders import weights_dir
 from llava_plugin.tower import VisionTower, digest
 from train_mllm import features as features_module
+from train_mllm import prepare_data
 from train_mllm import train as train_module
 from train_mllm.freeze_check import FreezeCheck
 from train_mllm.recipes import PRESETS
@@ -116,6 +118,49 @@ def test_a_stage_about_the_same_pictures_takes_the_features_of_the_one_before(re
     Image.new("RGB", (40, 40), "red").save(Path(recipe.data).parent / "3.png")
     train(replace(recipe, init=str(before), out=f"{recipe.out}-drawn"))
     assert list(Path(f"{recipe.out}-drawn", "data").glob("features-*.npy")), "another picture of the same name"
+
+
+def test_features_are_kept_for_the_very_picture_files(recipe):
+    picture, out = Path(recipe.data).parent / "3.png", Path(recipe.data).parent / "prepared"
+    prepare_data.prepare(recipe.data, "", str(out), workers=1)
+    table = features_module.open_conversations(out)
+    before, date, data = features_module._pictures(table, "d"), picture.stat().st_mtime_ns, picture.read_bytes()
+    assert features_module._pictures(table, "d") == before
+    picture.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+    os.utime(picture, ns=(date, date))
+    assert features_module._pictures(table, "d") != before
+
+
+@pytest.mark.parametrize("what", ["words", "picture", "prepared"])
+def test_a_run_whose_data_changed_is_not_said_to_be_done_and_does_not_go_on(recipe, what, capsys):
+    """Equal sizes, dates put back; the folder that was prepared beforehand made anew from something else."""
+    source, out = Path(recipe.data), Path(recipe.data).parent / "prepared"
+    if what == "prepared":
+        prepare_data.prepare(str(source), "", str(out))
+        recipe = replace(recipe, data=str(out))
+    train(recipe)
+    train(recipe)
+    assert "this run is done" in capsys.readouterr().out
+    file = source.parent / "3.png" if what == "picture" else source
+    date, data = file.stat().st_mtime_ns, file.read_bytes()
+    changed = data[:-20] + bytes([data[-20] ^ 1]) + data[-19:] if what == "picture" else data.replace(b'"red"', b'"sad"')
+    file.write_bytes(changed)
+    os.utime(file, ns=(date, date))
+    assert file.stat().st_size == len(data)
+    if what == "prepared":
+        shutil.rmtree(out)
+        prepare_data.prepare(str(source), "", str(out))
+    said = {"words": r"first: sft\.json", "picture": r"first: .*3\.png", "prepared": r"run began with data .{8}, and"}[what]
+    with pytest.raises(ValueError, match=rf"export was trained on other data than there are now: .*{said}"):
+        train(recipe)
+    shutil.rmtree(recipe.out + "/export")
+    with pytest.raises(ValueError, match=said):
+        train(recipe)
+    if what == "words":  # the folder that the first sentence names was removed: the checkpoints are of the data before
+        shutil.rmtree(recipe.out + "/data")
+        with pytest.raises(ValueError, match=r"run began with data"):
+            train(recipe)
+    assert "this run is done" not in capsys.readouterr().out
 
 
 class Killed(Exception):
