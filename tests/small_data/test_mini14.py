@@ -10,7 +10,7 @@ import pytest
 
 from eval_suites import suites, tasks
 from eval_suites.runner import preflight
-from eval_suites.score import results
+from eval_suites.score import lmms_files
 from small_data.mini import benchmarks, build, cider, conversations, families, question_styles
 from small_data.mini.knobs import DEFAULT
 
@@ -59,9 +59,8 @@ def test_the_suite_has_the_fourteen_columns_and_leaves_n_to_the_manifest(root):
 
 
 def test_a_packaged_tasks_columns_are_still_found_by_its_name():
-    assert [c.n for c in results._columns("chartqa_local")] == [2500] and [c.task for c in results._columns("mini_chartqa_local")] == [
-        "mini_chartqa"
-    ]
+    assert [column.n for column in lmms_files._columns("chartqa_local", None)] == [2500]
+    assert [column.task for column in lmms_files._columns("mini_chartqa_local", None)] == ["mini_chartqa"]
 
 
 def test_missing_mini_data_say_how_to_make_them(tmp_path):
