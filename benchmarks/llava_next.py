@@ -2,7 +2,7 @@
 
 Both are whole commands, started in turn, each a process of its own: `python -m train_mllm.train` and, through the adapter,
 `python -m llava_plugin.llava_next train`. Same: conversations (the declared mix of lengths, each with a picture of its own), prompt, a
-randomly initialised Qwen2, genlip-tiny frozen, conversations a step, learning rate, clipping, no gradient checkpointing, one loading
+randomly initialised Qwen2, genlip-tiny frozen, conversations per step, learning rate, clipping, no gradient checkpointing, one loading
 process, fp32 on the CPU (whose bf16 and fp16 are slow: theirs is not run in them, nor its tower).
 
 Counted: two epochs are trained, and the time from the last logged step of the first to the last of the second, as the lines arrive. So
@@ -143,7 +143,7 @@ def count_steps(checkout: str, n: int, batch: int) -> int:
 
 
 def time_trainers(checkout: str, n: int, scale: float, batch: int, hidden: int, layers: int, rounds: int, seed: int) -> list[dict]:
-    """One record for each trainer: tokens a second (real ones, median of the rounds), positions computed for each of them, the speed that
+    """One record for each trainer: tokens per second (real ones, median of the rounds), positions computed for each of them, the speed that
     theirs would gain without padding, and the speed gained against theirs, round by round."""
     steps = count_steps(checkout, n, batch)
     environment = os.environ | {

@@ -1,6 +1,6 @@
-"""What a recipe costs, before it runs: parameters, tokens, memory a GPU, days. `python -m genlip.train so16-s1 --dry-run`.
+"""What a recipe costs, before it runs: parameters, tokens, memory per GPU, days. `python -m genlip.train so16-s1 --dry-run`.
 
-FLOP are those of the model, as MFU counts them: 6 a weight and token (forward and backward), the head on labelled tokens alone,
+FLOP are those of the model, as MFU counts them: 6 per weight and token (forward and backward), the head on labelled tokens alone,
 12 n^2 D a layer for the attention of a sample of n tokens; what activation checkpointing computes twice is not counted.
 """
 

@@ -153,7 +153,7 @@ def _larger(preset: str, resolution: int) -> Recipe:
 PRESETS: dict[str, Callable[[], Recipe]] = {
     "l16-s1": lambda: _stage1("l16-s1", "genlip-l16"),
     "so16-s1": lambda: _stage1("so16-s1", "genlip-so16"),
-    "g16-s1": lambda: _stage1("g16-s1", "genlip-g16", rows=768, warmup=0.02),  # 48K samples a batch
+    "g16-s1": lambda: _stage1("g16-s1", "genlip-g16", rows=768, warmup=0.02),  # 48K samples per batch
     "l16-s2": lambda: _stage2("l16-s2", "genlip-l16", "l16-s1"),
     "so16-s2": lambda: _stage2("so16-s2", "genlip-so16", "so16-s1"),
     "g16-s2": lambda: _stage2("g16-s2", "genlip-g16", "g16-s1"),

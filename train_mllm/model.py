@@ -94,7 +94,7 @@ def prepare_for_training(model, recipe: Recipe, dtype, zero: bool, on_gpu: bool)
 
 def use_liger(language_model) -> None:
     """Liger's norms, rotary positions and SwiGLU for a language model that it knows. Its loss is left out: here only the logits of
-    learned tokens are computed at all."""
+    supervised tokens are computed at all."""
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
     _apply_liger_kernel_to_instance(model=language_model, cross_entropy=False, fused_linear_cross_entropy=False)

@@ -59,7 +59,7 @@ class Recipe:
 
 def projector() -> Recipe:
     """LLaVA-NeXT's first stage: 558K picture-caption pairs, lr 1e-3, batch 16 a GPU, length 8192. Its number of GPUs is not published:
-    256 pairs a step here, as in SFT."""
+    256 pairs per step here, as in SFT."""
     return Recipe("projector", stage="projector", lr=1e-3, batch=16, global_batch=256, max_length=8192, workers=4)
 
 
@@ -70,7 +70,7 @@ def sft_qwen7b_frozen() -> Recipe:
 
 
 def sft_qwen1_5b_frozen() -> Recipe:
-    """One H100 does 2.2 times as many tokens a second at 16 conversations as at 4."""
+    """One H100 does 2.2 times as many tokens per second at 16 conversations as at 4."""
     return replace(sft_qwen7b_frozen(), preset="sft-qwen1.5b-frozen", llm="Qwen/Qwen2.5-1.5B-Instruct", batch=16)
 
 
