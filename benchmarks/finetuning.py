@@ -167,7 +167,7 @@ def time_recipe(recipe: Recipe, steps: int, scale: float) -> list[str]:
     from transformers.utils import logging
 
     from train_mllm.freeze_check import FreezeCheck
-    from train_mllm.model import adamw, freeze_parts, parameter_groups, prepare_for_training
+    from train_mllm.model import adamw, count_parameters, freeze_parts, prepare_for_training
     from train_mllm.packing import Collator, in_batches
     from train_mllm.train import arguments
     from train_mllm.trainer import StrictTrainer
@@ -186,7 +186,7 @@ def time_recipe(recipe: Recipe, steps: int, scale: float) -> list[str]:
     lengths = np.array([[len(row.ids)] for row in drawn])
     dataset, accumulation = in_batches(SyntheticConversations(drawn), lengths, np.arange(n), recipe, processes=1)
     prepare_for_training(model, recipe, dtype, False, on_gpu)
-    learns = sum(group["trained"] for group in parameter_groups(model).values())
+    learns = sum(group["trained"] for group in count_parameters(model).values())
 
     seen, kept = StepCounts(), []
 

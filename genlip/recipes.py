@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, replace
 
 from .common.flags import option
 
-# About 0.95 M encoder parameters: 64 x 64 pixels are 4 x 4 patches. Head size 32, so 6/5/5 rotary channels a side.
+# 976,000 encoder parameters: 64 x 64 pixels are 4 x 4 patches. Head size 32, so 6/5/5 rotary channels a side.
 TINY = {
     "vocab_size": 512,
     "hidden_size": 128,

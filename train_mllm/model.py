@@ -6,7 +6,7 @@ from genlip.common.files import read_json
 
 from .recipes import Recipe
 
-# Of an earlier stage: by these eval_suites.compare tells whether two MLLMs differ in the encoder alone.
+# Of an earlier stage: by these eval_suites/score/comparison.py tells whether two MLLMs differ in the encoder alone.
 HANDED_ON = ("stage", "data_digest", "steps", "recipe")
 
 
@@ -36,7 +36,7 @@ def initialise_from(model, recipe: Recipe) -> dict:
     return {"llm_digest_before": provenance.get("llm_digest_before"), "earlier": [*provenance.get("earlier", []), was]}
 
 
-def parameter_groups(model) -> dict[str, dict[str, int]]:
+def count_parameters(model) -> dict[str, dict[str, int]]:
     """{"encoder" | "projector" | "llm": {"trained", "all"}}, counted once where weights are tied."""
     parts = {"encoder": model.model.vision_tower, "projector": model.model.multi_modal_projector}
     apart = {id(p) for part in parts.values() for p in part.parameters()}

@@ -19,9 +19,7 @@ class Recipe:
     stage: str = option("sft", "what learns: the projector alone, or in SFT the language model too", "model", ("projector", "sft"))
     encoder: str = option("genlip-g16", "encoder key, PATH_OR_HUB_ID or NAME=PATH: see python -m llava_plugin.encoders", "model")
     llm: str = option("Qwen/Qwen2.5-7B-Instruct", "language model: a name under weights/, a folder or hub id", "model")
-    projector: str = option(
-        "mlp2x_gelu", "features to words (paper: mlp2x_gelu); pixel_shuffle joins 2 x 2", "model", tuple(PROJECTORS)
-    )
+    projector: str = option("mlp2x_gelu", "features to words (paper: mlp2x_gelu); pixel_shuffle joins 2 x 2", "model", tuple(PROJECTORS))
     data: str = option("", "LLaVA or OpenAI JSON, parquet, a YAML mix, or a folder made by train_mllm.prepare_data", "data")
     images: str = option("", "the folder that the JSON's picture paths start from", "data")
     out: str = option("", "the run folder: recipe, data, metrics, checkpoints, export", "run")
