@@ -30,7 +30,7 @@ from genlip.common.command import Failed, command, new_parser
 from genlip.common.files import read_json, write_json
 from llava_plugin import encoders
 from llava_plugin.fetch import chat_tokenizer
-from llava_plugin.llava_next import QWEN_1_5, ROOT_HINT
+from llava_plugin.llava_next import CLONE, QWEN_1_5
 from train_mllm import estimate, llava_next
 from train_mllm.prepare_data import prepare
 from train_mllm.recipes import PRESETS, Recipe
@@ -135,7 +135,7 @@ def recipe_for(llm: Path, data: Path, batch: int, steps: int) -> Recipe:
 def count_steps(checkout: str, n: int, batch: int) -> int:
     """Steps of two epochs. Raises ValueError for a folder that is no checkout, or more steps than are logged one by one."""
     if not (Path(checkout) / "llava" / "train" / "train.py").is_file():
-        raise ValueError(f"{checkout} is no LLaVA-NeXT checkout: {ROOT_HINT.split(' and export')[0]}), then name that folder")
+        raise ValueError(f"{checkout} is no LLaVA-NeXT checkout: {CLONE}, then name that folder")
     steps = 2 * -(-n // batch)
     if steps > estimate.SHORT:
         raise ValueError(f"two epochs of {n} conversations are {steps} steps; beside LLaVA-NeXT at most {estimate.SHORT}: raise --batch")
