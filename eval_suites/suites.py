@@ -50,7 +50,7 @@ class Suite:
     columns: tuple[Column, ...]
     note: str = ""
     overall: bool = False
-    paper: tuple[str, ...] = ()  # tables of eval_suites/paper whose rows stand beside ours
+    paper: tuple[str, ...] = ()  # tables of the paper (report/paper.py) whose rows stand beside ours
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
             check_same_data(state["data"], digest, sources, str(run))
         if len(streams) != recipe.rows:
             raise ValueError(
-                f"{run} has {len(streams)} rows a step, and a position in the data for each: --rows {recipe.rows} cannot go on"
+                f"{run} has {len(streams)} rows per step, and a position in the data for each: --rows {recipe.rows} cannot go on"
             )
         print0(rank, f"going on from step {step}")
     batches = packed_rows(recipe, tokenizer, sources, rank, world, streams)

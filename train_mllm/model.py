@@ -6,7 +6,7 @@ from genlip.common.files import read_json
 
 from .recipes import Recipe
 
-# Of an earlier stage: by these eval_suites.compare tells whether two MLLMs differ in the encoder alone.
+# Of an earlier stage: by these eval_suites/score/comparison.py tells whether two MLLMs differ in the encoder alone.
 HANDED_ON = ("stage", "data_digest", "steps", "recipe")
 
 
@@ -36,7 +36,7 @@ def initialise_from(model, recipe: Recipe) -> dict:
     return {"llm_digest_before": provenance.get("llm_digest_before"), "earlier": [*provenance.get("earlier", []), was]}
 
 
-def parameter_groups(model) -> dict[str, dict[str, int]]:
+def count_parameters(model) -> dict[str, dict[str, int]]:
     """{"encoder" | "projector" | "llm": {"trained", "all"}}, counted once where weights are tied."""
     parts = {"encoder": model.model.vision_tower, "projector": model.model.multi_modal_projector}
     apart = {id(p) for part in parts.values() for p in part.parameters()}
@@ -94,7 +94,7 @@ def prepare_for_training(model, recipe: Recipe, dtype, zero: bool, on_gpu: bool)
 
 def use_liger(language_model) -> None:
     """Liger's norms, rotary positions and SwiGLU for a language model that it knows. Its loss is left out: here only the logits of
-    learned tokens are computed at all."""
+    supervised tokens are computed at all."""
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
     _apply_liger_kernel_to_instance(model=language_model, cross_entropy=False, fused_linear_cross_entropy=False)

@@ -65,14 +65,18 @@ def read_export(folder: Path) -> Export:
         )
     provenance = read_json(path, "export the model again")
     said = provenance if isinstance(provenance, dict) else {}
+    if said.get("stage") == "pretrain":
+        raise ValueError(f"{folder} holds an encoder, not an MLLM: fine-tune one around it (--encoder NAME={folder}), and give its export")
     if missing := [name for name in ("stage", "encoder", "llm", "weights_digest") if not said.get(name)]:
         raise ValueError(f"{path} does not say {', '.join(missing)}: export the model again")
     return Export(folder, provenance)
 
 
 def exports_in(runs: Path) -> list[Export]:
-    """Every export of the training runs in a folder, of whatever stage."""
-    return [read_export(path.parent) for path in sorted(runs.glob("*/export/provenance.json"))]
+    """Every MLLM that was exported by the runs in a folder, of whatever stage of fine-tuning; pretraining exports encoders."""
+    folders = [path.parent for path in sorted(runs.glob("*/export/provenance.json"))]
+    encoders = [folder for folder in folders if (said := read_json(folder / "provenance.json")) and said.get("stage") == "pretrain"]
+    return [read_export(folder) for folder in folders if folder not in encoders]
 
 
 def is_llava_next(folder: Path) -> bool:

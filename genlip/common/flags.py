@@ -115,8 +115,8 @@ def read_recipe(parser, presets: dict, args):
     """The recipe of a command line that `add_recipe` was given; what is wrong with it ends the command as the parser's own errors do."""
     try:
         if not args.config and not args.preset:
-            raise ValueError(f"name a recipe ({', '.join(presets)}), or give --config a recipe.json")
-        recipe = recipe_from_file(args.config, presets) if args.config else presets[choose(args.preset, presets, "recipe")]()
+            raise ValueError(f"name a preset ({', '.join(presets)}), or give --config a recipe.json")
+        recipe = recipe_from_file(args.config, presets) if args.config else presets[choose(args.preset, presets, "preset")]()
         if args.preset not in (None, recipe.preset):
             raise ValueError(f"{args.config} is a recipe of {recipe.preset}, not of {args.preset}: leave one of them out")
         return from_args(recipe, args)
@@ -130,7 +130,9 @@ def recipe_from_file(file: str, presets: dict):
         values = dict(json.loads(Path(file).read_text()))
     except (OSError, ValueError, TypeError) as e:
         raise ValueError(f"--config {file} is no recipe.json: {e}") from e
-    recipe = presets[choose(str(values.get("preset")), presets, f"preset in {file}:")]()
+    if values.get("preset") not in presets:
+        raise ValueError(f"--config {file} is no recipe of this command: preset {values.get('preset')!r} is none of {', '.join(presets)}")
+    recipe = presets[values["preset"]]()
     for name, value in values.items():
         like = getattr(recipe, choose(name, [f.name for f in fields(recipe)], f"field of {file}:"))
         value = float(value) if type(value) is int and isinstance(like, float) else value
