@@ -83,4 +83,4 @@ class Parser(argparse.ArgumentParser):
 
 def new_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """A parser whose `epilog`, the examples, is shown line by line as it is written."""
-    return Parser(prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return Parser(prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
