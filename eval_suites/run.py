@@ -128,8 +128,8 @@ def plan_run(args: argparse.Namespace) -> EvalPlan:
 def execute(args: argparse.Namespace, plan: EvalPlan, todo: list[TaskJob], devices: list[str | None]) -> int:
     """Run what is not done, write the table, print it; the exit code."""
     suite, export = plan.suite, plan.export
-    if export.provenance["stage"] != "sft":
-        print(f"note: {export.folder} is of the {export.provenance['stage']} stage, not fine-tuned", file=sys.stderr)
+    if export.provenance.stage != "sft":
+        print(f"note: {export.folder} is of the {export.provenance.stage} stage, not fine-tuned", file=sys.stderr)
     if len(todo) < len(plan.jobs):
         print(f"{len(plan.jobs) - len(todo)} of {len(plan.jobs)} tasks are done for these weights", file=sys.stderr)
     failed = worker.run_jobs(todo, suite, export, args.batch_size, devices) if todo else []
@@ -171,9 +171,7 @@ def _report(
 def _print_plan(args: argparse.Namespace, suite: Suite, export: Export | None, jobs: list[TaskJob], folder: Path) -> None:
     print(f"suite {suite.name}: {suite.note}")
     if export:
-        print(
-            f"MLLM {export.folder}: encoder {export.encoder}, {export.llm}, {export.provenance['stage']} stage, weights {export.digest[:8]}"
-        )
+        print(f"MLLM {export.folder}: encoder {export.encoder}, {export.llm}, {export.provenance.stage} stage, weights {export.digest[:8]}")
     print(f"results into {folder}")
     for job in jobs:
         samples = args.limit if job.key["limit"] else job.data.rows

@@ -12,10 +12,11 @@ Shapes: B samples, S tokens, N visual tokens per picture.
 """
 
 import hashlib
-import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -30,11 +31,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from genlip.common.files import read_json
+from genlip.common.files import write_json
+from genlip.common.schema import SCHEMA, Provenance, read
 from genlip.common.suggest import choose
 
 from . import register
-from .encoders import require_native
+from .encoders import KEYS, require_native
 from .projectors import PROJECTORS
 from .tower import VisionTower, digest, tensor_digests
 
@@ -148,20 +150,32 @@ def _image_token(tokenizer: PreTrainedTokenizerBase, language) -> int:
     return token_id
 
 
-def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, export: Path, provenance: dict) -> None:
-    """Write an export: weights, configs, tokenizer and, last, provenance.json with the digest of all weights."""
+def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, export: Path, said: Mapping[str, Any]) -> None:
+    """Write an export: weights, configs, tokenizer and, last, provenance.json with the digest of all weights.
+
+    `said` is what the stage says of itself, fields of Provenance; what the model tells by itself is added.
+    """
     model.save_pretrained(export)
     tokenizer.save_pretrained(export)
-    tower = model.model.vision_tower
-    provenance = provenance | _digests(model)
-    provenance |= {"projector": model.config.projector, "native_tokens": model.config.native_tokens, "interpolation": tower.interpolation}
-    (export / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
+    tower, spec = model.model.vision_tower, model.model.vision_tower.spec
+    brought = {
+        "encoder": spec.key,
+        "encoder_key": spec.key if spec.key in KEYS and not spec.path else None,
+        "arch": spec.family,
+        "resolution": spec.resolution,
+        "tokens": spec.tokens,
+        "untrained": tower.config.untrained,
+    }
+    told = {"projector": model.config.projector, "native_tokens": model.config.native_tokens, "interpolation": tower.interpolation}
+    provenance = Provenance(**brought | dict(said) | told | _digests(model) | {"schema": SCHEMA})
+    write_json(export / "provenance.json", provenance.as_json())
 
 
 def _digests(model: LlavaForConditionalGeneration) -> dict[str, str]:
-    """The digests of an export's provenance, of all weights and of the encoder's, from one pass over the bytes."""
+    """The digests of an export's provenance, of all weights and of two parts, from one pass over the bytes."""
     tensors = tensor_digests(model)
-    return {"weights_digest": digest(tensors), "encoder_digest": digest(tensors, part="model.vision_tower.")}
+    parts = {"encoder_digest": "model.vision_tower.", "llm_digest": "model.language_model."}
+    return {"weights_digest": digest(tensors), **{name: digest(tensors, part) for name, part in parts.items()}}
 
 
 def load(export: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Mllm":
@@ -173,11 +187,11 @@ def load(export: str | Path, device: str | torch.device | None = None, dtype: to
     export = Path(export)
     if not (export / "provenance.json").is_file():
         raise ValueError(f"{export} has no provenance.json: give the export/ folder of a run of train_mllm (runs/NAME/export)")
-    provenance = read_json(export / "provenance.json")
+    provenance = read(Provenance, export / "provenance.json", "export the model again")
     projector = getattr(LlavaConfig.from_pretrained(export), "projector", "mlp2x_gelu")  # exports from before there was a choice
     model = _model_class(projector).from_pretrained(export, dtype=dtype or "auto")
     for name, found in _digests(model).items() if dtype is None else ():  # in another dtype the bytes are others
-        if found != provenance[name]:
+        if found != provenance[name] and not (provenance.schema == 1 and provenance[name] is None):
             raise ValueError(
                 f"{export}: its {name.removesuffix('_digest')} have digest {found[:8]}, its provenance says {provenance[name][:8]}: "
                 "the files were changed after training; copy the export again or train again"
@@ -230,12 +244,12 @@ class Mllm:
 
     model: LlavaForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase
-    provenance: dict
+    provenance: Provenance
     _features: OrderedDict = field(default_factory=OrderedDict, repr=False)
 
     @property
     def digest(self) -> str:
-        return self.provenance["weights_digest"]
+        return self.provenance.weights_digest
 
     @property
     def tower(self) -> VisionTower:

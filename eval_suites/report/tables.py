@@ -150,6 +150,8 @@ def footnotes(suite: Suite, rows: list[EncoderResult], printed: list[tuple[str, 
         marked = [cell for cell in row.cells.values() if cell.complete and cell.left_out]
         let_in = [f"{cell.benchmark} {cell.left_out} of {cell.n_expected}" for cell in marked]
         notes += [f"{DAGGER} {name}: samples left out whose pictures cannot be read: {', '.join(let_in)}."] if let_in else []
+    if old := [row.label for row in rows if row.schema == 1]:
+        notes.append(f"{', '.join(old)}: trained or evaluated before exports and results had versions; ranked among themselves alone.")
     elsewhere = [row.label for row in rows if not row.results]
     if elsewhere:
         notes.append(

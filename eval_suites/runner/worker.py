@@ -25,6 +25,7 @@ from eval_suites.score import results
 from eval_suites.suites import Suite
 from genlip.common.files import write_file, write_json
 from genlip.common.processes import die_with
+from genlip.common.schema import SCHEMA, Result
 
 SAY_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 _FORK = multiprocessing.get_context("fork")
@@ -67,25 +68,26 @@ def run_job(job: TaskJob, suite: Suite, export: Export, lm) -> None:
     wanted = (job.key["limit"] or job.data.rows) - len(left_out)
     if len(samples) != wanted:
         raise RuntimeError(f"lmms-eval scored {len(samples)} samples of {wanted}")
-    result = {
-        "suite": suite.name,
-        "task": job.task,
-        "encoder": export.encoder,
-        "llm": export.llm,
-        "n": len(samples),
-        "n_expected": job.n_expected,
-        "left_out": left_out,
-        "empty": sum(not sample["answer"].strip() for sample in samples),
-        "cleaned": sum(sample["cleaned"] for sample in out["samples"][name] if "cleaned" in sample),
-        "results": {metric: value for metric, value in out["results"][name].items() if "," in metric},
-        "generation": out["configs"][name]["generation_kwargs"],
-        "key": job.key,
-        "provenance": export.provenance,
-        "seconds": round(time.monotonic() - start, 1),
-    }
+    result = Result(
+        schema=SCHEMA,
+        suite=suite.name,
+        task=job.task,
+        encoder=export.encoder,
+        llm=export.llm,
+        n=len(samples),
+        n_expected=job.n_expected,
+        left_out=left_out,
+        empty=sum(not sample["answer"].strip() for sample in samples),
+        cleaned=sum(sample["cleaned"] for sample in out["samples"][name] if "cleaned" in sample),
+        results={metric: value for metric, value in out["results"][name].items() if "," in metric},
+        generation=out["configs"][name]["generation_kwargs"] or {},
+        key=job.key,
+        provenance=export.provenance,
+        seconds=round(time.monotonic() - start, 1),
+    )
     (job.folder / "result.json").unlink(missing_ok=True)  # from here to the last line the task is not done
     write_file(job.folder / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in sorted(samples, key=lambda s: s["doc_id"])))
-    write_json(job.folder / "result.json", result)
+    write_json(job.folder / "result.json", result.as_json())
 
 
 def _leave_out(task, job: TaskJob, unreadable: dict[int, str]) -> dict[int, str]:
@@ -282,12 +284,12 @@ def _succeeded(worker: _Running, board) -> bool:
     worker.process.join()
     worker.pipe.close()
     result, job = results.read_result(worker.job.folder), worker.job
-    if result is not None and result["key"] == job.key:
+    if result is not None and result.key == job.key:
         board.done(job.task)
         board.say(f"{job.task}: done in {time.monotonic() - worker.start:.0f} s")
-        if result["left_out"]:
-            named = "; ".join(f"doc {doc_id} ({why})" for doc_id, why in list(result["left_out"].items())[:5])
-            board.say(f"note: {job.task}: {len(result['left_out'])} questions left out, their pictures cannot be read: {named}")
+        if result.left_out:
+            named = "; ".join(f"doc {doc_id} ({why})" for doc_id, why in list(result.left_out.items())[:5])
+            board.say(f"note: {job.task}: {len(result.left_out)} questions left out, their pictures cannot be read: {named}")
         return True
     if not any(message.startswith("error: ") for message in worker.said):
         code = worker.process.exitcode

@@ -8,13 +8,6 @@ from eval_suites.score.averages import average, overall, weights
 from eval_suites.score.results import EncoderResult
 from eval_suites.suites import Column, Suite
 
-# What may differ between two MLLMs without a word in a comparison: what an encoder is, what follows from it, names of files, and how a
-# run was watched. Digests say whether data and language model were the same, so their paths need not.
-_ENCODERS_OWN = {"encoder", "encoder_key", "arch", "untrained", "resolution", "interpolation", "parameters"}
-_ENCODERS_OWN |= {"weights_digest", "encoder_digest", "encoder_digest_before"}
-_NOT_COMPARED = {*_ENCODERS_OWN, "llm_digest", "git_commit", "out", "init", "data", "images", "workers", "cache_features"}
-_NOT_COMPARED |= {"report", "save_every"}
-
 
 @dataclass(frozen=True)
 class ComparisonLine:
@@ -89,21 +82,22 @@ def _incomparable(column: Column, a: EncoderResult, b: EncoderResult) -> str:
 def protocol(row: EncoderResult) -> dict:
     """What has to be equal for two rows to differ in the encoder alone: stage, language model, data, recipe, token budget, ..."""
     said = next(iter(row.results.values()))["provenance"]
-    stages = enumerate(said.get("earlier") or [], 1)
-    return _compared(said) | {f"stage {i}.{name}": value for i, stage in stages for name, value in _compared(stage).items()}
-
-
-def _compared(stage: dict) -> dict:
-    """What counts of a stage's provenance, its recipe's fields beside the rest."""
-    flat = {**stage, **{f"recipe.{name}": value for name, value in (stage.get("recipe") or {}).items()}}
-    nested = ("recipe", "earlier")
-    return {name: value for name, value in flat.items() if name not in nested and name.removeprefix("recipe.") not in _NOT_COMPARED}
+    stages = enumerate(said.earlier, 1)
+    own = {"schema": row.schema, **said.compared()}
+    return own | {f"stage {i}.{name}": value for i, stage in stages for name, value in stage.compared().items()}
 
 
 def differences(a: EncoderResult, b: EncoderResult) -> list[str]:
     """What differs between the two rows' MLLMs besides the encoder, in words."""
     one, two = protocol(a), protocol(b)
-    return [f"{name}: {_short(one.get(name))} against {_short(two.get(name))}" for name in {**one, **two} if one.get(name) != two.get(name)]
+    names = {**one, **two} if a.schema == b.schema else [name for name in one if name in two]  # one schema has fields the other has not
+    differing = [(name, one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)]
+    called = {"llm_digest_before": (f"{a.llm} ", f"{b.llm} ")}  # a reader knows it by its name
+    return [
+        f"{name}: {before}{_short(left)} against {behind}{_short(right)}"
+        for name, left, right in differing
+        for before, behind in [called.get(name, ("", ""))]
+    ]
 
 
 def asked_otherwise(a: EncoderResult, b: EncoderResult) -> list[str]:

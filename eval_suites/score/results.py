@@ -18,7 +18,7 @@ import numpy as np
 from eval_suites import suites
 from eval_suites.score import stats
 from eval_suites.suites import Column, Suite
-from genlip.common.files import read_json
+from genlip.common.schema import Provenance, Result, read
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,19 @@ class EncoderResult:
     untrained: bool
     cells: dict[str, Cell]
     scores: dict[str, stats.Scores]
-    results: dict[str, dict] = field(repr=False)  # task -> result.json, for what a comparison has to hold equal
+    results: dict[str, Result] = field(repr=False)  # task -> result.json, for what a comparison has to hold equal
+
+    @property
+    def schema(self) -> int:
+        """The oldest of what its results and its MLLM's provenance say."""
+        return (
+            min(each for result in self.results.values() for each in (result["schema"], result["provenance"].schema)) if self.results else 2
+        )
 
     @property
     def label(self) -> str:
         stage = next(iter(self.results.values()))["provenance"].get("stage", "sft") if self.results else "sft"
-        marks = ["untrained"] * self.untrained + [f"{stage} stage"] * (stage != "sft")
+        marks = ["untrained"] * self.untrained + [f"{stage} stage"] * (stage != "sft") + ["schema 1"] * (self.schema == 1)
         return self.encoder + (f" ({', '.join(marks)})" if marks else "")
 
 
@@ -179,18 +186,10 @@ def _pairs(scores: stats.Scores, path: Path) -> stats.Scores:
     return stats.Scores(ids, scores.pictures[first], 50.0 * right + 100.0 * (right == 2), scores.strata[first])
 
 
-def read_result(folder: Path) -> dict | None:
+def read_result(folder: Path) -> Result | None:
     """result.json of a task's folder; None where the task is not done. ValueError where the file is no result."""
     path = folder / "result.json"
-    if not path.exists():
-        return None
-    try:
-        result: dict = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("suite", "task", "encoder", "llm", "n", "n_expected", "results", "key", "provenance"):
-            result[name]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a result ({error!r}): delete the folder and run the task again") from error
-    return result
+    return read(Result, path, "delete the folder and run the task again") if path.exists() else None
 
 
 def read_row(folder: Path, suite: Suite) -> EncoderResult | None:
@@ -334,7 +333,7 @@ def find_row(rows: list[EncoderResult], name: str, suite: Suite) -> EncoderResul
     """The row of `ENCODER`, `ENCODER@DIGEST` (its first digits) or `ENCODER@EXPORT` (its folder). ValueError where none or several are."""
     encoder, _, which = name.partition("@")
     if which and (Path(which) / "provenance.json").exists():
-        which = read_json(Path(which) / "provenance.json")["weights_digest"]
+        which = read(Provenance, Path(which) / "provenance.json", "export the model again").weights_digest
     found = [row for row in rows if row.encoder == encoder and row.digest.startswith(which)]
     if not found:
         there = ", ".join(sorted({row.encoder for row in rows})) or "none"

@@ -13,13 +13,22 @@ from .suggest import choose, unknown
 GROUPS = ("data", "model", "optimisation", "speed", "run")  # of --help, in this order
 
 
-def option(default, help: str, group: str, choices: tuple = (), keys: tuple = (), needs: tuple = ()):
+def option(default, help: str, group: str, choices: tuple = (), keys: tuple = (), needs: tuple = (), kind: str = ""):
     """A field of a recipe and its flag. A dictionary takes `NAME=VALUE` for the names in `keys`, and holds those in `choices`.
 
     `needs=("max_steps", 0)` says that the field counts only beside that value of another field, or one of several;
-    `needs=("lora_rank",)`: beside any value that is not 0 or empty.
+    `needs=("lora_rank",)`: beside any value that is not 0 or empty. `kind` is one of schema.KINDS, what a comparison makes of the field.
     """
-    return field(default=default, metadata={"help": help, "group": group, "choices": choices, "keys": keys, "needs": needs})
+    metadata = {"help": help, "group": group, "choices": choices, "keys": keys, "needs": needs, "kind": kind}
+    return field(default=default, metadata=metadata)
+
+
+def takes_effect(recipe, f) -> bool:
+    """Whether a field counts beside the recipe's other ones: see `option`'s `needs`."""
+    if not f.metadata["needs"]:
+        return True
+    other, *values = f.metadata["needs"]
+    return getattr(recipe, other) in values if values else bool(getattr(recipe, other))
 
 
 def flag(name: str, value=None) -> str:

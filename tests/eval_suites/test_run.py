@@ -452,12 +452,12 @@ def test_frozen_encoders_of_another_token_budget_are_not_compared(small_easyvqa,
     assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--compare", "random-tiny") == 2
     assert small_easyvqa.loads == loads
     text = capsys.readouterr().err
-    assert "genlip-tiny gives 16 tokens a picture (4 x 4), random-tiny 36 (6 x 6): not comparable" in text
+    assert "genlip-tiny gives 16 tokens per picture (4 x 4), random-tiny 36 (6 x 6): not comparable" in text
     assert "Train random-tiny at --resolution 64" in text
     export = preflight.read_export(Path("runs/a/export"))
     (other,) = results.read_rows(Path("results"), suites.get("easyvqa"))
     assert len(preflight.budget_problem(export, [other])) == 1
-    unfrozen = replace(export, provenance=export.provenance | {"frozen": False})
+    unfrozen = replace(export, provenance=replace(export.provenance, frozen=False))
     assert not preflight.budget_problem(unfrozen, [other])  # encoders that were trained too may differ: the table says so
     assert not preflight.budget_problem(export, [replace(other, frozen=False)])
 

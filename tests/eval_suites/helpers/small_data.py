@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from genlip.common.schema import SCHEMA, Provenance
+
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 
 
@@ -106,12 +108,16 @@ def _tuple(pixel):
 
 
 def provenance(encoder: str, **changes) -> dict:
+    """provenance.json of an export; a recipe among the changes is its protocol too, but for the encoder's name."""
     digest = hashlib.sha256(json.dumps([encoder, changes], sort_keys=True).encode()).hexdigest()
-    return {
+    facts = {
         "stage": "sft", "encoder": encoder, "encoder_key": encoder, "arch": "genlip", "llm": "llm-tiny", "frozen": True, "resolution": 64,
         "tokens": 16, "untrained": encoder == "random-tiny", "weights_digest": digest, "encoder_digest": "e", "llm_digest": "l",
-        "data_digest": "d", "recipe": {"lr": 0.001, "encoder": encoder}, "versions": {"torch": "2.13.0"}, "git_commit": "0" * 40, **changes,
+        "llm_digest_before": "l0", "data_digest": "d", "recipe": {"lr": 0.001, "encoder": encoder}, "versions": {"torch": "2.13.0"}, 
+        "git_commit": "0" * 40, **changes,
     }  # fmt: skip
+    protocol = {name: value for name, value in facts["recipe"].items() if name not in ("encoder", "out")}
+    return Provenance(**{"schema": SCHEMA, "protocol": protocol, **facts}).as_json()
 
 
 class Place:
