@@ -74,7 +74,7 @@ def test_pixel_shuffle_joins_neighbours_row_by_row():
 
 
 def test_projectors_that_do_not_fit_are_refused(llama_tiny):
-    with pytest.raises(ValueError, match="unknown projector 'resampler'. There are: mlp2x_gelu, linear, pixel_shuffle"):
+    with pytest.raises(ValueError, match=r"unknown projector 'resampler'\. There are: mlp2x_gelu, linear, pixel_shuffle"):
         mllm.build(VisionTower.from_encoder("genlip-tiny"), str(llama_tiny), projector="resampler")
     with pytest.raises(ValueError, match="genlip-tiny has 5 x 5: use an even grid"):
         mllm.build(VisionTower.from_encoder("genlip-tiny", resolution=80), str(llama_tiny), projector="pixel_shuffle")
