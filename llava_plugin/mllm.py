@@ -11,10 +11,12 @@ with a GELU between), so a model with another one is the subclass `LlavaWithProj
 Shapes: B samples, S tokens, N visual tokens per picture.
 """
 
+import functools
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from genlip.common import fingerprint
 from genlip.common.files import write_json
+from genlip.common.fingerprint import Fingerprint
 from genlip.common.schema import SCHEMA, Provenance, read
 from genlip.common.suggest import choose
 
@@ -43,6 +48,10 @@ from .tower import VisionTower, digest, tensor_digests
 IMAGE = "<image>"  # the marker in messages and in LLaVA's data
 # Without cuDNN's attention: it re-plans for every new shape (80 ms on an H100), that is at each decoding step.
 DECODE_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# In front of a chat template that prints today's date: there it is always this one, and a prompt the same on every day.
+TODAY = datetime(2024, 7, 26)
+PINNED = "".join(f"|replace('%{letter}', '{TODAY.strftime(f'%{letter}')}')" for letter in "aAbBdHIjmMpSyY")
+PINNED = "{%- macro strftime_now(form) -%}{{ form" + PINNED + " }}{%- endmacro -%}"
 FEATURES_KEPT = 512  # pictures whose features `answer` keeps: benchmarks ask several questions about one picture in a row
 
 
@@ -94,8 +103,7 @@ def build(
         tokenizer.pad_token = tokenizer.eos_token
     image_token_id = _image_token(tokenizer, language)
     model = assemble(tower, language, image_token_id, dtype, seed, projector, native_tokens)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.suppress_tokens = [image_token_id]  # a placeholder is never an answer
+    model.generation_config = decoding(tokenizer, image_token_id)
     return model, tokenizer
 
 
@@ -188,6 +196,7 @@ def load(export: str | Path, device: str | torch.device | None = None, dtype: to
     if not (export / "provenance.json").is_file():
         raise ValueError(f"{export} has no provenance.json: give the export/ folder of a run of train_mllm (runs/NAME/export)")
     provenance = read(Provenance, export / "provenance.json", "export the model again")
+    made_of = fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype))
     projector = getattr(LlavaConfig.from_pretrained(export), "projector", "mlp2x_gelu")  # exports from before there was a choice
     model = _model_class(projector).from_pretrained(export, dtype=dtype or "auto")
     for name, found in _digests(model).items() if dtype is None else ():  # in another dtype the bytes are others
@@ -197,7 +206,11 @@ def load(export: str | Path, device: str | torch.device | None = None, dtype: to
                 "the files were changed after training; copy the export again or train again"
             )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Mllm(model.to(device).eval(), AutoTokenizer.from_pretrained(export), provenance)
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    provenance = read(Provenance, export / "provenance.json", "export the model again")
+    if changed := made_of.differing(fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype))):
+        raise ValueError(f"{export} was replaced while it was read ({', '.join(changed)}): run the same command again")
+    return Mllm(model.to(device).eval(), tokenizer, provenance, made_of)
 
 
 # --- chat text ------------------------------------------------------------------------------------------------------------
@@ -221,9 +234,10 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], image_t
 
     The same function serves training and evaluation, so the two prompts are equal token by token.
     """
-    text = tokenizer.apply_chat_template(
-        [{"role": m["role"], "content": plain(m["content"])} for m in messages], add_generation_prompt=True, tokenize=False
-    )
+    said = [{"role": m["role"], "content": plain(m["content"])} for m in messages]
+    template = tokenizer.get_chat_template()
+    pinned = PINNED + template if "strftime_now" in template else template
+    text = tokenizer.apply_chat_template(said, chat_template=pinned, add_generation_prompt=True, tokenize=False)
     pieces = text.split(IMAGE)
     counts = [image_tokens] * (len(pieces) - 1) if isinstance(image_tokens, int) else image_tokens
     if len(counts) != len(pieces) - 1:
@@ -233,6 +247,40 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], image_t
         ids += [image_token_id] * count
         ids += tokenizer(piece, add_special_tokens=False).input_ids
     return ids
+
+
+@functools.lru_cache(maxsize=4)  # a property of the tokenizer: found once, not for every conversation
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that the chat template puts behind an assistant's answer: what training teaches, and where an answer stops. Raises
+    ValueError if that is no special token."""
+    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "qzq"}, {"role": "user", "content": "c"}]
+    text = tokenizer.apply_chat_template(probe, tokenize=False)
+    behind = tokenizer(text.split("qzq", 1)[1], add_special_tokens=False).input_ids[0]
+    if behind not in tokenizer.all_special_ids and behind not in tokenizer.added_tokens_decoder:
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} ends an answer with {tokenizer.decode([behind])!r}, which is no special token: "
+            "a model could not learn when to stop. Pass --llm a model whose template closes turns (ChatML, Llama 3), "
+            "usually its -Instruct variant"
+        )
+    return behind
+
+
+def decoding(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> GenerationConfig:
+    """How answers are decoded, whatever a language model's folder says: greedily, without penalties, up to the end of a turn or of text."""
+    stops = dict.fromkeys([end_of_turn(tokenizer), tokenizer.eos_token_id])
+    return GenerationConfig(
+        do_sample=False,
+        eos_token_id=[token for token in stops if token is not None],
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=[image_token_id],  # a placeholder is never an answer
+    )
+
+
+def cleaned(text: str, stop: tuple[str, ...]) -> str:
+    """A decoded answer up to the first of `stop`, without space around it."""
+    for mark in stop:
+        text = text.split(mark)[0]
+    return text.strip()
 
 
 # --- answering ------------------------------------------------------------------------------------------------------------
@@ -245,11 +293,21 @@ class Mllm:
     model: LlavaForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase
     provenance: Provenance
+    fingerprint: Fingerprint | None = None  # of the export that was loaded
+    prompt_digests: list[str] = field(default_factory=list)  # digests of the token ids of the prompts that `answer` was last given
     _features: OrderedDict = field(default_factory=OrderedDict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.model.generation_config = decoding(self.tokenizer, self.model.config.image_token_id)
 
     @property
     def digest(self) -> str:
         return self.provenance.weights_digest
+
+    @property
+    def device(self) -> str:
+        """By name: `cpu`, or the GPU's own."""
+        return torch.cuda.get_device_name(self.model.device) if self.model.device.type == "cuda" else str(self.model.device)
 
     @property
     def tower(self) -> VisionTower:
@@ -302,6 +360,7 @@ class Mllm:
             prompt_ids(tokenizer, messages, config.image_token_id, [next(lengths) for _ in pictures])
             for messages, pictures in zip(conversations, images)
         ]
+        self.prompt_digests = [hashlib.sha256(str(ids).encode()).hexdigest()[:16] for ids in prompts]
         longest = max(map(len, prompts))
         pad = tokenizer.pad_token_id
         input_ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self.model.device)
@@ -313,13 +372,6 @@ class Mllm:
             input_ids=input_ids,
             attention_mask=attention_mask,
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
             **options,
         )
-        answers = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
-        for s in stop:
-            answers = [answer.split(s)[0] for answer in answers]
-        return [answer.strip() for answer in answers]
+        return [cleaned(text, stop) for text in tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)]

@@ -300,12 +300,20 @@ def test_every_field_of_a_journal_and_of_a_checkpoints_state_is_described(tmp_pa
     from eval_suites.runner.journal import Answer, Journal
 
     journal = Journal(tmp_path, {"weights": "x"})
-    journal.add((16, ("\n",)), {0: Answer("yes", "a?", "p")})
+    journal.add((16, ("\n",)), {0: Answer("yes", "a?", "p", "t")})
     journal.close()
     key, answer = (json.loads(line) for line in journal.path.read_text().splitlines())
     assert key == {"weights": "x"} and described("answers-*.jsonl") == set(answer)
     assert described("checkpoints of pretraining") == {"step", "files"} | written("genlip/train.py", "streams")
     assert described("captions.jsonl") == {"step", "name", "said", "true"}
+
+
+def test_every_part_of_a_fingerprint_is_described(tmp_path):
+    from genlip.common.fingerprint import OF_THE_ENCODER, of_export
+
+    (tmp_path / "config.json").write_text("{}")
+    told = pages.fields(FILES, "result.json", 2)
+    assert set(told) == set(of_export(tmp_path, "w").parts) and set(told[:4]) == set(OF_THE_ENCODER)
 
 
 def test_the_headers_of_the_tables_are_described():

@@ -2,7 +2,7 @@
 
 from eval_suites.report.formatting import markdown_text
 from eval_suites.score import stats
-from eval_suites.score.comparison import compare, differences
+from eval_suites.score.comparison import compare, differences, recorded
 from eval_suites.score.results import EncoderResult
 from eval_suites.suites import Suite
 
@@ -25,4 +25,6 @@ def section(suite: Suite, a: EncoderResult, b: EncoderResult) -> str:
     others = differences(a, b)
     text = f"\n## {a.label} ({a.digest[:8]}) against {b.label} ({b.digest[:8]})\n\n"
     text += f"Paired by question, {stats.DRAWS} draws of pictures.\n\n{markdown_text(head, lines)}\n"
-    return text + ("Besides the encoder, these differ:\n" + "".join(f"- {other}\n" for other in others) if others else "")
+    text += "Besides the encoder, these differ:\n" + "".join(f"- {other}\n" for other in others) if others else ""
+    aside = recorded(a, b)
+    return text + (f"\nRecorded, and no other model by itself: {'; '.join(aside)}.\n" if aside else "")

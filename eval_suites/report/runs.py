@@ -61,7 +61,7 @@ def _provenance(path: Path) -> Provenance | None:
 
 def chain(row: EncoderResult, runs: list[Run]) -> list[tuple[str, Run]]:
     """(what it was, run), from the row's own run back to the encoder's pretraining; [] where the own one is not at hand."""
-    own = next((run for run in runs if row.digest and run.provenance and run.provenance.weights_digest == row.digest), None)
+    own = next((run for run in runs if run.provenance and run.provenance.weights_digest == row.weights_digest), None)
     found: list[tuple[str, Run]] = []
     run = own
     while run is not None and run not in [one for _, one in found]:
@@ -150,7 +150,12 @@ def commands(row: EncoderResult, suite: str, found: list[tuple[str, Run]]) -> li
     """What reproduces the row, first things first: each run's command with every field of its recipe, then the evaluation's."""
     lines = [_training(run) for _, run in reversed(found)]
     export = next(
-        (str(Path("runs", run.name, "export")) for what, run in found if run.provenance and run.provenance.weights_digest == row.digest), ""
+        (
+            str(Path("runs", run.name, "export"))
+            for _, run in found
+            if run.provenance and run.provenance.weights_digest == row.weights_digest
+        ),
+        "",
     )
     evaluation = ["python", "eval_suites/run.py", "--encoder", row.encoder, "--suite", suite]
     lines.append(shlex.join([*evaluation, *(["--mllm", export] if export else [])]))

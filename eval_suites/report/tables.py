@@ -23,7 +23,7 @@ from eval_suites.score.results import Cell, EncoderResult
 from eval_suites.suites import Column, Suite
 from genlip.common.files import write_file
 
-CELLS_HEADER = ("encoder", "benchmark", "value", "unit", "n", "n_expected", "stderr", "low", "high", "refused")
+CELLS_HEADER = ("encoder", "benchmark", "value", "unit", "n", "n_expected", "stderr", "low", "high", "refused", "weights_digest")
 DAGGER = "\u2020"  # marks values averaged despite unreadable pictures
 
 
@@ -87,9 +87,10 @@ def write_tables(
     if allow_partial:
         rows, pairs = [accept_unreadable(row) for row in rows], [(accept_unreadable(a), accept_unreadable(b)) for a, b in pairs]
     printed = [(table.llm, row) for table in map(paper_table, suite.paper) for row in table.rows]
-    cells = [(row.encoder, cell) for row in rows for cell in row.cells.values()]
+    cells = [(row, cell) for row in rows for cell in row.cells.values()]
     long = [
-        [encoder, *("" if getattr(cell, name) is None else getattr(cell, name) for name in CELLS_HEADER[1:])] for encoder, cell in cells
+        [row.encoder, *("" if getattr(cell, name) is None else getattr(cell, name) for name in CELLS_HEADER[1:-1]), row.weights_digest]
+        for row, cell in cells
     ]
     text = markdown(suite, rows, printed, pairs)
     for ending, content in ((".csv", csv_table(suite, rows)), ("_cells.csv", csv_text([CELLS_HEADER, *long])),
@@ -104,7 +105,7 @@ def markdown(
     """The table for a reader: values with their 95 % intervals, best and second best, k/n, footnotes, comparisons."""
     titles = [*(column.title for column in suite.columns), *suite.averaged]
     overall_title = ["overall"] if suite.overall else []
-    head = ("encoder", "arch", "LLM", "frozen", "pixels", "tokens", *titles, *overall_title, "complete", "weights")
+    head = ("encoder", "arch", "LLM", "frozen", "pixels", "tokens", *titles, *overall_title, "complete", "MLLM")
     rank = [comparison.ranks(suite, rows, columns) for columns in [*((column,) for column in suite.columns), *suite.averaged.values()]]
     lines = []
     for i, row in enumerate(rows):

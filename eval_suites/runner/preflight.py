@@ -8,12 +8,15 @@ import argparse
 import importlib.metadata
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from eval_suites import tasks
 from eval_suites.score import results
 from eval_suites.suites import Suite
+from genlip.common import fingerprint
 from genlip.common.files import read_json
+from genlip.common.fingerprint import Fingerprint
 from genlip.common.schema import Provenance, read
 
 
@@ -28,9 +31,14 @@ class Export:
     def encoder(self) -> str:
         return self.provenance.encoder
 
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """As its files lie there when it is first asked for."""
+        return fingerprint.of_export(self.folder, self.provenance.weights_digest)
+
     @property
     def digest(self) -> str:
-        return self.provenance.weights_digest
+        return self.fingerprint.digest
 
     @property
     def llm(self) -> str:
@@ -148,7 +156,7 @@ def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export |
         raise ValueError(f"mme counts pairs of questions: --limit {args.limit} is odd")
     limit = args.limit if args.limit and args.limit < data.rows else None
     key = {
-        "weights": export.digest if export else "",
+        "model": export.digest if export else "",
         "task": tasks.definition_digest(task),
         "data": data.digest,
         "limit": limit,

@@ -26,6 +26,7 @@ from eval_suites.suites import Suite
 from genlip.common.files import write_file, write_json
 from genlip.common.processes import die_with
 from genlip.common.schema import SCHEMA, Result
+from genlip.common.versions import package_versions
 
 SAY_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 _FORK = multiprocessing.get_context("fork")
@@ -82,12 +83,29 @@ def run_job(job: TaskJob, suite: Suite, export: Export, lm) -> None:
         results={metric: value for metric, value in out["results"][name].items() if "," in metric},
         generation=out["configs"][name]["generation_kwargs"] or {},
         key=job.key,
+        fingerprint=export.fingerprint.parts,
+        environment=environment(lm),
         provenance=export.provenance,
         seconds=round(time.monotonic() - start, 1),
     )
     (job.folder / "result.json").unlink(missing_ok=True)  # from here to the last line the task is not done
     write_file(job.folder / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in sorted(samples, key=lambda s: s["doc_id"])))
     write_json(job.folder / "result.json", result.as_json())
+
+
+def environment(lm) -> dict:
+    """What may differ from one evaluation to another without being another model."""
+    return {**package_versions(("torch", "transformers")), "device": lm.mllm.device, "batch_size": lm.batch_size}
+
+
+def _loaded(export: Export):
+    """The export's MLLM. ValueError where it is no longer the one that this run was planned with."""
+    from llava_plugin import mllm
+
+    model = mllm.load(export.folder)
+    if changed := export.fingerprint.differing(model.fingerprint):
+        raise ValueError(f"{export.folder} was replaced while it was evaluated ({', '.join(changed)}): run the same command again")
+    return model
 
 
 def _leave_out(task, job: TaskJob, unreadable: dict[int, str]) -> dict[int, str]:
@@ -114,6 +132,7 @@ def _record(sample: dict, answer, metrics: set[str]) -> dict:
         "doc_id": sample["doc_id"],
         "image": answer.image,
         "prompt": answer.prompt,
+        "tokens": answer.tokens,
         "target": sample["target"],
         "answer": sample["resps"][0][0],
         "filtered": sample["filtered_resps"][0],
@@ -145,9 +164,8 @@ def _work(job: TaskJob, suite: Suite, export: Export, batch_size: int, device: s
         sys.stdout = sys.stderr = stream
         try:
             from eval_suites.runner.lmms_model import EvaluatedMllm
-            from llava_plugin import mllm
 
-            lm = EvaluatedMllm(mllm=mllm.load(export.folder), batch_size=batch_size)
+            lm = EvaluatedMllm(mllm=_loaded(export), batch_size=batch_size)
             lm.report = lambda done, total: pipe.send((done, total))
             run_job(job, suite, export, lm)
             if lm.batch_size < batch_size:
@@ -165,11 +183,9 @@ def _work(job: TaskJob, suite: Suite, export: Export, batch_size: int, device: s
 
 def _verify(export: Export, parent: int, pipe: Connection) -> None:
     die_with(parent)
-    from llava_plugin import mllm
-
     try:
-        digest = mllm.load(export.folder).digest
-        pipe.send("" if digest == export.digest else f"{export.folder}: its weights have digest {digest[:8]}, not {export.digest[:8]}")
+        _loaded(export)
+        pipe.send("")
     except (ValueError, OSError) as error:
         pipe.send(str(error))
 
@@ -214,7 +230,7 @@ def verify(export: Export, folder: Path) -> None:
     checked, files = folder / "weights.json", {}
     for file in sorted(export.folder.glob("*.safetensors")):
         files[file.name] = [file.stat().st_size, file.stat().st_mtime_ns]
-    seen = json.dumps({"digest": export.digest, "files": files})
+    seen = json.dumps({"digest": export.provenance.weights_digest, "files": files})
     if checked.exists() and checked.read_text() == seen:
         return
     prepare(1)

@@ -18,6 +18,7 @@ import numpy as np
 from eval_suites import suites
 from eval_suites.score import stats
 from eval_suites.suites import Column, Suite
+from genlip.common.fingerprint import of_export
 from genlip.common.schema import Provenance, Result, read
 
 
@@ -40,7 +41,7 @@ class Cell:
     stderr: float | None = None
     low: float | None = None
     high: float | None = None
-    digest: str = ""  # of the weights
+    digest: str = ""  # of the MLLM: its fingerprint's, in schema 1 its weights'
     refused: str | None = None
     left_out: int = 0  # samples whose picture could not be read
     full_mark: float = 100.0  # the printed value that counts as 100 in averages
@@ -78,6 +79,10 @@ class EncoderResult:
     cells: dict[str, Cell]
     scores: dict[str, stats.Scores]
     results: dict[str, Result] = field(repr=False)  # task -> result.json, for what a comparison has to hold equal
+
+    @property
+    def weights_digest(self) -> str:
+        return next(iter(self.results.values()))["provenance"].weights_digest if self.results else ""
 
     @property
     def schema(self) -> int:
@@ -205,12 +210,12 @@ def read_row(folder: Path, suite: Suite) -> EncoderResult | None:
             continue
         scores[column.name] = read_scores(folder / column.task / "samples.jsonl", column)
         n_expected = column.n if column.n is not None else result["n_expected"]
-        cell = make_cell(column, result["results"], result["n"], n_expected, scores[column.name], result["key"]["weights"],
+        cell = make_cell(column, result["results"], result["n"], n_expected, scores[column.name], result.digest,
                          len(result.get("left_out") or ()))  # fmt: skip
         cells[column.name] = _marked(cell, column, result["key"].get("maximum"))
     first = next(iter(results.values()))
     mllm = first["provenance"]
-    digest = first["key"]["weights"]
+    digest = first.digest
     return EncoderResult(
         first["encoder"], mllm.get("arch") or "", first["llm"], mllm.get("frozen"), mllm.get("resolution"), mllm.get("tokens"), digest,
         bool(mllm.get("untrained")), cells, scores, results,
@@ -332,9 +337,11 @@ def find_rows(rows: list[EncoderResult], names: str | None, suite: Suite) -> lis
 def find_row(rows: list[EncoderResult], name: str, suite: Suite) -> EncoderResult:
     """The row of `ENCODER`, `ENCODER@DIGEST` (its first digits) or `ENCODER@EXPORT` (its folder). ValueError where none or several are."""
     encoder, _, which = name.partition("@")
+    either = {which}
     if which and (Path(which) / "provenance.json").exists():
-        which = read(Provenance, Path(which) / "provenance.json", "export the model again").weights_digest
-    found = [row for row in rows if row.encoder == encoder and row.digest.startswith(which)]
+        weights = read(Provenance, Path(which) / "provenance.json", "export the model again").weights_digest
+        either = {of_export(Path(which), weights).digest, weights}  # rows of schema 1 are known by their weights
+    found = [row for row in rows if row.encoder == encoder and row.digest.startswith(tuple(either))]
     if not found:
         there = ", ".join(sorted({row.encoder for row in rows})) or "none"
         raise ValueError(

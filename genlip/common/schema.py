@@ -157,8 +157,19 @@ class Result(Record):
     results: dict[str, Any] = fact("derived", "lmms-eval's numbers, by its own keys")
     generation: dict[str, Any] = fact("derived", "lmms-eval's settings of generation", default_factory=dict)
     key: dict[str, Any] = fact("compared", "what the answers depend on, see below")
+    fingerprint: dict[str, Any] = fact("compared", "part -> digest or word, of the MLLM that answered, see below", default_factory=dict)
+    environment: dict[str, Any] = fact("environment", "`torch`, `transformers`, `device`, `batch_size`", default_factory=dict)
     provenance: Provenance = fact("derived", "[the MLLM's provenance.json](#provenancejson-of-fine-tuning)")
     seconds: float | None = fact("environment", "how long the task took, this time", default=None)
+
+    @property
+    def weights_digest(self) -> str:
+        return self.provenance.weights_digest
+
+    @property
+    def digest(self) -> str:
+        """Of the MLLM: its fingerprint's, in schema 1 its weights'."""
+        return str(self.key.get("model") or self.key["weights"])
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------

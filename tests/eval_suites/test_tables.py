@@ -18,6 +18,7 @@ from eval_suites import suites
 from eval_suites.report import paper, tables
 from eval_suites.score import averages, comparison, results, stats
 from eval_suites.tables import main as tables_main
+from genlip.common.fingerprint import of_export
 from genlip.common.schema import SCHEMA, EarlierStage, Provenance, Result
 from tests.eval_suites.helpers import handmade_results as handmade
 from tests.eval_suites.helpers.small_data import provenance
@@ -72,7 +73,7 @@ def measured(encoder="genlip-tiny", suite=SUITE, value=0.5, n=None, **changes) -
         scores[column.name] = stats.Scores(np.arange(100).astype(str), (np.arange(100) // 2).astype(str), units, np.zeros(100, int))
         raw = scores[column.name].value
         cells[column.name] = results.make_cell(column, {column.metric: raw}, n or column.n, column.n, scores[column.name], "a" * 64)
-    key = {"task": "t", "data": "d", "weights": "a", "limit": None}
+    key = {"task": "t", "data": "d", "model": "a", "limit": None}
     made = Provenance(**provenance(encoder))
     facts = {"schema": SCHEMA, "suite": suite.name, "encoder": encoder, "llm": "llm-tiny", "n": 1, "n_expected": 1, "results": {}}
     keys = {task: Result(**facts, task=task, key=key, provenance=made) for task in suite.tasks}
@@ -116,7 +117,7 @@ def test_the_papers_rows_stand_beside_ours_and_are_marked(tmp_path):
     )
     assert "prints 53.1, its row's mean is 52.99" in text and "(paper)" in text
     header = (tmp_path / "genlip14_cells.csv").read_text().splitlines()[0]
-    assert header == "encoder,benchmark,value,unit,n,n_expected,stderr,low,high,refused"
+    assert header == "encoder,benchmark,value,unit,n,n_expected,stderr,low,high,refused,weights_digest"
 
 
 def test_the_table_of_pandas_is_the_csv(tmp_path, monkeypatch):
@@ -215,7 +216,10 @@ def test_rows_are_found_by_name_digest_or_export(tmp_path):
         results.find_row([one, two], "genlip-tiny", SUITE)
     assert results.find_row([one, two], "genlip-tiny@bbbb", SUITE) is two
     (tmp_path / "provenance.json").write_text(json.dumps(provenance("genlip-tiny", weights_digest="b" * 64)))
-    assert results.find_row([one, two], f"genlip-tiny@{tmp_path}", SUITE) is two
+    (tmp_path / "config.json").write_text("{}")
+    assert results.find_row([one, two], f"genlip-tiny@{tmp_path}", SUITE) is two, "a row of schema 1 is known by its weights"
+    new = replace(two, digest=of_export(tmp_path, "b" * 64).digest)
+    assert results.find_row([one, new], f"genlip-tiny@{tmp_path}", SUITE) is new
     with pytest.raises(ValueError, match="no results of dinov2-s14"):
         results.find_row([one], "dinov2-s14", SUITE)
 

@@ -38,7 +38,7 @@ def write_results(root: Path, data: Path, encoder: str, answer, kinds=tuple(EASY
                 }  # fmt: skip
                 stream.write(json.dumps(sample) + "\n")
         value = results.read_scores(folder / "samples.jsonl", column).value
-        key = {"weights": said["weights_digest"], "task": "t", "data": tasks.locate(column.task, data).digest, "limit": None}
+        key = {"model": said["weights_digest"], "task": "t", "data": tasks.locate(column.task, data).digest, "limit": None}
         result = Result(
             schema=SCHEMA, suite="easyvqa", task=column.task, encoder=encoder, llm=said["llm"], n=40, n_expected=40,
             results={column.metric: value}, key=key, provenance=Provenance(**said),

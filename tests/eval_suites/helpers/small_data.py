@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from genlip.common.fingerprint import of_export
 from genlip.common.schema import SCHEMA, Provenance
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
@@ -79,6 +80,7 @@ class FakeMllm:
 
     def __init__(self, reply, provenance: dict, log: Path | None = None):
         self.reply, self.provenance, self.log, self.asked = reply, provenance, log, []
+        self.device, self.fingerprint, self.prompt_digests = "cpu", None, []
 
     @property
     def digest(self) -> str:
@@ -97,6 +99,7 @@ class FakeMllm:
         replies = [self.reply(prompt, some) if two else self.reply(prompt) for prompt, some in zip(prompts, images)]
         pictures = [[(picture.size, picture.getpixel((0, 0))) for picture in some] for some in images]
         self.asked.append((prompts, pictures, max_new_tokens, stop))
+        self.prompt_digests = [hashlib.sha256(prompt.encode()).hexdigest()[:16] for prompt in prompts]
         if self.log:
             with self.log.open("a") as stream:
                 stream.write(json.dumps(self.asked[-1]) + "\n")
@@ -132,6 +135,7 @@ class Place:
         export.mkdir(parents=True)
         described = provenance(encoder, **changes)
         (export / "provenance.json").write_text(json.dumps(described))
+        (export / "config.json").write_text(json.dumps({"dtype": "float32"}))
         self.models[Path("runs", name, "export")] = FakeMllm(reply, described, self.folder / f"{name}-asked.jsonl")
         return Path("runs", name, "export")
 
@@ -145,6 +149,7 @@ class Place:
             stream.write(".")
         model = self.models[Path(export)]
         model.provenance = json.loads((Path(export) / "provenance.json").read_text())
+        model.fingerprint = of_export(Path(export), model.digest)
         return model
 
     def asked(self, name: str) -> list[str]:

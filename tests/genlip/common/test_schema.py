@@ -71,11 +71,11 @@ def test_every_field_says_its_kind_and_its_meaning():
 
 
 def test_a_comparison_reads_compared_fields_and_the_protocol():
-    said = parse(
-        Provenance, EXPORT.as_json() | {"protocol": {"lr": 0.1}, "recipe": {"workers": 4}, "seed": 3, "zero": 2}, "x", ""
-    ).compared()
+    facts = {"protocol": {"lr": 0.1}, "recipe": {"workers": 4}, "seed": 3, "zero": 2, "llm_digest_before": "l"}
+    said = parse(Provenance, EXPORT.as_json() | facts, "x", "").compared()
     assert said["recipe.lr"] == 0.1 and said["stage"] == "sft"
     assert not {"recipe.workers", "seed", "zero", "encoder", "weights_digest", "schema", "llm"} & set(said)
+    assert EXPORT.compared()["llm"] == "b", "by its name where no digest is known"
 
 
 def test_a_record_is_read_by_a_fields_name_too():
