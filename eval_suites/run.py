@@ -5,7 +5,7 @@
 Finds the fine-tuned MLLM of that encoder under runs/, checks everything that can be checked before a model is loaded (preflight.py),
 runs each task through lmms-eval's own engine (prompts, filters, metrics) in a process of its own (worker.py), every answer in a journal
 as it comes (journal.py), each task's result when it is done, and tables/<suite>.{md,csv,tex,html} at the end (report/). A
-task that is done for these weights, this definition and these data is not run again; stopped anywhere, even by kill -9, the same command
+task that is done for this MLLM, this definition and these data is not run again; stopped anywhere, even by kill -9, the same command
 goes on.
 
 Exit code: 0 every asked column is complete; 1 a task failed; 2 refused before anything ran; 3 done, but of fewer samples than declared.
@@ -130,10 +130,10 @@ def plan_run(args: argparse.Namespace) -> EvalPlan:
 def execute(args: argparse.Namespace, plan: EvalPlan, todo: list[TaskJob], devices: list[str | None]) -> int:
     """Run what is not done, write the table, print it; the exit code."""
     suite, export = plan.suite, plan.export
-    if export.provenance["stage"] != "sft":
-        print(f"note: {export.folder} is of the {export.provenance['stage']} stage, not fine-tuned", file=sys.stderr)
+    if export.provenance.stage != "sft":
+        print(f"note: {export.folder} is of the {export.provenance.stage} stage, not fine-tuned", file=sys.stderr)
     if len(todo) < len(plan.jobs):
-        print(f"{len(plan.jobs) - len(todo)} of {len(plan.jobs)} tasks are done for these weights", file=sys.stderr)
+        print(f"{len(plan.jobs) - len(todo)} of {len(plan.jobs)} tasks are done for this MLLM", file=sys.stderr)
     failed = worker.run_jobs(todo, suite, export, args.batch_size, devices) if todo else []
     rows = seeds.read_joined(args.out / "results", suite)
     own = next((row for row in seeds.apart(rows) if row.digest == export.digest and row.encoder == export.encoder), None)
@@ -174,9 +174,7 @@ def _report(
 def _print_plan(args: argparse.Namespace, suite: Suite, export: Export | None, jobs: list[TaskJob], folder: Path) -> None:
     print(f"suite {suite.name}: {suite.note}")
     if export:
-        print(
-            f"MLLM {export.folder}: encoder {export.encoder}, {export.llm}, {export.provenance['stage']} stage, weights {export.digest[:8]}"
-        )
+        print(f"MLLM {export.folder}: encoder {export.encoder}, {export.llm}, {export.provenance.stage} stage, {export.digest[:8]}")
     print(f"results into {folder}")
     for job in jobs:
         samples = args.limit if job.key["limit"] else job.data.rows

@@ -490,7 +490,6 @@ def to_native(checkpoint: Path, export: Path) -> None:
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     from . import mllm
-    from .tower import digest
 
     source = load(checkpoint)
     if source.config.mm_projector_type != "mlp2x_gelu":
@@ -509,21 +508,31 @@ def to_native(checkpoint: Path, export: Path) -> None:
         model, tokenizer = mllm.build(source.get_vision_tower().tower, folder)
     projector = {f"{ours}.{p}": state[f"model.mm_projector.{theirs}.{p}"] for ours, theirs in PROJECTOR.items() for p in ("weight", "bias")}
     model.model.multi_modal_projector.load_state_dict(projector)
-    spec = source.get_vision_tower().tower.spec
-    provenance = {
+    name = source.config.mm_vision_tower
+    said = {
         "stage": "sft",
-        "encoder": spec.key,
-        "encoder_key": None if spec.path else spec.key,
-        "arch": spec.family,
         "llm": Path(source.config._name_or_path or checkpoint).name,
-        "frozen": "mm_vision_tower" not in (source.config.mm_tunable_parts or ""),
-        "resolution": spec.resolution,
-        "tokens": spec.tokens,
-        "untrained": model.model.vision_tower.config.untrained,
-        "llm_digest": digest(model.model.language_model),
-        "recipe": {"converted_from": "LLaVA-NeXT", "vision_tower": source.config.mm_vision_tower},
+        "frozen": _frozen(source.config, name, model.model.vision_tower),
+        "recipe": {"converted_from": "LLaVA-NeXT", "vision_tower": name},
+        "protocol": {"converted_from": "LLaVA-NeXT"},
     }
-    mllm.save(model, tokenizer, export, provenance)
+    mllm.save(model, tokenizer, export, said)
+
+
+def _frozen(config, name: str, tower) -> bool:
+    """Whether the encoder was frozen in every stage: a checkpoint tells of its last one alone, so its encoder is held against the one
+    that its name means, in each dtype in which it may have been trained."""
+    import torch
+
+    from .tower import VisionTower, digest, tensor_digests
+
+    parts = getattr(config, "mm_tunable_parts", None)
+    older = [getattr(config, flag, False) for flag in ("unfreeze_mm_vision_tower", "tune_vision_tower")]
+    if "mm_vision_tower" in (parts or "") or any(older):
+        return False
+    start, found = VisionTower.from_encoder(name.removeprefix(PREFIX)).state_dict(), digest(tower)
+    rounded = ({key: t.to(dtype).to(t.dtype) for key, t in start.items()} for dtype in (torch.float32, torch.bfloat16, torch.float16))
+    return any(digest(tensor_digests(state)) == found for state in rounded)
 
 
 def to_llava_next(export: Path, checkpoint: Path) -> None:
@@ -536,10 +545,8 @@ def to_llava_next(export: Path, checkpoint: Path) -> None:
 
     native = mllm.load(export, device="cpu")
     model, text = native.model, native.model.config.text_config
-    if text.model_type != "qwen2" or native.provenance.get("projector", "mlp2x_gelu") != "mlp2x_gelu":
-        raise ValueError(
-            f"{export} is a {text.model_type} with {native.provenance.get('projector')}; LLaVA-NeXT reads Qwen2 with mlp2x_gelu here"
-        )
+    if text.model_type != "qwen2" or native.provenance.projector != "mlp2x_gelu":
+        raise ValueError(f"{export} is a {text.model_type} with {native.provenance.projector}; LLaVA-NeXT reads Qwen2 with mlp2x_gelu here")
     encoder = checkpoint / "encoder"
     native.tower.encoder.save_pretrained(encoder)
     spec = native.tower.spec
@@ -554,7 +561,8 @@ def to_llava_next(export: Path, checkpoint: Path) -> None:
     config = LlavaQwenConfig(
         **fields, architectures=["LlavaQwenForCausalLM"], mm_vision_tower=PREFIX + key, mm_hidden_size=spec.width, use_mm_proj=True,
         mm_projector_type="mlp2x_gelu", mm_patch_merge_type="flat", mm_vision_select_layer=-1, mm_vision_select_feature="patch",
-        image_aspect_ratio="square", mm_resampler_type=None, mm_tunable_parts="", mm_use_im_start_end=False,
+        image_aspect_ratio="square", mm_resampler_type=None,
+        mm_tunable_parts="" if native.provenance.frozen else "mm_vision_tower", mm_use_im_start_end=False,
     )  # fmt: skip
     config.save_pretrained(checkpoint)
     save_file(

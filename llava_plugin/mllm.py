@@ -11,11 +11,14 @@ with a GELU between), so a model with another one is the subclass `LlavaWithProj
 Shapes: B samples, S tokens, N visual tokens per picture.
 """
 
+import functools
 import hashlib
-import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -24,23 +27,31 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from genlip.common.files import read_json
+from genlip.common import fingerprint
+from genlip.common.files import write_json
+from genlip.common.fingerprint import Fingerprint
+from genlip.common.schema import SCHEMA, Provenance, read
 from genlip.common.suggest import choose
 
 from . import register
-from .encoders import require_native
+from .encoders import KEYS, require_native
 from .projectors import PROJECTORS
 from .tower import VisionTower, digest, tensor_digests
 
 IMAGE = "<image>"  # the marker in messages and in LLaVA's data
 # Without cuDNN's attention: it re-plans for every new shape (80 ms on an H100), that is at each decoding step.
 DECODE_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# In front of a chat template that prints today's date: there it is always this one, and a prompt the same on every day.
+TODAY = datetime(2024, 7, 26)
+PINNED = "".join(f"|replace('%{letter}', '{TODAY.strftime(f'%{letter}')}')" for letter in "aAbBdHIjmMpSyY")
+PINNED = "{%- macro strftime_now(form) -%}{{ form" + PINNED + " }}{%- endmacro -%}"
 FEATURES_KEPT = 512  # pictures whose features `answer` keeps: benchmarks ask several questions about one picture in a row
 
 
@@ -92,8 +103,7 @@ def build(
         tokenizer.pad_token = tokenizer.eos_token
     image_token_id = _image_token(tokenizer, language)
     model = assemble(tower, language, image_token_id, dtype, seed, projector, native_tokens)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.suppress_tokens = [image_token_id]  # a placeholder is never an answer
+    model.generation_config = decoding(tokenizer, image_token_id)
     return model, tokenizer
 
 
@@ -148,20 +158,32 @@ def _image_token(tokenizer: PreTrainedTokenizerBase, language) -> int:
     return token_id
 
 
-def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, export: Path, provenance: dict) -> None:
-    """Write an export: weights, configs, tokenizer and, last, provenance.json with the digest of all weights."""
+def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, export: Path, said: Mapping[str, Any]) -> None:
+    """Write an export: weights, configs, tokenizer and, last, provenance.json with the digest of all weights.
+
+    `said` is what the stage says of itself, fields of Provenance; what the model tells by itself is added.
+    """
     model.save_pretrained(export)
     tokenizer.save_pretrained(export)
-    tower = model.model.vision_tower
-    provenance = provenance | _digests(model)
-    provenance |= {"projector": model.config.projector, "native_tokens": model.config.native_tokens, "interpolation": tower.interpolation}
-    (export / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
+    tower, spec = model.model.vision_tower, model.model.vision_tower.spec
+    brought = {
+        "encoder": spec.key,
+        "encoder_key": spec.key if spec.key in KEYS and not spec.path else None,
+        "arch": spec.family,
+        "resolution": spec.resolution,
+        "tokens": spec.tokens,
+        "untrained": tower.config.untrained,
+    }
+    told = {"projector": model.config.projector, "native_tokens": model.config.native_tokens, "interpolation": tower.interpolation}
+    provenance = Provenance(**brought | dict(said) | told | _digests(model) | {"schema": SCHEMA})
+    write_json(export / "provenance.json", provenance.as_json())
 
 
 def _digests(model: LlavaForConditionalGeneration) -> dict[str, str]:
-    """The digests of an export's provenance, of all weights and of the encoder's, from one pass over the bytes."""
+    """The digests of an export's provenance, of all weights and of two parts, from one pass over the bytes."""
     tensors = tensor_digests(model)
-    return {"weights_digest": digest(tensors), "encoder_digest": digest(tensors, part="model.vision_tower.")}
+    parts = {"encoder_digest": "model.vision_tower.", "llm_digest": "model.language_model."}
+    return {"weights_digest": digest(tensors), **{name: digest(tensors, part) for name, part in parts.items()}}
 
 
 def load(export: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Mllm":
@@ -173,17 +195,22 @@ def load(export: str | Path, device: str | torch.device | None = None, dtype: to
     export = Path(export)
     if not (export / "provenance.json").is_file():
         raise ValueError(f"{export} has no provenance.json: give the export/ folder of a run of train_mllm (runs/NAME/export)")
-    provenance = read_json(export / "provenance.json")
+    provenance = read(Provenance, export / "provenance.json", "export the model again")
+    made_of = fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype))
     projector = getattr(LlavaConfig.from_pretrained(export), "projector", "mlp2x_gelu")  # exports from before there was a choice
     model = _model_class(projector).from_pretrained(export, dtype=dtype or "auto")
     for name, found in _digests(model).items() if dtype is None else ():  # in another dtype the bytes are others
-        if found != provenance[name]:
+        if found != provenance[name] and not (provenance.schema == 1 and provenance[name] is None):
             raise ValueError(
                 f"{export}: its {name.removesuffix('_digest')} have digest {found[:8]}, its provenance says {provenance[name][:8]}: "
                 "the files were changed after training; copy the export again or train again"
             )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Mllm(model.to(device).eval(), AutoTokenizer.from_pretrained(export), provenance)
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    provenance = read(Provenance, export / "provenance.json", "export the model again")
+    if changed := made_of.differing(fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype))):
+        raise ValueError(f"{export} was replaced while it was read ({', '.join(changed)}): run the same command again")
+    return Mllm(model.to(device).eval(), tokenizer, provenance, made_of)
 
 
 # --- chat text ------------------------------------------------------------------------------------------------------------
@@ -207,9 +234,10 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], image_t
 
     The same function serves training and evaluation, so the two prompts are equal token by token.
     """
-    text = tokenizer.apply_chat_template(
-        [{"role": m["role"], "content": plain(m["content"])} for m in messages], add_generation_prompt=True, tokenize=False
-    )
+    said = [{"role": m["role"], "content": plain(m["content"])} for m in messages]
+    template = tokenizer.get_chat_template()
+    pinned = PINNED + template if "strftime_now" in template else template
+    text = tokenizer.apply_chat_template(said, chat_template=pinned, add_generation_prompt=True, tokenize=False)
     pieces = text.split(IMAGE)
     counts = [image_tokens] * (len(pieces) - 1) if isinstance(image_tokens, int) else image_tokens
     if len(counts) != len(pieces) - 1:
@@ -221,6 +249,40 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], image_t
     return ids
 
 
+@functools.lru_cache(maxsize=4)  # a property of the tokenizer: found once, not for every conversation
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that the chat template puts behind an assistant's answer: what training teaches, and where an answer stops. Raises
+    ValueError if that is no special token."""
+    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "qzq"}, {"role": "user", "content": "c"}]
+    text = tokenizer.apply_chat_template(probe, tokenize=False)
+    behind = tokenizer(text.split("qzq", 1)[1], add_special_tokens=False).input_ids[0]
+    if behind not in tokenizer.all_special_ids and behind not in tokenizer.added_tokens_decoder:
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} ends an answer with {tokenizer.decode([behind])!r}, which is no special token: "
+            "a model could not learn when to stop. Pass --llm a model whose template closes turns (ChatML, Llama 3), "
+            "usually its -Instruct variant"
+        )
+    return behind
+
+
+def decoding(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> GenerationConfig:
+    """How answers are decoded, whatever a language model's folder says: greedily, without penalties, up to the end of a turn or of text."""
+    stops = dict.fromkeys([end_of_turn(tokenizer), tokenizer.eos_token_id])
+    return GenerationConfig(
+        do_sample=False,
+        eos_token_id=[token for token in stops if token is not None],
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=[image_token_id],  # a placeholder is never an answer
+    )
+
+
+def cleaned(text: str, stop: tuple[str, ...]) -> str:
+    """A decoded answer up to the first of `stop`, without space around it."""
+    for mark in stop:
+        text = text.split(mark)[0]
+    return text.strip()
+
+
 # --- answering ------------------------------------------------------------------------------------------------------------
 
 
@@ -230,12 +292,22 @@ class Mllm:
 
     model: LlavaForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase
-    provenance: dict
+    provenance: Provenance
+    fingerprint: Fingerprint | None = None  # of the export that was loaded
+    prompt_digests: list[str] = field(default_factory=list)  # digests of the token ids of the prompts that `answer` was last given
     _features: OrderedDict = field(default_factory=OrderedDict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.model.generation_config = decoding(self.tokenizer, self.model.config.image_token_id)
 
     @property
     def digest(self) -> str:
-        return self.provenance["weights_digest"]
+        return self.provenance.weights_digest
+
+    @property
+    def device(self) -> str:
+        """By name: `cpu`, or the GPU's own."""
+        return torch.cuda.get_device_name(self.model.device) if self.model.device.type == "cuda" else str(self.model.device)
 
     @property
     def tower(self) -> VisionTower:
@@ -288,6 +360,7 @@ class Mllm:
             prompt_ids(tokenizer, messages, config.image_token_id, [next(lengths) for _ in pictures])
             for messages, pictures in zip(conversations, images)
         ]
+        self.prompt_digests = [hashlib.sha256(str(ids).encode()).hexdigest()[:16] for ids in prompts]
         longest = max(map(len, prompts))
         pad = tokenizer.pad_token_id
         input_ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self.model.device)
@@ -299,13 +372,6 @@ class Mllm:
             input_ids=input_ids,
             attention_mask=attention_mask,
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
             **options,
         )
-        answers = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
-        for s in stop:
-            answers = [answer.split(s)[0] for answer in answers]
-        return [answer.strip() for answer in answers]
+        return [cleaned(text, stop) for text in tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)]

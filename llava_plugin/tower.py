@@ -35,16 +35,18 @@ _TINY_OWN = {
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def tensor_digests(module: torch.nn.Module) -> dict[str, str]:
-    """Name -> sha256 (hex) over shape, dtype and bytes of each tensor of the state dict. Tensors are hashed side by side: hashing
-    and copying from a GPU both let other threads run."""
+def tensor_digests(module: torch.nn.Module | dict[str, torch.Tensor]) -> dict[str, str]:
+    """Name -> sha256 (hex) over shape, dtype and bytes of each tensor of a module's state dict, or of such a dict.
+
+    Tensors are hashed side by side: hashing and copying from a GPU both let other threads run.
+    """
 
     def of(tensor: torch.Tensor) -> str:
         sha = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
         sha.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
         return sha.hexdigest()
 
-    state = module.state_dict()
+    state = module if isinstance(module, dict) else module.state_dict()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         return dict(zip(state, threads.map(of, state.values())))
 

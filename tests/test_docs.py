@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 
 import pytest
 
+from genlip.common import schema
 from tests import pages
 from tests.pages import PAGES, ROOT
 
@@ -255,26 +256,30 @@ def test_every_field_of_a_recipes_model_is_described():
     [
         ("metrics.jsonl of pretraining", 0, [("genlip/train.py", "grad_norm")]),
         ("provenance.json of pretraining", 0, [("genlip/checkpoint.py", "weights_digest")]),
-        (
-            "provenance.json of fine-tuning",
-            0,
-            [
-                ("train_mllm/train.py", "llm_digest_before"),
-                ("train_mllm/freeze_check.py", "encoder_digest_before"),
-                ("llava_plugin/mllm.py", "interpolation"),
-                ("llava_plugin/mllm.py", "weights_digest"),
-            ],
-        ),
         ("ledger.json of pretraining", 0, [("genlip/common/ledger.py", "skipped")]),
         ("ledger.json of fine-tuning", 1, [("train_mllm/train.py", "supervised")]),
         ("metrics.jsonl of fine-tuning", 0, [("train_mllm/trainer.py", "tokens_per_second")]),
-        ("result.json", 0, [("eval_suites/runner/worker.py", "left_out")]),
         ("result.json", 1, [("eval_suites/runner/preflight.py", "lmms_eval")]),
         ("samples.jsonl", 0, [("eval_suites/runner/worker.py", "filtered")]),
     ],
 )
 def test_every_field_that_is_written_is_described(title, table, sources):
     assert described(title, table) == set().union(*(written(*source) for source in sources))
+
+
+@pytest.mark.parametrize(
+    ("title", "kind"),
+    [
+        ("provenance.json of fine-tuning", schema.Provenance),
+        ("earlier of a provenance", schema.EarlierStage),
+        ("result.json", schema.Result),
+    ],
+)
+def test_every_field_of_a_record_is_described_as_the_schema_has_it(title, kind):
+    table = next(rows for rows in pages.tables(pages.section(FILES, title)) if "kind" in rows[0])
+    told = [tuple(cell.strip("| `") for cell in row[:2]) for row in table[1:]]
+    assert told == [(f.name, f.metadata["kind"]) for f in dataclasses.fields(kind)]
+    assert [row[2].strip("| ") for row in table[1:]] == [f.metadata["said"] for f in dataclasses.fields(kind)]
 
 
 def test_every_field_of_a_prepared_ledger_is_described(tmp_path):
@@ -295,12 +300,20 @@ def test_every_field_of_a_journal_and_of_a_checkpoints_state_is_described(tmp_pa
     from eval_suites.runner.journal import Answer, Journal
 
     journal = Journal(tmp_path, {"weights": "x"})
-    journal.add((16, ("\n",)), {0: Answer("yes", "a?", "p")})
+    journal.add((16, ("\n",)), {0: Answer("yes", "a?", "p", "t")})
     journal.close()
     key, answer = (json.loads(line) for line in journal.path.read_text().splitlines())
     assert key == {"weights": "x"} and described("answers-*.jsonl") == set(answer)
     assert described("checkpoints of pretraining") == {"step", "files"} | written("genlip/train.py", "streams")
     assert described("captions.jsonl") == {"step", "name", "said", "true"}
+
+
+def test_every_part_of_a_fingerprint_is_described(tmp_path):
+    from genlip.common.fingerprint import OF_THE_ENCODER, of_export
+
+    (tmp_path / "config.json").write_text("{}")
+    told = pages.fields(FILES, "result.json", 2)
+    assert set(told) == set(of_export(tmp_path, "w").parts) and set(told[:4]) == set(OF_THE_ENCODER)
 
 
 def test_the_headers_of_the_tables_are_described():

@@ -33,7 +33,7 @@ from PIL import Image
 
 from genlip.common.files import file_aside
 from genlip.common.progress import tracked
-from llava_plugin.mllm import IMAGE, prompt_ids
+from llava_plugin.mllm import IMAGE, end_of_turn, prompt_ids
 
 from .conversations import open_conversations
 
@@ -54,21 +54,6 @@ class TokenizedConversation:
     positions: list[int]
     block: list[int]
     cut: bool  # whether turns were left out because the row was full
-
-
-@functools.lru_cache(maxsize=4)  # a property of the tokenizer: found once, not for every conversation
-def end_of_turn(tokenizer) -> int:
-    """The token that the chat template puts behind an assistant's answer. Raises ValueError if that is no special token."""
-    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "qzq"}, {"role": "user", "content": "c"}]
-    text = tokenizer.apply_chat_template(probe, tokenize=False)
-    behind = tokenizer(text.split("qzq", 1)[1], add_special_tokens=False).input_ids[0]
-    if behind not in tokenizer.all_special_ids and behind not in tokenizer.added_tokens_decoder:
-        raise ValueError(
-            f"the chat template of {tokenizer.name_or_path} ends an answer with {tokenizer.decode([behind])!r}, which is no special token: "
-            "a model could not learn when to stop. Pass --llm a model whose template closes turns (ChatML, Llama 3), "
-            "usually its -Instruct variant"
-        )
-    return behind
 
 
 # The same question is put to many pictures of a benchmark-like set, and gets few answers: tokenising both anew took a third of a small

@@ -68,11 +68,11 @@ class FreezeCheck(TrainerCallback):
         The files alone do not tell: transformers saves some families under the names of older versions.
         """
         try:
-            saved = mllm.load(export, device="cpu").provenance["encoder_digest"]
+            saved = mllm.load(export, device="cpu").provenance.encoder_digest
         except ValueError as e:
             raise RuntimeError(f"the encoder saved in {export} is not the one that was trained: {e}") from e
         if saved != digest(self.tower):
             raise RuntimeError(
-                f"the encoder saved in {export} is not the one that was trained: it has digest {saved[:8]}, "
+                f"the encoder saved in {export} is not the one that was trained: it has digest {str(saved)[:8]}, "
                 f"the one in memory {digest(self.tower)[:8]}"
             )

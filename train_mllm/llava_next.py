@@ -11,16 +11,19 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from genlip.common.files import file_aside, read_json, write_file, write_json, written_aside
 from genlip.common.flags import flag
+from genlip.common.schema import Provenance, read
+from genlip.common.versions import git_commit, package_versions
 from llava_plugin import encoders
 
 from . import estimate
 from .conversations import open_conversations
-from .recipes import Recipe
+from .model import stages_of
+from .recipes import Recipe, protocol
 
 NOTE = (
     "trained by LLaVA-NeXT: padded batches of bf16 weights, its qwen_1_5 prompt, whose <|im_start|>, <|im_end|> and newlines are learned "
@@ -132,6 +135,7 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
     """Train and export; returns the export folder. ValueError for what the user can mend, RuntimeError where LLaVA-NeXT fails or the
     promise on the encoder was broken."""
     import torch
+    from transformers import AutoModelForCausalLM
 
     from llava_plugin.tower import VisionTower, digest
 
@@ -142,6 +146,9 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
     on_gpu = torch.cuda.is_available()
     zero = estimate.zero_here(recipe, processes)
     before = digest(VisionTower.from_encoder(recipe.encoder).to(torch.bfloat16).float())  # in which it trains
+    dtype = torch.bfloat16 if on_gpu else torch.float32  # as the native backend has it
+    llm_before = digest(AutoModelForCausalLM.from_pretrained(llm, dtype=dtype).base_model)
+    earlier = stages_of(Path(recipe.init)) if recipe.init else []
 
     command = [sys.executable, "-m", "llava_plugin.llava_next"]
     environment = os.environ if on_gpu else os.environ | {"ACCELERATE_USE_CPU": "1"}
@@ -155,24 +162,33 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
         if converted.returncode:
             raise RuntimeError(f"the checkpoint in {folder} could not be brought into the native form; what was said stands above")
 
-        provenance = read_json(part / "provenance.json")
-        after = provenance["encoder_digest"]
+        provenance = read(Provenance, part / "provenance.json", "run the same command again")
+        after = str(provenance.encoder_digest)
         if (after == before) == recipe.train_encoder:
             said = "be trained, yet its weights are what they were" if recipe.train_encoder else "stay frozen, yet its weights changed"
             raise RuntimeError(f"the encoder was to {said} ({before[:8]} -> {after[:8]}): nothing is exported")
-        provenance |= {
-            "stage": recipe.stage,
-            "llm": Path(recipe.llm).name,
-            "frozen": not recipe.train_encoder,
-            "note": NOTE + (f"; {estimate.NO_ANYRES}" if recipe.train_encoder else ""),
-            "encoder_digest_before": before,
-            "data_digest": ledger["digest"],
-            "processes": processes,
-            "zero": zero,
-            "recipe": asdict(recipe),
-        }
-        write_json(part / "provenance.json", provenance)
-        state = read_json(folder / "checkpoint" / "trainer_state.json")
+        state, accumulation = read_json(folder / "checkpoint" / "trainer_state.json"), estimate.accumulation(recipe, processes)
+        provenance = replace(
+            provenance,
+            stage=recipe.stage,
+            llm=Path(recipe.llm).name,
+            frozen=not recipe.train_encoder,
+            note=NOTE + (f"; {estimate.NO_ANYRES}" if recipe.train_encoder else ""),
+            encoder_digest_before=before,
+            data_digest=ledger["digest"],
+            steps=state["global_step"],
+            processes=processes,
+            accumulation=accumulation,
+            zero=zero,
+            protocol=protocol(recipe, processes, accumulation, True),  # it trains in bf16 anywhere
+            seed=recipe.seed,
+            recipe=asdict(recipe),
+            versions=package_versions(("torch", "transformers", "accelerate", "genlip-eval")),
+            git_commit=git_commit() or "unknown",
+            earlier=earlier,
+            llm_digest_before=llm_before,
+        )
+        write_json(part / "provenance.json", provenance.as_json())
         write_file(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in state["log_history"]))
     print(f"wrote {export}")
     return export
@@ -185,7 +201,7 @@ def write_projector(init: Path, file: Path) -> None:
     from llava_plugin import mllm
 
     start = mllm.load(init, device="cpu")
-    if start.provenance["stage"] != "projector" or start.provenance.get("projector", "mlp2x_gelu") != "mlp2x_gelu":
+    if start.provenance.stage != "projector" or start.provenance.projector != "mlp2x_gelu":
         raise ValueError(f"{init} is no mlp2x_gelu export of a projector stage, from which LLaVA-NeXT can start")
     names = {"linear_1": "0", "linear_2": "2"}
     weights = {}

@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-from genlip.common.files import read_json
+from genlip.common.schema import EarlierStage, Provenance, read
 
 from .recipes import Recipe
-
-# Of an earlier stage: by these eval_suites/score/comparison.py tells whether two MLLMs differ in the encoder alone.
-HANDED_ON = ("stage", "data_digest", "steps", "recipe")
 
 
 def initialise_from(model, recipe: Recipe) -> dict:
@@ -18,22 +15,24 @@ def initialise_from(model, recipe: Recipe) -> dict:
     """
     from llava_plugin import mllm
 
-    provenance = read_json(Path(recipe.init) / "provenance.json")
-    kind = provenance.get("projector", "mlp2x_gelu")
-    if kind != recipe.projector:
-        raise ValueError(f"{recipe.init} has a {kind} projector: give --projector {kind}")
+    before = read(Provenance, Path(recipe.init) / "provenance.json", "export that stage again")
+    if before.projector != recipe.projector:
+        raise ValueError(f"{recipe.init} has a {before.projector} projector: give --projector {before.projector}")
     theirs = mllm.load(recipe.init, device="cpu").model
     ours, found = model.model.multi_modal_projector, theirs.model.multi_modal_projector
     if [p.shape for p in ours.parameters()] != [p.shape for p in found.parameters()]:
-        raise ValueError(
-            f"{recipe.init} is a projector from {provenance['encoder']} to {provenance['llm']}, not from {recipe.encoder} to {recipe.llm}"
-        )
+        raise ValueError(f"{recipe.init} is a projector from {before.encoder} to {before.llm}, not from {recipe.encoder} to {recipe.llm}")
     ours.load_state_dict(found.state_dict())
-    if provenance["stage"] == "sft":
+    if before.stage == "sft":
         model.model.language_model.load_state_dict(theirs.model.language_model.state_dict())
         model.lm_head.load_state_dict(theirs.lm_head.state_dict())
-    was = {name: provenance.get(name) for name in HANDED_ON}
-    return {"llm_digest_before": provenance.get("llm_digest_before"), "earlier": [*provenance.get("earlier", []), was]}
+    return {"llm_digest_before": before.llm_digest_before, "earlier": stages_of(Path(recipe.init))}
+
+
+def stages_of(export: Path) -> list[EarlierStage]:
+    """The stages that an export went through, oldest first: by these a comparison tells whether two MLLMs differ in the encoder alone."""
+    before = read(Provenance, export / "provenance.json", "export that stage again")
+    return [*before.earlier, before.as_earlier()]
 
 
 def count_parameters(model) -> dict[str, dict[str, int]]:

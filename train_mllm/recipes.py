@@ -5,9 +5,10 @@ OneVision's single-image data; frozen means the encoder is frozen in both stages
 numbers are those of LLaVA-NeXT's published scripts (finetune_ov.sh and its projector stage), one epoch over the mix.
 """
 
-from dataclasses import MISSING, dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any
 
-from genlip.common.flags import option
+from genlip.common.flags import option, takes_effect
 from llava_plugin.projectors import PROJECTORS
 
 
@@ -15,46 +16,82 @@ from llava_plugin.projectors import PROJECTORS
 class Recipe:
     """One stage of fine-tuning."""
 
-    preset: str = option(MISSING, "the preset that the recipe was made from", "run")
-    stage: str = option("sft", "what learns: the projector alone, or in SFT the language model too", "model", ("projector", "sft"))
-    encoder: str = option("genlip-g16", "encoder key, FOLDER_OR_HUB_ID or NAME=FOLDER: see python -m llava_plugin.encoders", "model")
-    llm: str = option("Qwen/Qwen2.5-7B-Instruct", "language model: a name under weights/, a folder or hub id", "model")
-    projector: str = option(
-        "mlp2x_gelu", "features to embeddings (mlp2x_gelu: the paper; pixel_shuffle: 4 to 1)", "model", tuple(PROJECTORS)
+    preset: str = option(MISSING, "the preset that the recipe was made from", "run", kind="name")
+    stage: str = option(
+        "sft", "what learns: the projector alone, or in SFT the language model too", "model", ("projector", "sft"), kind="derived"
     )
-    data: str = option("", "LLaVA or OpenAI JSON, parquet, a YAML mix, or a folder made by train_mllm.prepare_data", "data")
-    images: str = option("", "the folder that picture paths start from; empty: the data's own", "data")
-    out: str = option("", "the run folder: recipe, data, metrics, checkpoints, export", "run")
-    init: str = option("", "an earlier stage's export to start from: its projector, and its language model if that was trained", "model")
-    backend: str = option("native", "llava_next: SFT in your own LLaVA-NeXT checkout", "run", ("native", "llava_next"))
-    train_encoder: bool = option(False, "the encoder is trained, too", "model")
-    resolution: int = option(0, "pixels per side of a picture; 0: the encoder's own (paper: what gives 24 x 24 tokens)", "data")
-    turns: str = option("dialogue", "independent: a turn sees the picture and itself alone", "data", ("dialogue", "independent"))
-    max_length: int = option(32_768, "tokens per conversation; a longer one is cut at the end of a turn", "data")
-    epochs: float = option(1.0, "passes over the data", "optimisation", needs=("max_steps", 0))
-    max_steps: int = option(0, "optimizer steps; 0: as many as --epochs says", "optimisation")
-    batch: int = option(1, "conversations per GPU and micro-step", "optimisation", needs=("batching", "batch", "padded"))
-    accumulation: int = option(1, "micro-steps per optimizer step", "optimisation", needs=("global_batch", 0))
-    global_batch: int = option(0, "conversations per step on all GPUs; 0: --batch x GPUs x --accumulation", "optimisation")
-    batching: str = option("batch", "packed by --batch, packed by --batch-tokens, or padded", "speed", ("batch", "tokens", "padded"))
-    batch_tokens: int = option(16_384, "tokens per GPU and micro-step", "optimisation", needs=("batching", "tokens"))
-    lr: float = option(1e-5, "peak learning rate, cosine (LLaVA-NeXT: 1e-3 for the projector, 1e-5 in SFT)", "optimisation")
-    encoder_lr: float = option(2e-6, "the encoder's (LLaVA-NeXT: 2e-6)", "optimisation", needs=("train_encoder", True))
-    weight_decay: float = option(0.0, "of AdamW (LLaVA-NeXT: 0)", "optimisation")
-    warmup: float = option(0.03, "linear warm-up, a share of the steps (LLaVA-NeXT: 0.03)", "optimisation")
-    clip: float = option(1.0, "gradients are clipped to this norm", "optimisation")
-    lora_rank: int = option(0, "rank of LoRA adapters, merged into the export; 0: the language model itself is trained", "model")
-    lora_alpha: int = option(0, "scale of the adapters; 0: twice the rank", "model", needs=("lora_rank",))
-    zero: int = option(-1, "DeepSpeed's ZeRO stage; 0: none, -1: the least that fits (see --dry-run)", "speed", (-1, 0, 2, 3))
-    bf16: bool = option(True, "bf16 compute on a GPU", "speed")
-    gradient_checkpointing: bool = option(True, "recompute each layer in the backward pass: less memory, more time", "speed")
-    cache_features: bool = option(False, "compute a frozen encoder's features once, keep them; not with --train-encoder", "speed")
-    standardise: bool = option(False, "cached features at mean 0, standard deviation 1; folded into mlp2x_gelu at the end", "optimisation")
-    workers: int = option(1, "processes per GPU that decode and tokenise; 0: the training process itself", "speed")
-    report: str = option("none", "where the metrics go beside metrics.jsonl", "run", ("none", "tensorboard", "wandb"))
-    save_every: int = option(500, "steps from one checkpoint to the next", "run")
-    max_bad: float = option(0.01, "share of unusable conversations above which nothing is trained", "data")
-    seed: int = option(0, "of the new weights and the order of the data", "run")
+    encoder: str = option(
+        "genlip-g16", "encoder key, FOLDER_OR_HUB_ID or NAME=FOLDER: see python -m llava_plugin.encoders", "model", kind="name"
+    )
+    llm: str = option("Qwen/Qwen2.5-7B-Instruct", "language model: a name under weights/, a folder or hub id", "model", kind="name")
+    projector: str = option(
+        "mlp2x_gelu", "features to embeddings (mlp2x_gelu: the paper; pixel_shuffle: 4 to 1)", "model", tuple(PROJECTORS), kind="derived"
+    )
+    data: str = option("", "LLaVA or OpenAI JSON, parquet, a YAML mix, or a folder made by train_mllm.prepare_data", "data", kind="name")
+    images: str = option("", "the folder that picture paths start from; empty: the data's own", "data", kind="name")
+    out: str = option("", "the run folder: recipe, data, metrics, checkpoints, export", "run", kind="name")
+    init: str = option(
+        "", "an earlier stage's export to start from: its projector, and its language model if that was trained", "model", kind="name"
+    )
+    backend: str = option("native", "llava_next: SFT in your own LLaVA-NeXT checkout", "run", ("native", "llava_next"), kind="compared")
+    train_encoder: bool = option(False, "the encoder is trained, too", "model", kind="derived")
+    resolution: int = option(0, "pixels per side of a picture; 0: the encoder's own (paper: 24 x 24 tokens' worth)", "data", kind="derived")
+    turns: str = option(
+        "dialogue", "independent: a turn sees the picture and itself alone", "data", ("dialogue", "independent"), kind="compared"
+    )
+    max_length: int = option(32_768, "tokens per conversation; a longer one is cut at the end of a turn", "data", kind="compared")
+    epochs: float = option(1.0, "passes over the data", "optimisation", needs=("max_steps", 0), kind="compared")
+    max_steps: int = option(0, "optimizer steps; 0: as many as --epochs says", "optimisation", kind="compared")
+    batch: int = option(1, "conversations per GPU and micro-step", "optimisation", needs=("batching", "batch", "padded"), kind="derived")
+    accumulation: int = option(1, "micro-steps per optimizer step", "optimisation", needs=("global_batch", 0), kind="derived")
+    global_batch: int = option(0, "conversations per step on all GPUs; 0: --batch x GPUs x --accumulation", "optimisation", kind="derived")
+    batching: str = option(
+        "batch", "packed by --batch, packed by --batch-tokens, or padded", "speed", ("batch", "tokens", "padded"), kind="compared"
+    )
+    batch_tokens: int = option(16_384, "tokens per GPU and micro-step", "optimisation", needs=("batching", "tokens"), kind="compared")
+    lr: float = option(
+        1e-5, "peak learning rate, cosine (LLaVA-NeXT: 1e-3 for the projector, 1e-5 in SFT)", "optimisation", kind="compared"
+    )
+    encoder_lr: float = option(2e-6, "the encoder's (LLaVA-NeXT: 2e-6)", "optimisation", needs=("train_encoder", True), kind="compared")
+    weight_decay: float = option(0.0, "of AdamW (LLaVA-NeXT: 0)", "optimisation", kind="compared")
+    warmup: float = option(0.03, "linear warm-up, a share of the steps (LLaVA-NeXT: 0.03)", "optimisation", kind="compared")
+    clip: float = option(1.0, "gradients are clipped to this norm", "optimisation", kind="compared")
+    lora_rank: int = option(
+        0, "rank of LoRA adapters, merged into the export; 0: the language model itself is trained", "model", kind="compared"
+    )
+    lora_alpha: int = option(0, "scale of the adapters; 0: twice the rank", "model", needs=("lora_rank",), kind="compared")
+    zero: int = option(
+        -1, "DeepSpeed's ZeRO stage; 0: none, -1: the least that fits (see --dry-run)", "speed", (-1, 0, 2, 3), kind="environment"
+    )
+    bf16: bool = option(True, "bf16 compute on a GPU", "speed", kind="compared")
+    gradient_checkpointing: bool = option(
+        True, "recompute each layer in the backward pass: less memory, more time", "speed", kind="environment"
+    )
+    cache_features: bool = option(
+        False, "compute a frozen encoder's features once, keep them; not with --train-encoder", "speed", kind="environment"
+    )
+    standardise: bool = option(
+        False, "cached features at mean 0, standard deviation 1; folded into mlp2x_gelu at the end", "optimisation", kind="compared"
+    )
+    workers: int = option(1, "processes per GPU that decode and tokenise; 0: the training process itself", "speed", kind="environment")
+    report: str = option("none", "where the metrics go beside metrics.jsonl", "run", ("none", "tensorboard", "wandb"), kind="environment")
+    save_every: int = option(500, "steps from one checkpoint to the next", "run", kind="environment")
+    max_bad: float = option(0.01, "share of unusable conversations above which nothing is trained", "data", kind="environment")
+    seed: int = option(0, "of the new weights and the order of the data", "run", kind="seed")
+
+
+def protocol(recipe: Recipe, processes: int, accumulation: int, on_gpu: bool) -> dict[str, Any]:
+    """What of the recipe decides what is learned, by the fields' own `kind`, as it took effect; `per_step` is what a step learns from, on
+    however many GPUs."""
+    facts = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.metadata["kind"] == "compared" and takes_effect(recipe, f)}
+    facts["bf16"] = recipe.bf16 and on_gpu
+    if recipe.lora_rank:
+        facts["lora_alpha"] = recipe.lora_alpha or 2 * recipe.lora_rank
+    if recipe.batching == "padded":  # of so many a row of like length is made
+        facts["batch"] = recipe.batch
+    size = recipe.batch_tokens if recipe.batching == "tokens" else recipe.batch
+    unit = "tokens" if recipe.batching == "tokens" and not recipe.global_batch else "conversations"
+    return facts | {"per_step": f"{recipe.global_batch or size * processes * accumulation} {unit}"}
 
 
 def projector() -> Recipe:

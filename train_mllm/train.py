@@ -31,7 +31,7 @@ from . import estimate, llava_next
 from .estimate import missing
 from .model import adamw, count_parameters, freeze_parts, initialise_from, prepare_for_training
 from .prepare_data import check_origin, check_pictures, origin_of, prepare
-from .recipes import LAPTOP, PRESETS, Recipe
+from .recipes import LAPTOP, PRESETS, Recipe, protocol
 
 DEEPSPEED = Path(__file__).parent / "deepspeed"
 
@@ -180,25 +180,20 @@ def train(recipe: Recipe) -> Path:
         fold_standardisation(model.model.multi_modal_projector.linear_1, mean, std)
     provenance = {
         "stage": recipe.stage,
-        "encoder": tower.spec.key,
-        "encoder_key": tower.spec.key if tower.spec.key in encoders.KEYS and not tower.spec.path else None,
-        "arch": tower.spec.family,
         "llm": Path(recipe.llm).name,
         "frozen": not recipe.train_encoder,
         "note": estimate.NO_ANYRES if recipe.train_encoder else None,
-        "resolution": tower.spec.resolution,
-        "tokens": tower.spec.tokens,
-        "untrained": tower.config.untrained,
         **proof,
         "earlier": handed_on.get("earlier", []),
         "llm_digest_before": llm_before,
-        "llm_digest": digest(model.model.language_model),
         "data_digest": ledger["digest"],
         "parameters": groups,
         "steps": trainer.state.global_step,
         "processes": processes,
         "accumulation": accumulation,
         "zero": zero,
+        "protocol": protocol(recipe, processes, accumulation, on_gpu),
+        "seed": recipe.seed,
         "recipe": asdict(recipe),
         "versions": package_versions(("torch", "transformers", "accelerate", "genlip-eval")),
         "git_commit": git_commit() or "unknown",

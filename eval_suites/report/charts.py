@@ -81,7 +81,7 @@ def _scaling(suite: Suite, rows: list[EncoderResult], chains: list[list[tuple[st
     """Averages over the samples that the encoder's pretraining had read, where several rows are checkpoints of one pretraining run."""
     by_run: dict[tuple[str, str], list[tuple[float, EncoderResult]]] = {}
     for row, chain in zip(rows, chains):
-        recipe = runs.provenance(row).get("recipe") or {}
+        recipe = runs.provenance(row).recipe
         for what, run in chain:
             seen = runs.samples_seen(run, str(recipe.get("encoder") or "")) if what.startswith("pretraining") else None
             if seen:
@@ -99,7 +99,7 @@ def _resolutions(suite: Suite, rows: list[EncoderResult]) -> list[Chart]:
     for row in rows:
         said = runs.provenance(row)
         if row.resolution:
-            weights = said.get("encoder_digest_before") or said.get("encoder_digest") or ""
+            weights = said.encoder_digest_before or said.encoder_digest or ""
             same.setdefault((f"{row.encoder}/{weights}", row.llm), []).append((row.resolution, row))
     return [
         (f"resolution_{_slug(points[0][1].encoder)}_{_slug(llm)}", chart)

@@ -2,7 +2,7 @@
 
 from eval_suites.report.formatting import markdown_text, p_text
 from eval_suites.score import stats, verdicts
-from eval_suites.score.comparison import ComparisonLine, compare, differences
+from eval_suites.score.comparison import ComparisonLine, compare, differences, recorded
 from eval_suites.score.protocol import seeds_in_words
 from eval_suites.score.results import EncoderResult
 from eval_suites.score.seeds import NoiseFile
@@ -19,7 +19,9 @@ def section(suite: Suite, a: EncoderResult, b: EncoderResult, noise: NoiseFile |
     one, two = (f"{row.label} ({row.digest[:8] or LMMS_FILES})" for row in (a, b))
     text = f"\n## {one} against {two}\n\n"
     text += f"{' '.join(how(a, b, lines, noise))}\n\n{markdown_text(tuple(head), [_line(line, believable) for line in lines])}\n"
-    return text + (besides(a, b, differences(a, b)) if differing else "")
+    aside = recorded(a, b)
+    text += besides(a, b, differences(a, b)) if differing else ""
+    return text + (f"\nRecorded, and no other model by itself: {'; '.join(aside)}.\n" if aside else "")
 
 
 def besides(a: EncoderResult, b: EncoderResult, others: list[str]) -> str:

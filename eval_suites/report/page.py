@@ -52,7 +52,7 @@ def read(paths: list[Path], name: str | None = None) -> tuple[Suite, list[Encode
             raise ValueError(f"{path} does not exist: give a results folder, as run.py writes it")
         for file in sorted(path.rglob("result.json")):
             result = results.read_result(file.parent)
-            found[file.parents[1]] = result["suite"]
+            found[file.parents[1]] = result.suite
     if not found:
         where = ", ".join(map(str, paths))
         raise ValueError(f"no result under {where}: evaluate an encoder first, python eval_suites/run.py --encoder KEY")
@@ -138,7 +138,7 @@ def _measured(suite: Suite, rows: list[EncoderResult], folders: list[Path], call
             cells[column.name] = _cell(row.cells[column.name], folder)
         for name, ranks in rank.items():
             cells[name]["rank"] = ranks.get(i)
-        said = row.results and runs.provenance(row)
+        said = row.results and runs.provenance(row).as_json()
         lines.append(
             {
                 "name": called[i], "encoder": row.encoder, "arch": row.arch, "llm": row.llm, "frozen": row.frozen, "pixels": row.resolution,

@@ -13,7 +13,9 @@ from pathlib import Path
 from eval_suites.score.results import EncoderResult
 from genlip.common.files import read_json
 from genlip.common.flags import flag
+from genlip.common.schema import Provenance, parse
 
+AWAY = "mend it or move its run folder away"  # what ends an error
 POINTS = 300  # of a curve: more cannot be seen; each is the mean of the steps it stands for
 SPOKEN = 60  # captions of a run that are shown, the last step's and those of steps before it
 DRAWINGS, DRAWING_BYTES = 12, 400_000  # attention and read-out pictures of a run, and the largest file that is taken
@@ -21,11 +23,11 @@ DRAWINGS, DRAWING_BYTES = 12, 400_000  # attention and read-out pictures of a ru
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder with what it holds of recipe, provenance and ledger; {} for what it does not."""
+    """A run folder with what it holds of recipe and ledger, {} for what it does not, and its export's provenance where it is an MLLM's."""
 
     folder: Path
     recipe: dict
-    provenance: dict
+    provenance: Provenance | None
     ledger: dict
 
     @property
@@ -40,7 +42,7 @@ def find(root: Path) -> list[Run]:
         Run(
             folder,
             _json(folder / "recipe.json"),
-            _json(folder / "export" / "provenance.json"),
+            _provenance(folder / "export" / "provenance.json"),
             _json(folder / "ledger.json") or _json(folder / "data" / "ledger.json"),
         )
         for folder in folders
@@ -48,25 +50,34 @@ def find(root: Path) -> list[Run]:
 
 
 def _json(path: Path) -> dict:
-    content = read_json(path, "mend it or move its run folder away") if path.exists() else {}
+    content = read_json(path, AWAY) if path.exists() else {}
     return content if isinstance(content, dict) else {}
+
+
+def _provenance(path: Path) -> Provenance | None:
+    content = _json(path)  # pretraining's says so, and has fields of its own
+    return parse(Provenance, content, str(path), AWAY) if content.get("stage", "pretrain") != "pretrain" else None
 
 
 def chain(row: EncoderResult, runs: list[Run]) -> list[tuple[str, Run]]:
     """(what it was, run), from the row's own run back to the encoder's pretraining; [] where the own one is not at hand."""
-    own = next((run for run in runs if row.digest and run.provenance.get("weights_digest") == row.digest), None)
+    own = next((run for run in runs if run.provenance and run.provenance.weights_digest == row.weights_digest), None)
     found: list[tuple[str, Run]] = []
     run = own
     while run is not None and run not in [one for _, one in found]:
         found.append((f"{(run.provenance or run.recipe).get('stage') or 'sft'} stage", run))
-        recipe = run.recipe or run.provenance.get("recipe") or {}
+        recipe = _recipe(run)
         run = _run_of(str(recipe.get("init") or ""), runs)
-    recipe = (own.recipe or own.provenance.get("recipe") or {}) if own else provenance(row).get("recipe") or {}
+    recipe = _recipe(own) if own else provenance(row).recipe
     pretrained = _run_of(str(recipe.get("encoder") or "").rpartition("=")[2], runs)
     return [*found, *([("pretraining of the encoder", pretrained)] if pretrained else [])]
 
 
-def provenance(row: EncoderResult) -> dict:
+def _recipe(run: Run) -> dict:
+    return run.recipe or (run.provenance.recipe if run.provenance else {})
+
+
+def provenance(row: EncoderResult) -> Provenance:
     return next(iter(row.results.values()))["provenance"]
 
 
@@ -106,7 +117,7 @@ def _records(run: Run):
             except ValueError as error:
                 if not line.endswith("\n"):
                     return  # being written
-                raise ValueError(f"{path}, line {number}: not a record ({error}); mend it or move its run folder away") from error
+                raise ValueError(f"{path}, line {number}: not a record ({error}); {AWAY}") from error
             if isinstance(record, dict):
                 yield record
 
@@ -138,14 +149,21 @@ def drawings(run: Run) -> list[tuple[str, bytes]]:
 def commands(row: EncoderResult, suite: str, found: list[tuple[str, Run]]) -> list[str]:
     """What reproduces the row, first things first: each run's command with every field of its recipe, then the evaluation's."""
     lines = [_training(run) for _, run in reversed(found)]
-    export = next((str(Path("runs", run.name, "export")) for what, run in found if run.provenance.get("weights_digest") == row.digest), "")
+    export = next(
+        (
+            str(Path("runs", run.name, "export"))
+            for _, run in found
+            if run.provenance and run.provenance.weights_digest == row.weights_digest
+        ),
+        "",
+    )
     evaluation = ["python", "eval_suites/run.py", "--encoder", row.encoder, "--suite", suite]
     lines.append(shlex.join([*evaluation, *(["--mllm", export] if export else [])]))
     return [line for line in lines if line]
 
 
 def _training(run: Run) -> str:
-    recipe = run.recipe or run.provenance.get("recipe") or {}
+    recipe = _recipe(run)
     if not recipe.get("preset"):
         return ""
     module = "train_mllm.train" if "llm" in recipe else "genlip.train"

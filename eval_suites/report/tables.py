@@ -22,7 +22,7 @@ from eval_suites.score.seeds import NoiseFile
 from eval_suites.suites import Column, Suite
 from genlip.common.files import write_file
 
-CELLS_HEADER = ("encoder", "benchmark", "value", "unit", "n", "n_expected", "stderr", "low", "high", "refused")
+CELLS_HEADER = ("encoder", "benchmark", "value", "unit", "n", "n_expected", "stderr", "low", "high", "refused", "weights_digest")
 DAGGER = "\u2020"  # marks values averaged despite unreadable pictures
 
 
@@ -92,9 +92,10 @@ def write_tables(
     if allow_partial:
         rows, pairs = [accept_unreadable(row) for row in rows], [(accept_unreadable(a), accept_unreadable(b)) for a, b in pairs]
     printed = [(table.llm, row) for table in map(paper_table, suite.paper) for row in table.rows]
-    cells = [(_csv_name(row), cell) for row in seeds.apart(rows) for cell in row.cells.values()]
+    cells = [(row, cell) for row in seeds.apart(rows) for cell in row.cells.values()]
     long = [
-        [encoder, *("" if getattr(cell, name) is None else getattr(cell, name) for name in CELLS_HEADER[1:])] for encoder, cell in cells
+        [_csv_name(row), *("" if getattr(cell, name) is None else getattr(cell, name) for name in CELLS_HEADER[1:-1]), row.weights_digest]
+        for row, cell in cells
     ]
     text = markdown(suite, rows, printed, pairs, noise)
     for ending, content in ((".csv", csv_table(suite, rows)), ("_cells.csv", csv_text([CELLS_HEADER, *long])),
@@ -113,7 +114,7 @@ def markdown(
     """The table for a reader: values with their 95 % intervals, best and second best, k/n, footnotes, comparisons."""
     titles = [*(column.title for column in suite.columns), *suite.averaged]
     overall_title = ["overall"] if suite.overall else []
-    head = ("encoder", "arch", "LLM", "frozen", "pixels", "tokens", *titles, *overall_title, "complete", "weights")
+    head = ("encoder", "arch", "LLM", "frozen", "pixels", "tokens", *titles, *overall_title, "complete", "MLLM")
     rank = [comparison.ranks(suite, rows, columns) for columns in [*((column,) for column in suite.columns), *suite.averaged.values()]]
     lines = []
     for i, row in enumerate(rows):
@@ -159,6 +160,8 @@ def footnotes(suite: Suite, rows: list[EncoderResult], printed: list[tuple[str, 
         marked = [cell for cell in row.cells.values() if cell.complete and cell.left_out]
         let_in = [f"{cell.benchmark} {cell.left_out} of {cell.n_expected}" for cell in marked]
         notes += [f"{DAGGER} {name}: samples left out whose pictures cannot be read: {', '.join(let_in)}."] if let_in else []
+    if old := [row.label for row in rows if row.schema == 1]:
+        notes.append(f"{', '.join(old)}: trained or evaluated before exports and results had versions; ranked among themselves alone.")
     elsewhere = [row for row in rows if row.elsewhere]
     if elsewhere:
         notes.append(

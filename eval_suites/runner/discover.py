@@ -28,7 +28,7 @@ class Place:
 
     @property
     def tuned(self) -> list[Export]:
-        return [export for export in self.exports if export.provenance["stage"] == "sft"]
+        return [export for export in self.exports if export.provenance.stage == "sft"]
 
     @property
     def suites(self) -> list[str]:
@@ -64,7 +64,7 @@ def next_steps(data: Path) -> str:
 
 
 def _described(export: Export) -> str:
-    stage = export.provenance["stage"]
+    stage = export.provenance.stage
     return f"  {export.encoder}, {export.llm}, {export.folder}{'' if stage == 'sft' else f' ({stage} stage: does not count)'}"
 
 

@@ -1,7 +1,7 @@
 """The answer journal: every answer of a task on disk as it comes, so that kill -9 costs the batch in flight and nothing else.
 
 Why: lmms-eval writes once, after the last task, and its cache answers for whatever weights lie behind the same words on the command
-line. Here a file belongs to one key, the digests of weights, task definition and data; other weights have another file. Inside it an
+line. Here a file belongs to one key, the digests of the MLLM, task definition and data; another MLLM has another file. Inside it an
 answer is found by document and generation settings.
 
     results/<suite>/<encoder>/<llm>@<digest8>/<task>/answers-<digest of the key>.jsonl      line 1: the key; then one answer a line
@@ -23,11 +23,12 @@ Settings = tuple[int, tuple[str, ...]]  # (max_new_tokens, stop strings)
 
 @dataclass(frozen=True)
 class Answer:
-    """What was asked (the prompt as the model saw it, a digest of its pictures) and what was answered."""
+    """What was asked (the prompt's words, digests of its pictures and of its token ids) and what was answered."""
 
     text: str
     prompt: str
     image: str
+    tokens: str = ""
 
 
 def path_of(folder: Path, key: dict) -> Path:
@@ -73,7 +74,7 @@ class Journal:
                             raise ValueError("another key")
                         continue
                     settings = (entry["max_new_tokens"], tuple(entry["until"]))
-                    self.answers[entry["doc_id"], settings] = Answer(entry["answer"], entry["prompt"], entry["image"])
+                    self.answers[entry["doc_id"], settings] = Answer(entry["answer"], entry["prompt"], entry["image"], entry["tokens"])
                 except (ValueError, KeyError, TypeError) as error:
                     raise ValueError(f"{self.path}, line {number}: not an answer of this task ({error!r}); delete the file") from error
         return kept
@@ -84,7 +85,7 @@ class Journal:
         lines = []
         for doc_id, answer in answers.items():
             self.answers[doc_id, settings] = answer
-            entry = {"doc_id": doc_id, "max_new_tokens": new_tokens, "until": until, "image": answer.image}
+            entry = {"doc_id": doc_id, "max_new_tokens": new_tokens, "until": until, "image": answer.image, "tokens": answer.tokens}
             lines.append(json.dumps({**entry, "prompt": answer.prompt, "answer": answer.text}) + "\n")
         self._write("".join(lines))
 

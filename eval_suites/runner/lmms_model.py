@@ -118,7 +118,10 @@ class EvaluatedMllm(lmms):
             # lmms-eval would pad a short list with '' and score it.
             if len(texts) != len(part) or not all(isinstance(text, str) for text in texts):
                 raise RuntimeError(f"{task}: {len(part)} questions were answered by {len(texts)} texts, or by something that is no text")
-            new = {where[i]: Answer(_until(text, settings[1]), _text(asked[i][0]), _digest(asked[i][1])) for i, text in zip(part, texts)}
+            new = {
+                where[i]: Answer(_until(text, settings[1]), _text(asked[i][0]), _digest(asked[i][1]), tokens)
+                for i, text, tokens in zip(part, texts, self.mllm.prompt_digests, strict=True)
+            }
             if self.journal:
                 self.journal.add(settings, {doc_id: answer for (_, doc_id), answer in new.items()})
             self.answers |= new

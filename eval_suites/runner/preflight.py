@@ -11,13 +11,16 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from eval_suites import tasks
 from eval_suites.score import results
 from eval_suites.suites import Suite
-from genlip.common import digests
+from genlip.common import digests, fingerprint
 from genlip.common.files import read_json
+from genlip.common.fingerprint import Fingerprint
+from genlip.common.schema import Provenance, parse
 
 
 @dataclass(frozen=True)
@@ -25,19 +28,24 @@ class Export:
     """A trained MLLM: its folder and what its provenance.json says."""
 
     folder: Path
-    provenance: dict
+    provenance: Provenance
 
     @property
     def encoder(self) -> str:
-        return self.provenance["encoder"]
+        return self.provenance.encoder
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """As its files lie there when it is first asked for."""
+        return fingerprint.of_export(self.folder, self.provenance.weights_digest)
 
     @property
     def digest(self) -> str:
-        return self.provenance["weights_digest"]
+        return self.fingerprint.digest
 
     @property
     def llm(self) -> str:
-        return Path(self.provenance["llm"]).name
+        return Path(self.provenance.llm).name
 
 
 @dataclass(frozen=True)
@@ -63,13 +71,10 @@ def read_export(folder: Path) -> Export:
         raise ValueError(
             f"{folder} has no provenance.json: give the export/ folder of a training run of train_mllm{hint * is_llava_next(folder)}"
         )
-    provenance = read_json(path, "export the model again")
-    said = provenance if isinstance(provenance, dict) else {}
-    if said.get("stage") == "pretrain":
+    said = read_json(path, "export the model again")
+    if isinstance(said, dict) and said.get("stage") == "pretrain":
         raise ValueError(f"{folder} holds an encoder, not an MLLM: fine-tune one around it (--encoder NAME={folder}), and give its export")
-    if missing := [name for name in ("stage", "encoder", "llm", "weights_digest") if not said.get(name)]:
-        raise ValueError(f"{path} does not say {', '.join(missing)}: export the model again")
-    return Export(folder, provenance)
+    return Export(folder, parse(Provenance, said, str(path), "export the model again"))
 
 
 def exports_in(runs: Path) -> list[Export]:
@@ -93,17 +98,17 @@ def find_export(encoder: str, mllm: Path | None, llm: str | None, runs: Path = P
     label = encoder.partition("=")[0] if "=" in encoder else Path(encoder).name
     if mllm:
         export = read_export(mllm)
-        if label not in (export.encoder, export.provenance.get("encoder_key")):
+        if label not in (export.encoder, export.provenance.encoder_key):
             raise ValueError(f"{mllm} holds encoder {export.encoder}, not {label}: give --encoder {export.encoder}, or another --mllm")
         return export
-    own = [export for export in exports_in(runs) if label in (export.encoder, export.provenance.get("encoder_key"))]
-    tuned = [export for export in own if export.provenance["stage"] == "sft" and llm in (None, export.provenance["llm"], export.llm)]
+    own = [export for export in exports_in(runs) if label in (export.encoder, export.provenance.encoder_key)]
+    tuned = [export for export in own if export.provenance.stage == "sft" and llm in (None, export.provenance.llm, export.llm)]
     if len(tuned) == 1:
         return tuned[0]
     if tuned:
         choices = "".join(f"\n  --mllm {export.folder}   ({export.llm}, {export.digest[:8]})" for export in tuned)
         raise ValueError(f"{len(tuned)} fine-tuned MLLMs of {label}; say which, by --mllm or --llm:{choices}")
-    others = {export.llm for export in own if export.provenance["stage"] == "sft"}
+    others = {export.llm for export in own if export.provenance.stage == "sft"}
     if llm and others:
         raise ValueError(f"no fine-tuned MLLM of {label} with {llm} under {runs}/; there are: {', '.join(sorted(others))}")
     raise NotTrained(_how_to_train(encoder, label, runs, bool(own)))
@@ -120,7 +125,7 @@ def _how_to_train(encoder: str, label: str, runs: Path, projector_only: bool) ->
     spec = encoders.resolve(encoder)
     first = " (its projector stage is there, which does not count)" if projector_only else ""
     text = f"no fine-tuned MLLM of {label} under {runs}/{first}. Train one: ENCODER={encoder} bash train_mllm/sft_qwen1.5b_frozen.sh"
-    there = [export for export in (*exports_in(runs), *exports_in(Path("demo/runs"))) if export.provenance["stage"] == "sft"]
+    there = [export for export in (*exports_in(runs), *exports_in(Path("demo/runs"))) if export.provenance.stage == "sft"]
     named = ", ".join(f"{export.encoder} ({export.folder})" for export in there)
     text += f"\nFine-tuned MLLMs that are here: {named}" if there else ""
     try:
@@ -169,7 +174,7 @@ def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export |
         raise ValueError(f"mme counts pairs of questions: --limit {args.limit} is odd")
     limit = args.limit if args.limit and args.limit < data.rows else None
     key = {
-        "weights": export.digest if export else "",
+        "model": export.digest if export else "",
         "task": tasks.definition_digest(task),
         "data": data.digest,
         "limit": limit,
@@ -179,7 +184,7 @@ def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export |
         key["maximum"] = data.maximum
     done = results.read_result(folder)
     # A full result answers a limited request too: a quick look never costs the long run's answers.
-    return TaskJob(task, data, expected, key, folder, done is not None and done["key"] in (key, {**key, "limit": None}))
+    return TaskJob(task, data, expected, key, folder, done is not None and done.key in (key, {**key, "limit": None}))
 
 
 def manifest_problem(jobs: list[TaskJob]) -> list[str]:
@@ -213,10 +218,12 @@ def budget_problem(export: Export, others: list[results.EncoderResult]) -> list[
     from llava_plugin.encoders import same_budget
 
     said = export.provenance
-    sizes = [(export.encoder, said["tokens"], said["resolution"])] if said.get("frozen") and said.get("tokens") else []
+    sizes = [(export.encoder, said.tokens, said.resolution)] if said.frozen and said.tokens and said.resolution else []
     try:
         if sizes:
-            same_budget(sizes + [(row.encoder, row.tokens, row.resolution) for row in others if row.frozen and row.tokens])
+            same_budget(
+                sizes + [(row.encoder, row.tokens, row.resolution) for row in others if row.frozen and row.tokens and row.resolution]
+            )
     except ValueError as error:
         return [str(error)]
     return []

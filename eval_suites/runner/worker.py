@@ -25,6 +25,8 @@ from eval_suites.score import results
 from eval_suites.suites import Suite
 from genlip.common.files import write_file, write_json
 from genlip.common.processes import die_with
+from genlip.common.schema import SCHEMA, Result
+from genlip.common.versions import package_versions
 
 SAY_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 _FORK = multiprocessing.get_context("fork")
@@ -67,25 +69,43 @@ def run_job(job: TaskJob, suite: Suite, export: Export, lm) -> None:
     wanted = (job.key["limit"] or job.data.rows) - len(left_out)
     if len(samples) != wanted:
         raise RuntimeError(f"lmms-eval scored {len(samples)} samples of {wanted}")
-    result = {
-        "suite": suite.name,
-        "task": job.task,
-        "encoder": export.encoder,
-        "llm": export.llm,
-        "n": len(samples),
-        "n_expected": job.n_expected,
-        "left_out": left_out,
-        "empty": sum(not sample["answer"].strip() for sample in samples),
-        "cleaned": sum(sample["cleaned"] for sample in out["samples"][name] if "cleaned" in sample),
-        "results": {metric: value for metric, value in out["results"][name].items() if "," in metric},
-        "generation": out["configs"][name]["generation_kwargs"],
-        "key": job.key,
-        "provenance": export.provenance,
-        "seconds": round(time.monotonic() - start, 1),
-    }
+    result = Result(
+        schema=SCHEMA,
+        suite=suite.name,
+        task=job.task,
+        encoder=export.encoder,
+        llm=export.llm,
+        n=len(samples),
+        n_expected=job.n_expected,
+        left_out=left_out,
+        empty=sum(not sample["answer"].strip() for sample in samples),
+        cleaned=sum(sample["cleaned"] for sample in out["samples"][name] if "cleaned" in sample),
+        results={metric: value for metric, value in out["results"][name].items() if "," in metric},
+        generation=out["configs"][name]["generation_kwargs"] or {},
+        key=job.key,
+        fingerprint=export.fingerprint.parts,
+        environment=environment(lm),
+        provenance=export.provenance,
+        seconds=round(time.monotonic() - start, 1),
+    )
     (job.folder / "result.json").unlink(missing_ok=True)  # from here to the last line the task is not done
     write_file(job.folder / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in sorted(samples, key=lambda s: s["doc_id"])))
-    write_json(job.folder / "result.json", result)
+    write_json(job.folder / "result.json", result.as_json())
+
+
+def environment(lm) -> dict:
+    """What may differ from one evaluation to another without being another model."""
+    return {**package_versions(("torch", "transformers")), "device": lm.mllm.device, "batch_size": lm.batch_size}
+
+
+def _loaded(export: Export):
+    """The export's MLLM. ValueError where it is no longer the one that this run was planned with."""
+    from llava_plugin import mllm
+
+    model = mllm.load(export.folder)
+    if changed := export.fingerprint.differing(model.fingerprint):
+        raise ValueError(f"{export.folder} was replaced while it was evaluated ({', '.join(changed)}): run the same command again")
+    return model
 
 
 def _leave_out(task, job: TaskJob, unreadable: dict[int, str]) -> dict[int, str]:
@@ -112,6 +132,7 @@ def _record(sample: dict, answer, metrics: set[str]) -> dict:
         "doc_id": sample["doc_id"],
         "image": answer.image,
         "prompt": answer.prompt,
+        "tokens": answer.tokens,
         "target": sample["target"],
         "answer": sample["resps"][0][0],
         "filtered": sample["filtered_resps"][0],
@@ -143,9 +164,8 @@ def _work(job: TaskJob, suite: Suite, export: Export, batch_size: int, device: s
         sys.stdout = sys.stderr = stream
         try:
             from eval_suites.runner.lmms_model import EvaluatedMllm
-            from llava_plugin import mllm
 
-            lm = EvaluatedMllm(mllm=mllm.load(export.folder), batch_size=batch_size)
+            lm = EvaluatedMllm(mllm=_loaded(export), batch_size=batch_size)
             lm.report = lambda done, total: pipe.send((done, total))
             run_job(job, suite, export, lm)
             if lm.batch_size < batch_size:
@@ -163,11 +183,9 @@ def _work(job: TaskJob, suite: Suite, export: Export, batch_size: int, device: s
 
 def _verify(export: Export, parent: int, pipe: Connection) -> None:
     die_with(parent)
-    from llava_plugin import mllm
-
     try:
-        digest = mllm.load(export.folder).digest
-        pipe.send("" if digest == export.digest else f"{export.folder}: its weights have digest {digest[:8]}, not {export.digest[:8]}")
+        _loaded(export)
+        pipe.send("")
     except (ValueError, OSError) as error:
         pipe.send(str(error))
 
@@ -212,7 +230,7 @@ def verify(export: Export, folder: Path) -> None:
     checked, files = folder / "weights.json", {}
     for file in sorted(export.folder.glob("*.safetensors")):
         files[file.name] = [file.stat().st_size, file.stat().st_mtime_ns]
-    seen = json.dumps({"digest": export.digest, "files": files})
+    seen = json.dumps({"digest": export.provenance.weights_digest, "files": files})
     if checked.exists() and checked.read_text() == seen:
         return
     prepare(1)
@@ -282,12 +300,12 @@ def _succeeded(worker: _Running, board) -> bool:
     worker.process.join()
     worker.pipe.close()
     result, job = results.read_result(worker.job.folder), worker.job
-    if result is not None and result["key"] == job.key:
+    if result is not None and result.key == job.key:
         board.done(job.task)
         board.say(f"{job.task}: done in {time.monotonic() - worker.start:.0f} s")
-        if result["left_out"]:
-            named = "; ".join(f"doc {doc_id} ({why})" for doc_id, why in list(result["left_out"].items())[:5])
-            board.say(f"note: {job.task}: {len(result['left_out'])} questions left out, their pictures cannot be read: {named}")
+        if result.left_out:
+            named = "; ".join(f"doc {doc_id} ({why})" for doc_id, why in list(result.left_out.items())[:5])
+            board.say(f"note: {job.task}: {len(result.left_out)} questions left out, their pictures cannot be read: {named}")
         return True
     if not any(message.startswith("error: ") for message in worker.said):
         code = worker.process.exitcode

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from eval_suites.score.results import EncoderResult
 from eval_suites.score.seeds import NoiseFile, SeedNoise
 from eval_suites.score.verdicts import Verdict
 from eval_suites.suites import Column, Suite
+from genlip.common.fingerprint import OF_THE_ENCODER
+from genlip.common.schema import Provenance
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,31 @@ def differences(a: EncoderResult, b: EncoderResult) -> list[str]:
     if a.elsewhere or b.elsewhere:
         return lmms_files.unknown(a, b)
     one, two = protocol(a), protocol(b)
+    names = {**one, **two} if a.schema == b.schema else [name for name in one if name in two]  # one schema has fields the other has not
+    differing = [(name, one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)]
+    left, right = (next(iter(row.results.values())) for row in (a, b))
+    if left["provenance"].encoder_digest == right["provenance"].encoder_digest:  # one encoder, read or shown otherwise
+        parts = [(name, left["fingerprint"].get(name), right["fingerprint"].get(name)) for name in OF_THE_ENCODER if name != "weights"]
+        differing += [(f"answers.{name}", *values) for name, *values in parts if values[0] != values[1]]
+    called = {"llm_digest_before": (f"{a.llm} ", f"{b.llm} ")}  # a reader knows it by its name
+    return [
+        f"{name}: {before}{_short(left)} against {behind}{_short(right)}"
+        for name, left, right in differing
+        for before, behind in [called.get(name, ("", ""))]
+    ]
+
+
+def recorded(a: EncoderResult, b: EncoderResult) -> list[str]:
+    """What differs in how the two rows came about without making them other models: devices, versions, processes."""
+    if a.elsewhere or b.elsewhere:
+        return []
+    said = []
+    for row in (a, b):
+        result = next(iter(row.results.values()))
+        training = {f.name: result["provenance"][f.name] for f in fields(Provenance) if f.metadata["kind"] == "environment"}
+        versions = {f"training's {name}": value for name, value in (training.pop("versions") or {}).items()}
+        said.append({**(result.get("environment") or {}), **training, **versions})
+    one, two = said
     return [f"{name}: {_short(one.get(name))} against {_short(two.get(name))}" for name in {**one, **two} if one.get(name) != two.get(name)]
 
 

@@ -367,7 +367,7 @@ class ResultFile:
     model: str
     cells: list[Cell]
     scores: dict[str, stats.Scores] = field(default_factory=dict)
-    records: dict[str, dict] = field(default_factory=dict)
+    records: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def _is_result(content: Any) -> bool:
@@ -420,7 +420,7 @@ def read_file(path: Path, columns: tuple[Column, ...] | None = None) -> ResultFi
     config = _config(content)
     cells: list[Cell] = []
     scores: dict[str, stats.Scores] = {}
-    records: dict[str, dict] = {}
+    records: dict[str, Mapping[str, Any]] = {}
     for task, metrics in content["results"].items():
         if not isinstance(metrics, dict):
             continue
@@ -565,7 +565,7 @@ def read_elsewhere(name: str, path: Path, suite: Suite) -> EncoderResult:
         raise ValueError(f"{path} holds results of {len(models)} models ({'; '.join(models)}): give each a NAME=FOLDER of its own")
     cells = {column.name: replace(empty_cell(column), n_expected=column.n, refused="not evaluated") for column in suite.columns}
     scores: dict[str, stats.Scores] = {}
-    records: dict[str, dict] = {}
+    records: dict[str, Mapping[str, Any]] = {}
     of_file = [file for file in found for _ in file.cells]
     for cell, file in zip(_agreed(found), of_file):
         before = cells.get(cell.benchmark)
@@ -592,7 +592,9 @@ def asked(row: EncoderResult, task: str) -> str:
     result = row.results.get(task)
     if result is None:
         return ""
-    return result["key"]["data"] if row.elsewhere else _asked_of_ours(Path(result["samples"]))
+    if row.folder is None:
+        return str(result["key"]["data"])
+    return _asked_of_ours(row.folder / task / "samples.jsonl")
 
 
 @lru_cache(maxsize=64)

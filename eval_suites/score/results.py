@@ -10,6 +10,7 @@ Standard library and numpy; 260,000 answers are read in about 3 s.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import numpy as np
 
 from eval_suites.score import stats
 from eval_suites.suites import Column, Suite
-from genlip.common.files import read_json
+from genlip.common.fingerprint import of_export
+from genlip.common.schema import Provenance, Result, read
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Cell:
     stderr: float | None = None
     low: float | None = None
     high: float | None = None
-    digest: str = ""  # of the weights
+    digest: str = ""  # of the MLLM: its fingerprint's, in schema 1 its weights'
     refused: str | None = None
     left_out: int = 0  # samples whose picture could not be read
     full_mark: float = 100.0  # the printed value that counts as 100 in averages
@@ -78,12 +80,13 @@ class EncoderResult:
     untrained: bool
     cells: dict[str, Cell]
     scores: dict[str, stats.Scores]
-    results: dict[str, dict] = field(repr=False)  # task -> result.json, for what a comparison has to hold equal
+    results: dict[str, Mapping[str, Any]] = field(repr=False)  # task -> result.json, for what a comparison has to hold equal
     # Of a row that joins several training seeds (seeds.py): the rows it is the mean of, by seed. `results` are then the first one's.
     members: tuple["EncoderResult", ...] = field(default=(), repr=False)
+    folder: Path | None = field(default=None, repr=False)  # of its tasks' folders; None in a row of plain lmms-eval's files
 
     @property
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Mapping[str, Any]:
         """Of the MLLM that answered; {} in a row of plain lmms-eval's files."""
         return next(iter(self.results.values()))["provenance"] if self.results else {}
 
@@ -102,9 +105,22 @@ class EncoderResult:
         return not self.digest
 
     @property
+    def weights_digest(self) -> str:
+        """ "" of a row that joins seeds, or of lmms-eval's files."""
+        return "" if self.elsewhere or self.members else str(self.provenance["weights_digest"])
+
+    @property
+    def schema(self) -> int:
+        """The oldest of what its results and its MLLM's provenance say."""
+        if self.elsewhere:
+            return 2
+        return int(min(each for result in self.results.values() for each in (result["schema"], result["provenance"]["schema"])))
+
+    @property
     def label(self) -> str:
         stage = self.provenance.get("stage", "sft")
         marks = ["untrained"] * self.untrained + [f"{stage} stage"] * (stage != "sft") + [f"{self.seeds} seeds"] * bool(self.members)
+        marks += ["schema 1"] * (self.schema == 1)
         return self.encoder + (f" ({', '.join(marks)})" if marks else "")
 
 
@@ -223,18 +239,10 @@ def _of_the_answered(cell: Cell, scores: stats.Scores) -> tuple[Cell, stats.Scor
     return replace(cell, value=value, stderr=error, low=low, high=high), replace(scores, factor=scores.factor * share)
 
 
-def read_result(folder: Path) -> dict | None:
+def read_result(folder: Path) -> Result | None:
     """result.json of a task's folder; None where the task is not done. ValueError where the file is no result."""
     path = folder / "result.json"
-    if not path.exists():
-        return None
-    try:
-        result: dict = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("suite", "task", "encoder", "llm", "n", "n_expected", "results", "key", "provenance"):
-            result[name]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a result ({error!r}): delete the folder and run the task again") from error
-    return result
+    return read(Result, path, "delete the folder and run the task again") if path.exists() else None
 
 
 def read_row(folder: Path, suite: Suite) -> EncoderResult | None:
@@ -248,20 +256,19 @@ def read_row(folder: Path, suite: Suite) -> EncoderResult | None:
         if result is None:
             cells[column.name] = replace(empty_cell(column), n_expected=column.n, refused="not evaluated")
             continue
-        result["samples"] = str(folder / column.task / "samples.jsonl")
-        scores[column.name] = read_scores(Path(result["samples"]), column)
+        scores[column.name] = read_scores(folder / column.task / "samples.jsonl", column)
         n_expected = column.n if column.n is not None else result["n_expected"]
-        cell = make_cell(column, result["results"], result["n"], n_expected, scores[column.name], result["key"]["weights"],
+        cell = make_cell(column, result["results"], result["n"], n_expected, scores[column.name], result.digest,
                          len(result.get("left_out") or ()))  # fmt: skip
         if column.aggregate == "points" and cell.complete_except_unreadable:
             cell, scores[column.name] = _of_the_answered(cell, scores[column.name])
         cells[column.name] = _marked(cell, column, result["key"].get("maximum"))
     first = next(iter(results.values()))
     mllm = first["provenance"]
-    digest = first["key"]["weights"]
+    digest = first.digest
     return EncoderResult(
         first["encoder"], mllm.get("arch") or "", first["llm"], mllm.get("frozen"), mllm.get("resolution"), mllm.get("tokens"), digest,
-        bool(mllm.get("untrained")), cells, scores, results,
+        bool(mllm.get("untrained")), cells, scores, dict(results), folder=folder,
     )  # fmt: skip
 
 
@@ -287,9 +294,11 @@ def find_row(rows: list[EncoderResult], name: str, suite: Suite) -> EncoderResul
     """
     encoder, _, which = name.partition("@")
     rows = [each for row in rows for each in (row, *(row.members if which else ()))]
+    either = {which}
     if which and (Path(which) / "provenance.json").exists():
-        which = read_json(Path(which) / "provenance.json")["weights_digest"]
-    found = [row for row in rows if row.encoder == encoder and row.digest.startswith(which)]
+        weights = read(Provenance, Path(which) / "provenance.json", "export the model again").weights_digest
+        either = {of_export(Path(which), weights).digest, weights}  # rows of schema 1 are known by their weights
+    found = [row for row in rows if row.encoder == encoder and row.digest.startswith(tuple(either))]
     if not found:
         there = ", ".join(sorted({row.encoder for row in rows})) or "none"
         raise ValueError(

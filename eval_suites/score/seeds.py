@@ -64,7 +64,7 @@ def _identity(row: EncoderResult) -> str:
     said = row.provenance
     encoder = [row.encoder, said.get("encoder_key"), said.get("encoder_digest_before") or said.get("encoder_digest"), row.llm]
     asked = {
-        task: [{part: value for part, value in result["key"].items() if part != "weights"}, result.get("left_out")]
+        task: [{part: value for part, value in result["key"].items() if part not in ("weights", "model")}, result.get("left_out")]
         for task, result in row.results.items()
     }
     whole = {name: [cell.n, cell.refused] for name, cell in row.cells.items()}

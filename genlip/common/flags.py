@@ -5,7 +5,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import field, fields, replace
+from dataclasses import Field, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,29 @@ GROUPS = ("data", "model", "optimisation", "speed", "run")  # of --help, in this
 
 
 def option(
-    default: Any, help: str, group: str, choices: tuple[Any, ...] = (), keys: tuple[str, ...] = (), needs: tuple[Any, ...] = ()
+    default: Any,
+    help: str,
+    group: str,
+    choices: tuple[Any, ...] = (),
+    keys: tuple[str, ...] = (),
+    needs: tuple[Any, ...] = (),
+    kind: str = "",
 ) -> Any:
     """A field of a recipe and its flag. A dictionary takes `NAME=VALUE` for the names in `keys`, and holds those in `choices`.
 
     `needs=("max_steps", 0)` says that the field counts only beside that value of another field, or one of several;
-    `needs=("lora_rank",)`: beside any value that is not 0 or empty.
+    `needs=("lora_rank",)`: beside any value that is not 0 or empty. `kind` is one of schema.KINDS, what a comparison makes of the field.
     """
-    return field(default=default, metadata={"help": help, "group": group, "choices": choices, "keys": keys, "needs": needs})
+    metadata = {"help": help, "group": group, "choices": choices, "keys": keys, "needs": needs, "kind": kind}
+    return field(default=default, metadata=metadata)
+
+
+def takes_effect(recipe: Any, f: Field[Any]) -> bool:
+    """Whether a field counts beside the recipe's other ones: see `option`'s `needs`."""
+    if not f.metadata["needs"]:
+        return True
+    other, *values = f.metadata["needs"]
+    return getattr(recipe, other) in values if values else bool(getattr(recipe, other))
 
 
 def flag(name: str, value: Any = None) -> str:

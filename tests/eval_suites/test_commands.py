@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from eval_suites.runner.preflight import read_export
 from tests.eval_suites.helpers.small_data import make_easyvqa, write_parquet
 
 pytest.importorskip("lmms_eval")
@@ -38,6 +39,7 @@ def write_export(folder: Path, **changes) -> None:
     (folder / "export").mkdir(parents=True)
     said = {"stage": "sft", "encoder": "mine", "llm": "llm-tiny", "weights_digest": "a" * 64, **changes}
     (folder / "export" / "provenance.json").write_text(json.dumps(said))
+    (folder / "export" / "config.json").write_text("{}")
 
 
 def test_without_an_encoder_it_says_what_is_there_and_what_to_type_next(tmp_path):
@@ -109,7 +111,8 @@ def test_with_a_stand_in_for_the_weights_it_makes_the_table(stand_in):
     with (stand_in / "tables" / "mini14.csv").open(newline="") as stream:
         (row,) = csv.DictReader(stream)
     assert (row["encoder"], row["complete"], row["source"]) == ("genlip-g16", "14/14", "measured") and row["all_avg"] != ""
-    assert row["digest"] == json.loads((stand_in / "runs/sft-g16/export/provenance.json").read_text())["weights_digest"]
+    export = read_export(stand_in / "runs/sft-g16/export")
+    assert row["digest"] == export.digest != export.provenance.weights_digest
     assert {path.name for path in (stand_in / "tables").iterdir()} >= {"mini14.md", "mini14.csv", "mini14.tex", "mini14.html"}
     assert "genlip-g16 (untrained)" in done.stdout
     counts = {path.parent.name: json.loads(path.read_text())["n"] for path in stand_in.rglob("result.json")}

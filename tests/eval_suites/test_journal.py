@@ -69,9 +69,10 @@ def test_a_full_disk_loses_only_the_batch(tmp_path, monkeypatch):
             self.file = file
 
         def write(self, data):
-            if len(data) < 40:
+            if self.file is None:
                 raise OSError(28, "No space left on device")
-            return self.file.write(data[:40])  # as much as there was room for
+            file, self.file = self.file, None
+            return file.write(data[:40])  # as much as there was room for
 
     journal._file = Full(journal._file)
     with pytest.raises(OSError, match="No space left"):

@@ -183,7 +183,7 @@ def test_a_merged_lora_export_answers_as_the_adapted_model_in_memory(tmp_path, l
 
     torch.manual_seed(0)
     built, tokenizer = mllm.build(VisionTower.from_encoder("genlip-tiny"), str(llama_tiny))
-    model = mllm.Mllm(built.eval(), tokenizer, {})
+    model = mllm.Mllm(built.eval(), tokenizer, None)
     plain = answers(mllm=model)
     built.model.language_model = with_adapters(built.model.language_model, SimpleNamespace(lora_rank=4, lora_alpha=8))
     for name, weight in built.named_parameters():
@@ -194,7 +194,9 @@ def test_a_merged_lora_export_answers_as_the_adapted_model_in_memory(tmp_path, l
     mllm.save(built, tokenizer, tmp_path / "export", provenance("genlip-tiny"))
     assert not (tmp_path / "export" / "adapter_config.json").exists()
     assert answers(export=str(tmp_path / "export")) == adapted != plain and len(set(adapted)) > 2 and any(adapted)
-    assert lmms_model.EvaluatedMllm(export=str(tmp_path / "export")).mllm.digest == preflight.read_export(tmp_path / "export").digest
+    assert (
+        lmms_model.EvaluatedMllm(export=str(tmp_path / "export")).mllm.fingerprint == preflight.read_export(tmp_path / "export").fingerprint
+    )
 
 
 # --- checkpoints of LLaVA-NeXT ----------------------------------------------------------------------------------------------

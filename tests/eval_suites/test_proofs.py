@@ -50,6 +50,7 @@ def start(data: Path, folder: Path, *arguments: str, suite: str = "mini14", **ke
     if not export.exists():
         export.mkdir(parents=True)
         (export / "provenance.json").write_text(json.dumps(provenance("genlip-tiny")))
+        (export / "config.json").write_text("{}")
     arguments = ("--encoder", "genlip-tiny", "--suite", suite, "--data-root", str(data), *arguments)
     line, more = command("ours", data, folder, *arguments, **keywords)
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)

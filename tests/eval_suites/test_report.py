@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from eval_suites.report.__main__ import main as report_main
 from eval_suites.report.page import write_page
 from eval_suites.score import comparison, results
 from tests.eval_suites.helpers.handmade_results import SUITE, make, right_share, write_results
-from tests.eval_suites.helpers.small_data import make_easyvqa, png, write_parquet
+from tests.eval_suites.helpers.small_data import make_easyvqa, png, provenance, write_parquet
 
 ROOT = Path(__file__).parents[2]
 
@@ -305,8 +306,8 @@ def make_runs(row: results.EncoderResult) -> None:
     recipe = {"preset": "tiny-sft", "llm": "llm-tiny", "encoder": "good=runs/pre/export", "init": "runs/first/export",
               "out": "runs/own run", "train_encoder": False, "images": "", "max_steps": 3}  # fmt: skip
     for name, said_by in (
-        ("own run", {**runs.provenance(row), "weights_digest": row.digest}),
-        ("first", {"stage": "projector", "weights_digest": "0"}),
+        ("own run", replace(runs.provenance(row), weights_digest=row.digest).as_json()),
+        ("first", provenance("good", stage="projector", weights_digest="0")),
         ("pre", {"stage": "pretrain"}),
     ):
         export = Path("runs", name, "export")

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from eval_suites import suites
-from eval_suites.score import results
+from eval_suites.runner import preflight
+from eval_suites.score import comparison, results
 from genlip.common import digests
 from tests.eval_suites.helpers.small_data import chart_rows, make_easyvqa, write_parquet
 from tests.eval_suites.test_tasks import write_hub, write_plainly
@@ -84,7 +85,58 @@ def test_done_tasks_are_skipped_until_the_weights_change(small_easyvqa):
     small_easyvqa.models[Path("runs/a/export")].reply = lambda prompt: "no"
     assert small_easyvqa.run(*arguments) == 0
     assert len(small_easyvqa.asked("a")) == 240
-    assert {row["digest"][:8] for row in table()} == {"f" * 8, before.decode().splitlines()[1].split(",")[-1][:8]}
+    export = preflight.read_export(Path("runs/a/export"))
+    assert {row["digest"] for row in table()} == {export.digest, before.decode().splitlines()[1].split(",")[-1]}
+
+
+def test_an_edited_file_of_the_export_is_another_mllm_in_a_folder_of_its_own(small_easyvqa, capsys):
+    export = small_easyvqa.export("a", "genlip-tiny")
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
+    assert small_easyvqa.run(*arguments) == 0
+    for file, content in (
+        ("chat_template.jinja", "another"),
+        ("config.json", '{"dtype": "float32", "vision_config": {"spec": {"mean": [0]}}}'),
+    ):
+        (export / file).write_text(content)
+        assert small_easyvqa.run(*arguments) == 0
+    assert len(small_easyvqa.asked("a")) == 120 and len(list(Path("results/easyvqa/genlip-tiny").iterdir())) == len(table()) == 3
+    (export / "generation_config.json").write_text('{"repetition_penalty": 1.1}')  # which decides nothing
+    assert small_easyvqa.run(*arguments) == 0 and len(small_easyvqa.asked("a")) == 120
+    rows = results.read_rows(Path("results"), suites.get("easyvqa"))
+    said = {name.split(":")[0] for a in rows for b in rows for name in comparison.differences(a, b)}
+    assert said == {"answers.chat_template", "answers.preprocessing"}
+    one = rows[0].results["easyvqa_shape"]
+    assert one.weights_digest == rows[0].weights_digest != one.digest and one.environment["batch_size"] == 16
+
+
+def test_an_export_that_is_replaced_while_it_is_evaluated_fails_the_task_in_words(small_easyvqa, capsys):
+    def reply(prompt):
+        file = Path("runs/a/export/provenance.json").absolute()  # the second worker finds another model
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"weights_digest": "f" * 64}))
+        return "yes"
+
+    small_easyvqa.export("a", "genlip-tiny", reply=reply)
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa") == 1
+    said = capsys.readouterr().err
+    assert said.count("runs/a/export was replaced while it was evaluated (weights): run the same command again") == 2
+    assert len(list(Path("results").rglob("result.json"))) == 1 and len(list(Path("results/easyvqa/genlip-tiny").iterdir())) == 1
+
+
+def test_results_of_schema_1_stay_readable_under_their_old_digest(small_easyvqa):
+    small_easyvqa.export("a", "genlip-tiny")
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
+    assert small_easyvqa.run(*arguments) == 0
+    (file,) = Path("results").rglob("result.json")
+    new = json.loads(file.read_text())
+    key = {"weights": "a" * 64, **{name: value for name, value in new["key"].items() if name != "model"}}
+    said = {name: value for name, value in new["provenance"].items() if name not in ("schema", "protocol", "seed")}
+    lacking = ("schema", "fingerprint", "environment")
+    file.write_text(json.dumps({name: value for name, value in new.items() if name not in lacking} | {"key": key, "provenance": said}))
+    Path(file.parents[1]).rename(file.parents[2] / "llm-tiny@aaaaaaaa")
+    assert small_easyvqa.run(*arguments) == 0
+    assert sorted(row["digest"] for row in table()) == sorted(["a" * 64, preflight.read_export(Path("runs/a/export")).digest])
+    text = Path("tables/easyvqa.md").read_text()
+    assert "genlip-tiny (schema 1)" in text and "is not ranked with genlip-tiny" in text
 
 
 def test_other_data_or_a_changed_definition_is_evaluated_anew(small_easyvqa, monkeypatch):
@@ -490,7 +542,7 @@ def test_frozen_encoders_of_another_token_budget_are_not_compared(small_easyvqa,
     export = preflight.read_export(Path("runs/a/export"))
     (other,) = results.read_rows(Path("results"), suites.get("easyvqa"))
     assert len(preflight.budget_problem(export, [other])) == 1
-    unfrozen = replace(export, provenance=export.provenance | {"frozen": False})
+    unfrozen = replace(export, provenance=replace(export.provenance, frozen=False))
     assert not preflight.budget_problem(unfrozen, [other])  # encoders that were trained too may differ: the table says so
     assert not preflight.budget_problem(export, [replace(other, frozen=False)])
 
@@ -500,7 +552,7 @@ def test_two_runs_into_one_folder(small_easyvqa, capsys, monkeypatch):
 
     small_easyvqa.export("a", "genlip-tiny")
     monkeypatch.setattr(locks, "PATIENCE", 0.1)
-    (folder,) = [Path("results/easyvqa/genlip-tiny") / f"llm-tiny@{small_easyvqa.models[Path('runs/a/export')].digest[:8]}"]
+    folder = Path("results/easyvqa/genlip-tiny") / f"llm-tiny@{preflight.read_export(Path('runs/a/export')).digest[:8]}"
     with locks.locked(folder):
         assert "another run is writing" in refusal(small_easyvqa, capsys, "--encoder", "genlip-tiny", "--suite", "easyvqa")
 

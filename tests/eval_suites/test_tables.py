@@ -18,6 +18,8 @@ from eval_suites import suites
 from eval_suites.report import paper, tables
 from eval_suites.score import averages, comparison, results, stats
 from eval_suites.tables import main as tables_main
+from genlip.common.fingerprint import of_export
+from genlip.common.schema import SCHEMA, EarlierStage, Provenance, Result
 from tests.eval_suites.helpers import handmade_results as handmade
 from tests.eval_suites.helpers.small_data import provenance
 
@@ -71,9 +73,10 @@ def measured(encoder="genlip-tiny", suite=SUITE, value=0.5, n=None, **changes) -
         scores[column.name] = stats.Scores(np.arange(100).astype(str), (np.arange(100) // 2).astype(str), units, np.zeros(100, int))
         raw = scores[column.name].value
         cells[column.name] = results.make_cell(column, {column.metric: raw}, n or column.n, column.n, scores[column.name], "a" * 64)
-    keys = {
-        task: {"key": {"task": "t", "data": "d", "weights": "a", "limit": None}, "provenance": provenance(encoder)} for task in suite.tasks
-    }
+    key = {"task": "t", "data": "d", "model": "a", "limit": None}
+    made = Provenance(**provenance(encoder))
+    facts = {"schema": SCHEMA, "suite": suite.name, "encoder": encoder, "llm": "llm-tiny", "n": 1, "n_expected": 1, "results": {}}
+    keys = {task: Result(**facts, task=task, key=key, provenance=made) for task in suite.tasks}
     row = results.EncoderResult(encoder, "genlip", "llm-tiny", True, 64, 16, "a" * 64, False, cells, scores, keys)
     return replace(row, **changes)
 
@@ -114,7 +117,7 @@ def test_the_papers_rows_stand_beside_ours_and_are_marked(tmp_path):
     )
     assert "prints 53.1, its row's mean is 52.99" in text and "(paper)" in text
     header = (tmp_path / "genlip14_cells.csv").read_text().splitlines()[0]
-    assert header == "encoder,benchmark,value,unit,n,n_expected,stderr,low,high,refused"
+    assert header == "encoder,benchmark,value,unit,n,n_expected,stderr,low,high,refused,weights_digest"
 
 
 def test_the_table_of_pandas_is_the_csv(tmp_path, monkeypatch):
@@ -179,15 +182,8 @@ def test_other_data_or_other_prompts_are_not_compared():
 
 def test_a_comparison_names_what_differs_besides_the_encoder():
     a, b = measured(), measured("other")
-    for result in b.results.values():
-        result["provenance"].update(
-            data_digest="e" * 64,
-            tokens=576,
-            resolution=384,
-            parameters={"encoder": 9},
-            interpolation="bicubic",
-            recipe={"lr": 0.1, "encoder": "other", "out": "runs/b"},
-        )
+    more = {"parameters": {"encoder": 9}, "interpolation": "bicubic", "protocol": {"lr": 0.1}}
+    b = with_provenance(b, data_digest="e" * 64, tokens=576, resolution=384, **more)
     assert comparison.differences(a, b) == ["tokens: 16 against 576", "data_digest: d against eeeeeeee...", "recipe.lr: 0.001 against 0.1"]
     text = tables.markdown(SUITE, [a, b], [], [(a, b)])
     assert "Besides the encoder, these differ:\n- tokens: 16 against 576" in text
@@ -208,10 +204,8 @@ def test_no_interval_where_every_category_has_one_picture():
 
 def test_it_names_the_earlier_stage_that_differs():
     a, b = measured(), measured("other")
-    for row, lr, stages in ((a, 0.001, 1), (b, 0.002, 2)):
-        for result in row.results.values():
-            stage = {"stage": "projector", "recipe": {"lr": lr, "encoder": row.encoder, "out": f"runs/{row.encoder}"}}
-            result["provenance"]["earlier"] = [stage] * stages
+    one, two = (EarlierStage(schema=2, stage="projector", protocol={"lr": lr}) for lr in (0.001, 0.002))
+    a, b = with_provenance(a, earlier=[one]), with_provenance(b, earlier=[two, two])
     assert comparison.differences(a, b) == [
         "stage 1.recipe.lr: 0.001 against 0.002", "stage 2.stage: null against projector", "stage 2.recipe.lr: null against 0.002"
     ]  # fmt: skip
@@ -222,8 +216,11 @@ def test_rows_are_found_by_name_digest_or_export(tmp_path):
     with pytest.raises(ValueError, match=r"genlip-tiny@aaaaaaaa.*genlip-tiny@bbbbbbbb"):
         results.find_row([one, two], "genlip-tiny", SUITE)
     assert results.find_row([one, two], "genlip-tiny@bbbb", SUITE) is two
-    (tmp_path / "provenance.json").write_text(json.dumps({"weights_digest": "b" * 64}))
-    assert results.find_row([one, two], f"genlip-tiny@{tmp_path}", SUITE) is two
+    (tmp_path / "provenance.json").write_text(json.dumps(provenance("genlip-tiny", weights_digest="b" * 64)))
+    (tmp_path / "config.json").write_text("{}")
+    assert results.find_row([one, two], f"genlip-tiny@{tmp_path}", SUITE) is two, "a row of schema 1 is known by its weights"
+    new = replace(two, digest=of_export(tmp_path, "b" * 64).digest)
+    assert results.find_row([one, new], f"genlip-tiny@{tmp_path}", SUITE) is new
     with pytest.raises(ValueError, match="no results of dinov2-s14"):
         results.find_row([one], "dinov2-s14", SUITE)
 
@@ -256,7 +253,7 @@ def test_commands_answer_without_torch_pandas_and_lmms_eval(command, tmp_path):
 
 
 def with_provenance(row: results.EncoderResult, **changes) -> results.EncoderResult:
-    return replace(row, results={t: {**r, "provenance": {**r["provenance"], **changes}} for t, r in row.results.items()})
+    return replace(row, results={t: replace(r, provenance=replace(r.provenance, **changes)) for t, r in row.results.items()})
 
 
 def line_of(text: str, label: str) -> dict[str, str]:
@@ -267,11 +264,11 @@ def line_of(text: str, label: str) -> dict[str, str]:
 
 def test_best_and_second_best_are_marked_among_rows_that_differ_in_the_encoder_alone():
     rows = [measured(name, value=value, digest=name[0] * 64) for name, value in (("a", 0.5), ("b", 0.7), ("c", 0.6), ("d", 0.9))]
-    rows[3] = with_provenance(rows[3], llm_digest_before="other", llm="larger")
+    rows[3] = replace(with_provenance(rows[3], llm_digest_before="other"), llm="larger")
     text = tables.markdown(SUITE, rows, [], [])
     shown = {name: line_of(text, name)["ALL AVG"].split()[0] for name in "abcd"}
     assert shown == {"a": "50.0", "b": "**70.0**", "c": "<u>60.0</u>", "d": "90.0"}
-    assert "- d dddddddd is not ranked with a, for these differ: llm: larger against llm-tiny" in text
+    assert "- d dddddddd is not ranked with a, for these differ: llm_digest_before: larger other against llm-tiny l0" in text
     tied = [measured(name, value=0.5, digest=name * 64) for name in "ab"]
     assert {line_of(tables.markdown(SUITE, tied, [], []), name)["GQA"].split()[0] for name in "ab"} == {"**50.0**"}
     alone = tables.markdown(SUITE, rows[:1], [], [])
@@ -318,3 +315,26 @@ def test_latex_holds_the_same_numbers_escaped(tmp_path):
     assert len(lines) == 1 + 2 + 19 and {line.count(" & ") for line in lines} == {21}
     assert lines[1].startswith(r"my\_enc\&1 & genlip & llm-tiny & 16 & 50.0 &") and r"\textbf{70.0}" in lines[2]
     assert lines[0].count("Doc \\& OCR") == 1 and text.startswith(r"\begin{tabular}{lllr" + "r" * 18)
+
+
+# --- versions of results ------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_of_schema_1_is_read_marked_and_never_ranked_with_one_of_schema_2():
+    old = with_provenance(measured("old", value=0.7, digest="1" * 64), schema=1)
+    rows = [measured("a", value=0.5), measured("b", value=0.6, digest="b" * 64), old]
+    text = tables.markdown(SUITE, rows, [], [(rows[0], old)])
+    assert line_of(text, "old (schema 1)")["ALL AVG"].startswith("70.0") and line_of(text, "b")["ALL AVG"].startswith("**60.0**")
+    assert "- old (schema 1): trained or evaluated before exports and results had versions; ranked among themselves alone." in text
+    assert "Besides the encoder, these differ:\n- schema: 2 against 1\n" in text
+
+
+def test_what_does_not_change_what_is_learned_keeps_no_rows_apart():
+    """8 GPUs or 4 at one global batch, the fields that the recipe calls harmless, other seeds."""
+    a = measured("a", value=0.5)
+    changes = {"processes": 4, "accumulation": 8, "zero": 2, "git_commit": "x", "versions": {"torch": "1"}, "seed": 1}
+    recipe = {"lr": 0.001, "max_bad": 0.5, "gradient_checkpointing": False, "a field of tomorrow": 1}
+    b = with_provenance(measured("b", value=0.7, digest="b" * 64), **changes, recipe=recipe)
+    assert comparison.differences(a, b) == [] and line_of(tables.markdown(SUITE, [a, b], [], []), "b")["GQA"].startswith("**70.0**")
+    c = with_provenance(b, protocol={"lr": 0.001, "per_step": "128 conversations"})
+    assert comparison.differences(a, c) == ["recipe.per_step: null against 128 conversations"]

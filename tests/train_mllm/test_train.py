@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from genlip.common.schema import KINDS
 from llava_plugin import mllm
 from llava_plugin.encoders import weights_dir
 from llava_plugin.tower import VisionTower, digest
@@ -22,7 +23,7 @@ from train_mllm import features as features_module
 from train_mllm import prepare_data
 from train_mllm import train as train_module
 from train_mllm.freeze_check import FreezeCheck
-from train_mllm.recipes import PRESETS
+from train_mllm.recipes import PRESETS, protocol
 from train_mllm.train import main, train
 
 ROOT = Path(__file__).parents[2]
@@ -257,7 +258,7 @@ def test_a_stale_tower_in_the_export_fails_the_run(recipe, monkeypatch):
 
 def test_an_encoder_that_transformers_saves_under_older_names_is_exported(recipe):
     export = train(replace(recipe, encoder="dinov2-tiny", max_steps=1))
-    assert mllm.load(export).provenance["encoder_digest"] == digest(VisionTower.from_encoder("dinov2-tiny"))
+    assert mllm.load(export).provenance.encoder_digest == digest(VisionTower.from_encoder("dinov2-tiny"))
 
 
 def test_what_is_missing_is_said_with_the_command(recipe, capsys, tmp_path, monkeypatch):
@@ -271,6 +272,23 @@ def test_what_is_missing_is_said_with_the_command(recipe, capsys, tmp_path, monk
     assert not (tmp_path / "x").exists()
     with pytest.raises(ValueError, match="Did you mean 'genlip-tiny'"):
         train(replace(recipe, encoder="genlip-tyni"))
+
+
+def test_the_protocol_is_equal_at_one_global_batch_and_names_what_is_learned_otherwise():
+    base = replace(PRESETS["sft-qwen7b-frozen"](), epochs=2.0)
+    eight, four = protocol(base, 8, 8, True), protocol(replace(base, batch=2, workers=0, max_bad=0.5, zero=3), 4, 32, True)
+    assert eight == four and eight["per_step"] == "256 conversations" and eight["epochs"] == 2.0
+    free = replace(base, global_batch=0, accumulation=8)
+    assert protocol(free, 8, 8, True) == eight and protocol(free, 4, 8, True)["per_step"] == "128 conversations"
+    assert protocol(replace(base, lr=1.0), 8, 8, True)["lr"] == 1.0 and not protocol(base, 8, 8, False)["bf16"]
+    assert "encoder_lr" not in eight and "encoder_lr" in protocol(replace(base, train_encoder=True), 8, 8, True)  # which had no effect
+    assert protocol(replace(free, batching="tokens"), 2, 2, True)["per_step"] == f"{4 * base.batch_tokens} tokens"
+    assert protocol(replace(base, batching="padded"), 8, 8, True)["batch"] == 4
+    assert protocol(replace(base, lora_rank=8), 8, 8, True)["lora_alpha"] == 16
+
+
+def test_every_field_of_a_recipe_says_what_a_comparison_makes_of_it():
+    assert all(f.metadata["kind"] in KINDS for f in fields(PRESETS["tiny-sft"]()))
 
 
 def test_another_recipe_is_refused(recipe):

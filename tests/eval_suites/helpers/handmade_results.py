@@ -8,6 +8,7 @@ import numpy as np
 
 from eval_suites import suites, tasks
 from eval_suites.score import results
+from genlip.common.schema import SCHEMA, Provenance, Result
 from tests.eval_suites.helpers.small_data import EASYVQA, make_easyvqa, provenance
 
 SUITE = replace(suites.get("easyvqa"), columns=tuple(replace(column, n=40) for column in suites.get("easyvqa").columns))
@@ -37,10 +38,12 @@ def write_results(root: Path, data: Path, encoder: str, answer, kinds=tuple(EASY
                 }  # fmt: skip
                 stream.write(json.dumps(sample) + "\n")
         value = results.read_scores(folder / "samples.jsonl", column).value
-        key = {"weights": said["weights_digest"], "task": "t", "data": tasks.locate(column.task, data).digest, "limit": None}
-        result = {"suite": "easyvqa", "task": column.task, "encoder": encoder, "llm": said["llm"], "n": 40, "n_expected": 40,
-                  "left_out": {}, "results": {column.metric: value}, "key": key, "provenance": said}  # fmt: skip
-        (folder / "result.json").write_text(json.dumps(result))
+        key = {"model": said["weights_digest"], "task": "t", "data": tasks.locate(column.task, data).digest, "limit": None}
+        result = Result(
+            schema=SCHEMA, suite="easyvqa", task=column.task, encoder=encoder, llm=said["llm"], n=40, n_expected=40,
+            results={column.metric: value}, key=key, provenance=Provenance(**said),
+        )  # fmt: skip
+        (folder / "result.json").write_text(json.dumps(result.as_json()))
     return row
 
 

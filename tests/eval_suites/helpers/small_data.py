@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from genlip.common.fingerprint import of_export
+from genlip.common.schema import SCHEMA, Provenance
+
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 
 
@@ -77,6 +80,7 @@ class FakeMllm:
 
     def __init__(self, reply, provenance: dict, log: Path | None = None):
         self.reply, self.provenance, self.log, self.asked = reply, provenance, log, []
+        self.device, self.fingerprint, self.prompt_digests = "cpu", None, []
 
     @property
     def digest(self) -> str:
@@ -95,6 +99,7 @@ class FakeMllm:
         replies = [self.reply(prompt, some) if two else self.reply(prompt) for prompt, some in zip(prompts, images)]
         pictures = [[(picture.size, picture.getpixel((0, 0))) for picture in some] for some in images]
         self.asked.append((prompts, pictures, max_new_tokens, stop))
+        self.prompt_digests = [hashlib.sha256(prompt.encode()).hexdigest()[:16] for prompt in prompts]
         if self.log:
             with self.log.open("a") as stream:
                 stream.write(json.dumps(self.asked[-1]) + "\n")
@@ -106,12 +111,16 @@ def _tuple(pixel):
 
 
 def provenance(encoder: str, **changes) -> dict:
+    """provenance.json of an export; a recipe among the changes is its protocol too, but for the encoder's name."""
     digest = hashlib.sha256(json.dumps([encoder, changes], sort_keys=True).encode()).hexdigest()
-    return {
+    facts = {
         "stage": "sft", "encoder": encoder, "encoder_key": encoder, "arch": "genlip", "llm": "llm-tiny", "frozen": True, "resolution": 64,
         "tokens": 16, "untrained": encoder == "random-tiny", "weights_digest": digest, "encoder_digest": "e", "llm_digest": "l",
-        "data_digest": "d", "recipe": {"lr": 0.001, "encoder": encoder}, "versions": {"torch": "2.13.0"}, "git_commit": "0" * 40, **changes,
+        "llm_digest_before": "l0", "data_digest": "d", "recipe": {"lr": 0.001, "encoder": encoder}, "versions": {"torch": "2.13.0"}, 
+        "git_commit": "0" * 40, **changes,
     }  # fmt: skip
+    protocol = {name: value for name, value in facts["recipe"].items() if name not in ("encoder", "out")}
+    return Provenance(**{"schema": SCHEMA, "protocol": protocol, **facts}).as_json()
 
 
 class Place:
@@ -126,6 +135,7 @@ class Place:
         export.mkdir(parents=True)
         described = provenance(encoder, **changes)
         (export / "provenance.json").write_text(json.dumps(described))
+        (export / "config.json").write_text(json.dumps({"dtype": "float32"}))
         self.models[Path("runs", name, "export")] = FakeMllm(reply, described, self.folder / f"{name}-asked.jsonl")
         return Path("runs", name, "export")
 
@@ -139,6 +149,7 @@ class Place:
             stream.write(".")
         model = self.models[Path(export)]
         model.provenance = json.loads((Path(export) / "provenance.json").read_text())
+        model.fingerprint = of_export(Path(export), model.digest)
         return model
 
     def asked(self, name: str) -> list[str]:

@@ -1,0 +1,217 @@
+"""What a training stage's export and a task's result say of themselves: records with a version, for all who write or read them.
+
+    provenance = read(Provenance, Path("runs/sft/export/provenance.json"), "export the model again")
+
+Every field has a kind, which says what a comparison of two rows makes of it:
+    compared     has to be equal, or the two differ in more than the encoder
+    derived      follows from other fields, or is what the encoder brings
+    environment  may differ without changing what is learned or answered, and is said where it does
+    seed         noise: what several runs differ in
+    name         a label or a place
+
+A file without `schema` is of schema 1: it is read, what it lacks has its field's default, and it is never ranked with one of schema 2.
+"""
+
+import json
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from .files import read_json
+
+SCHEMA = 2
+KINDS = ("compared", "derived", "environment", "seed", "name")
+
+# Of schema 1, whose recipes do not say which of their fields are harmless: what an encoder brings, names, how a run was watched.
+_NOT_COMPARED_IN_1 = {"encoder", "encoder_key", "arch", "untrained", "resolution", "interpolation", "parameters", "weights_digest"}
+_NOT_COMPARED_IN_1 |= {"encoder_digest", "encoder_digest_before", "llm_digest", "git_commit", "out", "init", "data", "images", "workers"}
+_NOT_COMPARED_IN_1 |= {"cache_features", "report", "save_every", "seed", "schema", "protocol", "earlier", "recipe"}
+
+
+def fact(kind: str, said: str, **default: Any) -> Any:
+    """A field of a record: its kind, what it means, and `default` or `default_factory` where a file of schema 1 may lack it."""
+    assert kind in KINDS
+    return field(metadata={"kind": kind, "said": said}, **default)
+
+
+class Record(Mapping[str, Any]):
+    """A frozen dataclass that is read by attribute, or by a field's name as its file is."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.__dataclass_fields__:  # type: ignore[attr-defined]
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dataclass_fields__)  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.__dataclass_fields__)  # type: ignore[attr-defined]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
+class Stage(Record):
+    """What a comparison reads of a training stage."""
+
+    schema: int
+    recipe: dict[str, Any]
+    protocol: dict[str, Any]
+
+    def compared(self) -> dict[str, Any]:
+        """The facts that have to be equal for two MLLMs to differ in the encoder alone; those of the recipe as `recipe.NAME`."""
+        if self.schema == 1:
+            flat = {**self, **{f"recipe.{name}": value for name, value in self.recipe.items()}}
+            return {name: value for name, value in flat.items() if name.removeprefix("recipe.") not in _NOT_COMPARED_IN_1}
+        own = {f.name: self[f.name] for f in fields(self) if f.metadata["kind"] == "compared"}  # type: ignore[arg-type]
+        return own | {f"recipe.{name}": value for name, value in self.protocol.items()}
+
+
+_PROTOCOL = "what of the recipe decides what is learned, as it took effect, with `per_step`; compared, name by name"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlierStage(Stage):
+    """A stage that another one started from."""
+
+    schema: int = fact("derived", "version of the stage's export", default=1)
+    stage: str = fact("compared", "`projector` or `sft`")
+    data_digest: str | None = fact("compared", "digest of its data", default=None)
+    steps: int | None = fact("compared", "optimizer steps", default=None)
+    protocol: dict[str, Any] = fact("derived", _PROTOCOL, default_factory=dict)
+    recipe: dict[str, Any] = fact("derived", "its recipe, with all its fields", default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance(Stage):
+    """provenance.json of an export: one stage of fine-tuning, and those before it."""
+
+    schema: int = fact("derived", "version of this file's fields, 2; a file without it is of schema 1", default=1)
+    stage: str = fact("compared", "`projector` or `sft`")
+    encoder: str = fact("name", "the encoder's label")
+    encoder_key: str | None = fact("name", "its key in the table; null for a folder of one's own", default=None)
+    arch: str | None = fact("derived", "its family", default=None)
+    llm: str = fact("name", "the last part of the language model's name")
+    frozen: bool | None = fact("compared", "whether the encoder was frozen, in this stage and all before it; null: not known", default=None)
+    note: str | None = fact("derived", "what sets the run apart from the paper's setting or the native backend, or null", default=None)
+    resolution: int | None = fact("derived", "pixels per side", default=None)
+    tokens: int | None = fact("compared", "visual tokens per picture", default=None)
+    untrained: bool = fact("derived", "whether the encoder has random weights from its seed", default=False)
+    projector: str = fact("compared", "kind of projector", default="mlp2x_gelu")
+    native_tokens: int | None = fact(
+        "compared", "most tokens of a picture at its own aspect ratio; null: every picture is a square", default=None
+    )
+    interpolation: str | None = fact("derived", "what was done to the encoder's positions to fit the grid, or null", default=None)
+    encoder_digest_before: str | None = fact("derived", "digest of the encoder before training", default=None)
+    encoder_digest: str | None = fact("derived", "digest of the encoder in the export; equal to the one before if frozen", default=None)
+    earlier: list[EarlierStage] = fact(
+        "derived", "the stages before, the oldest first; compared, each by its own fields", default_factory=list
+    )
+    llm_digest_before: str | None = fact("compared", "digest of the language model before the first of the stages", default=None)
+    llm_digest: str | None = fact("derived", "digest of the language model in the export", default=None)
+    data_digest: str | None = fact("compared", "the ledger's `digest`", default=None)
+    parameters: dict[str, Any] = fact(
+        "derived", "of `encoder`, `projector` and `llm`: how many are `trained`, and `all`", default_factory=dict
+    )
+    steps: int | None = fact("compared", "optimizer steps", default=None)
+    processes: int | None = fact("environment", "processes that trained", default=None)
+    accumulation: int | None = fact("environment", "micro-steps per step", default=None)
+    zero: int | None = fact("environment", "DeepSpeed's ZeRO stage, 0 for none", default=None)
+    protocol: dict[str, Any] = fact("derived", _PROTOCOL, default_factory=dict)
+    seed: int | None = fact("seed", "the recipe's", default=None)
+    recipe: dict[str, Any] = fact("derived", "the recipe, with all its fields", default_factory=dict)
+    versions: dict[str, Any] = fact("environment", "of torch, transformers, accelerate and this project", default_factory=dict)
+    git_commit: str | None = fact(
+        "environment", "of this project, with `-dirty` where files differ; `unknown` outside a clone", default=None
+    )
+    weights_digest: str = fact("derived", "digest of all weights; `mllm.load` refuses an export whose weights have another")
+
+    def compared(self) -> dict[str, Any]:
+        unknown = self.schema > 1 and self.llm_digest_before is None
+        return super().compared() | ({"llm": self.llm} if unknown else {})
+
+    def as_earlier(self) -> EarlierStage:
+        """What a later stage keeps of this one."""
+        return EarlierStage(**{f.name: self[f.name] for f in fields(EarlierStage)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Record):
+    """result.json of a task."""
+
+    schema: int = fact("derived", "version of this file's fields, 2; a file without it is of schema 1", default=1)
+    suite: str = fact("name", "name of the suite")
+    task: str = fact("compared", "name of the task")
+    encoder: str = fact("name", "the encoder's label")
+    llm: str = fact("name", "name of the language model")
+    n: int = fact("derived", "samples scored")
+    n_expected: int = fact("compared", "samples that the suite, or the data's manifest, declares")
+    left_out: dict[str, Any] = fact("compared", "doc id -> why, of questions whose picture cannot be read", default_factory=dict)
+    empty: int | None = fact("derived", "answers that are empty", default=None)
+    cleaned: int | None = fact(
+        "derived", "captions from which line separators were taken before CIDEr's tokenizer reads them", default=None
+    )
+    results: dict[str, Any] = fact("derived", "lmms-eval's numbers, by its own keys")
+    generation: dict[str, Any] = fact("derived", "lmms-eval's settings of generation", default_factory=dict)
+    key: dict[str, Any] = fact("compared", "what the answers depend on, see below")
+    fingerprint: dict[str, Any] = fact("compared", "part -> digest or word, of the MLLM that answered, see below", default_factory=dict)
+    environment: dict[str, Any] = fact("environment", "`torch`, `transformers`, `device`, `batch_size`", default_factory=dict)
+    provenance: Provenance = fact("derived", "[the MLLM's provenance.json](#provenancejson-of-fine-tuning)")
+    seconds: float | None = fact("environment", "how long the task took, this time", default=None)
+
+    @property
+    def weights_digest(self) -> str:
+        return self.provenance.weights_digest
+
+    @property
+    def digest(self) -> str:
+        """Of the MLLM: its fingerprint's, in schema 1 its weights'."""
+        return str(self.key.get("model") or self.key["weights"])
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------------
+
+R = TypeVar("R", bound=Record)
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list"}
+
+
+def read(kind: type[R], path: Path, mend: str) -> R:
+    """The record in a file. ValueError, one sentence with file and field, where it lacks one, has one of another type, or is newer."""
+    return parse(kind, read_json(path, mend), str(path), mend)
+
+
+def parse(kind: type[R], content: object, where: str, mend: str) -> R:
+    """The record that `content` is, of whatever schema it says; `where` names it in errors, `mend` ends them."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} is no {kind.__name__}, which is an object: {mend}")
+    schema = content.get("schema", 1)
+    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+        raise ValueError(f"{where} is of schema {json.dumps(schema)}, and this version reads 1 to {SCHEMA}: update GenLIP-Eval")
+    known, hints = fields(kind), get_type_hints(kind)  # type: ignore[arg-type]
+    needed = [f.name for f in known if schema > 1 or (f.default is MISSING and f.default_factory is MISSING)]
+    if missing := [name for name in needed if name not in content or (content[name] is None and hints[name] is str)]:
+        raise ValueError(f"{where} does not say {', '.join(missing)}: {mend}")
+    names = {f.name for f in known}
+    if schema > 1 and (strange := sorted(content.keys() - names)):
+        raise ValueError(f"{where} has {', '.join(strange)}, which schema {schema} does not know: {mend}")
+    values = {name: _value(value, hints[name], f"{where}: {name}", mend) for name, value in content.items() if name in names}
+    return kind(**values)
+
+
+def _value(value: Any, hint: Any, where: str, mend: str) -> Any:
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return parse(hint, value, where, mend)
+    inner = get_args(hint)[0] if get_origin(hint) is list else None
+    if inner and isinstance(value, list) and issubclass(inner, Record):
+        return [parse(inner, each, f"{where}, {i}", mend) for i, each in enumerate(value, 1)]
+    allowed = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = tuple(get_origin(each) or each for each in allowed)
+    if float in kinds:
+        kinds += (int,)
+    if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, kinds):
+        wanted = " or ".join("null" if each is type(None) else _WORDS[get_origin(each) or each] for each in allowed)
+        raise ValueError(f"{where} is {json.dumps(value)[:60]}, and takes {wanted}: {mend}")
+    return value

@@ -1,0 +1,83 @@
+"""Records of what was trained and answered: what a file must say, what is read of older ones, what is refused."""
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from genlip.common.schema import KINDS, SCHEMA, EarlierStage, Provenance, Record, Result, parse, read
+
+EXPORT = Provenance(
+    schema=SCHEMA, stage="sft", encoder="a", llm="b", weights_digest="c", earlier=[EarlierStage(schema=2, stage="projector")]
+)
+RESULT = Result(
+    schema=SCHEMA,
+    suite="s",
+    task="t",
+    encoder="a",
+    llm="b",
+    n=1,
+    n_expected=2,
+    results={"x,none": 1.0},
+    key={"limit": None},
+    provenance=EXPORT,
+)
+
+
+@pytest.mark.parametrize("record", [EXPORT, RESULT], ids=lambda record: type(record).__name__)
+def test_what_is_written_is_read_back_and_every_field_is_needed(record, tmp_path):
+    said = json.loads(json.dumps(record.as_json()))
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(said))
+    assert read(type(record), file, "mend it") == record
+    for name in set(said) - {"schema"}:
+        file.write_text(json.dumps({key: value for key, value in said.items() if key != name}))
+        with pytest.raises(ValueError, match=f"^{file} does not say {name}: mend it$"):
+            read(type(record), file, "mend it")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tokens": "16"}, 'x: tokens is "16", and takes a whole number or null: mend it'),
+        ({"frozen": 1}, "x: frozen is 1, and takes true or false or null: mend it"),
+        ({"steps": True}, "x: steps is true, and takes a whole number or null: mend it"),
+        ({"recipe": []}, r"x: recipe is \[\], and takes an object: mend it"),
+        ({"llm": None}, "x does not say llm: mend it"),
+        ({"earlier": [{"schema": 2}]}, "x: earlier, 1 does not say stage, data_digest, steps, protocol, recipe: mend it"),
+        ({"colour": "red"}, "x has colour, which schema 2 does not know: mend it"),
+        ({"schema": SCHEMA + 1}, "x is of schema 3, and this version reads 1 to 2: update GenLIP-Eval"),
+        ({"schema": "2"}, 'x is of schema "2", and this version'),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_with_file_and_field(changes, said):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        parse(Provenance, EXPORT.as_json() | changes, "x", "mend it")
+
+
+def test_a_file_without_a_version_is_of_schema_1_and_has_defaults_for_what_it_lacks():
+    old = parse(Provenance, {"stage": "sft", "encoder": "a", "llm": "b", "weights_digest": "c", "of_old": 1}, "x", "mend it")
+    assert (old.schema, old.projector, old.earlier, old.frozen) == (1, "mlp2x_gelu", [], None)
+    with pytest.raises(ValueError, match="x does not say encoder, llm, weights_digest"):
+        parse(Provenance, {"stage": "sft"}, "x", "mend it")
+    stage = {"stage": "projector", "data_digest": "d", "steps": 3, "recipe": {"lr": 0.1, "workers": 4}}
+    (earlier,) = parse(Provenance, EXPORT.as_json() | {"earlier": [stage]}, "x", "mend it").earlier
+    assert earlier.schema == 1 and earlier.compared() == {"stage": "projector", "data_digest": "d", "steps": 3, "recipe.lr": 0.1}
+
+
+def test_every_field_says_its_kind_and_its_meaning():
+    for record in (EarlierStage, Provenance, Result):
+        assert all(f.metadata["kind"] in KINDS and f.metadata["said"] for f in fields(record))
+
+
+def test_a_comparison_reads_compared_fields_and_the_protocol():
+    facts = {"protocol": {"lr": 0.1}, "recipe": {"workers": 4}, "seed": 3, "zero": 2, "llm_digest_before": "l"}
+    said = parse(Provenance, EXPORT.as_json() | facts, "x", "").compared()
+    assert said["recipe.lr"] == 0.1 and said["stage"] == "sft"
+    assert not {"recipe.workers", "seed", "zero", "encoder", "weights_digest", "schema", "llm"} & set(said)
+    assert EXPORT.compared()["llm"] == "b", "by its name where no digest is known"
+
+
+def test_a_record_is_read_by_a_fields_name_too():
+    assert isinstance(EXPORT, Record) and EXPORT["stage"] == EXPORT.get("stage") == {**EXPORT}["stage"] == "sft"
+    assert EXPORT.get("nothing") is None and "nothing" not in EXPORT and len(EXPORT) == len(fields(Provenance))
