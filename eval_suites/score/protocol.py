@@ -27,11 +27,13 @@ def seed_of(row: EncoderResult) -> tuple[int, ...]:
 
 def seeds_in_words(row: EncoderResult) -> str:
     """The seeds of the row's own stage, as a comparison says them: "0", "0, 1, 2", or "not recorded"."""
-    own = [seed_of(each)[0] for each in row.members or (row,) if each.results]
+    own = [seed_of(each)[0] for each in row.members or (row,) if not each.elsewhere]
     return ", ".join("not recorded" if seed < 0 else str(seed) for seed in own) or "not recorded"
 
 
 def _stages(row: EncoderResult) -> list[tuple[str, Stage]]:
-    """("", the row's own stage), then ("stage 1.", the first of the earlier ones), and so on."""
+    """("", the row's own stage), then ("stage 1.", the first of the earlier ones), and so on; none of lmms-eval's files."""
+    if row.elsewhere:
+        return []
     said: Provenance = next(iter(row.results.values()))["provenance"]
     return [("", said), *((f"stage {i}.", stage) for i, stage in enumerate(said.earlier, 1))]

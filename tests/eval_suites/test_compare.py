@@ -14,6 +14,7 @@ from eval_suites.report import samples, tables
 from eval_suites.report.page import write_page
 from eval_suites.score import averages, comparison, results, seeds, stats
 from tests.eval_suites.helpers.handmade_results import SUITE, make, right_share, write_results
+from tests.eval_suites.helpers.small_data import provenance
 
 FULL = {column.name: column for column in suites.get("genlip14").columns}
 MINI = {column.name: column for column in suites.get("mini14").columns}
@@ -118,7 +119,7 @@ def test_unreadable_pictures_of_ocrbench_are_left_out_as_everywhere(tmp_path):
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     result = {"suite": "genlip14", "task": "ocrbench", "encoder": "a", "llm": "l", "n": 998, "n_expected": 1000,
               "left_out": {"998": "no picture", "999": "no picture"}, "results": {"ocrbench_accuracy,none": 0.499},
-              "key": {"weights": "w", "task": "t", "data": "d", "limit": None}, "provenance": {}}  # fmt: skip
+              "key": {"weights": "w", "task": "t", "data": "d", "limit": None}, "provenance": provenance("a")}  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
     row = results.read_row(tmp_path / "row", suites.get("genlip14"))
     cell = row.cells["ocrbench"]

@@ -15,6 +15,7 @@ from eval_suites.report import tables
 from eval_suites.results import main as results_main
 from eval_suites.score import averages, comparison, lmms_files, results, seeds, stats
 from eval_suites.tables import main as tables_main
+from tests.eval_suites.helpers.small_data import provenance
 
 DATA = Path(__file__).parent / "data" / "lmms_eval"
 FOUR = suites.Suite("four", tuple(replace(column, n=4) for column in suites.get("genlip15").columns))
@@ -360,7 +361,7 @@ def ours(root: Path, encoder: str, change=lambda row: row) -> results.EncoderRes
     column = next(column for column in SOME.columns if column.name == "docvqa")
     value = results.read_scores(folder / "samples.jsonl", column).value
     result = {"suite": "some", "task": "docvqa_val", "encoder": encoder, "llm": "llm", "n": 4, "n_expected": 4, "left_out": {},
-              "results": {column.metric: value}, "key": key, "provenance": {"llm": "llm", "stage": "sft"}}  # fmt: skip
+              "results": {column.metric: value}, "key": key, "provenance": provenance(encoder)}  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
     return results.read_row(folder.parent, SOME)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from eval_suites import suites
 from eval_suites.score import results, seeds, stats
+from genlip.common.schema import SCHEMA, Provenance, Result
 from tests.eval_suites.helpers.small_data import provenance
 
 SUITE = suites.get("genlip14")
@@ -58,7 +59,8 @@ class Benchmarks:
         assert all(cell.complete for cell in cells.values()), [cell.refused for cell in cells.values()]
         said = provenance(encoder, recipe={"lr": 0.001, "encoder": encoder, "seed": seed})
         key = {"task": "t", "data": "d", "limit": None}
-        found = {task: {"key": key, "provenance": said} for task in SUITE.tasks}
+        facts = {"schema": SCHEMA, "suite": SUITE.name, "encoder": encoder, "llm": "llm", "n": 1, "n_expected": 1, "results": {}}
+        found = {task: Result(**facts, task=task, key=key, provenance=Provenance(**said)) for task in SUITE.tasks}
         return results.EncoderResult(encoder, "a", "llm", True, 64, 16, said["weights_digest"], False, cells, scores, found)
 
     def seeded(self, draw: np.random.Generator, encoder: str, k: int, spread: float, ability: float = 0.0) -> results.EncoderResult:

@@ -119,7 +119,7 @@ def provenance(encoder: str, **changes) -> dict:
         "llm_digest_before": "l0", "data_digest": "d", "recipe": {"lr": 0.001, "encoder": encoder}, "versions": {"torch": "2.13.0"}, 
         "git_commit": "0" * 40, **changes,
     }  # fmt: skip
-    protocol = {name: value for name, value in facts["recipe"].items() if name not in ("encoder", "out")}
+    protocol = {name: value for name, value in facts["recipe"].items() if name not in ("encoder", "out", "seed")}
     return Provenance(**{"schema": SCHEMA, "protocol": protocol, **facts}).as_json()
 
 
