@@ -128,8 +128,11 @@ def test_the_table_of_pandas_is_the_csv(tmp_path, monkeypatch):
     assert {str(rows[name].dtype) for name in ("shape", "colour", "yes_no", "all_avg")} == {"float64"}
     handmade.write_results(root, data, "digits", handmade.right_share(4, 0.5), weights_digest="12345678")
     assert "12345678" in set(eval_suites.table(str(root), "easyvqa")["digest"]), "a word, whatever it looks like"
+    (tmp_path / "nothing").mkdir()
     printed = eval_suites.table(tmp_path / "nothing", "genlip14")
     assert len(printed) == 19 and set(printed["source"]) == {"printed"} and printed["digest"].isna().all()
+    with pytest.raises(ValueError, match="is no folder of results"):
+        eval_suites.table(tmp_path / "elsewhere", "genlip14")
 
 
 def test_genlip15_averages_15_columns_and_says_whose_the_15th_is(tmp_path):
