@@ -4,6 +4,7 @@ import argparse
 import importlib
 import sys
 
+from genlip.common.command import command, new_parser
 from genlip.common.suggest import unknown
 
 COMMANDS = {
@@ -19,13 +20,13 @@ COMMANDS = {
 }
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     commands = "\n".join(f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = new_parser(
         prog="genlip-eval",
         description="Tells how good a vision encoder is inside a multimodal LLM.",
         epilog=f"commands:\n{commands}\n\nexample: genlip-eval run --encoder genlip-g16 --data-root /data/hub",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", metavar="COMMAND", help="one of those below; COMMAND --help tells its flags")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="what the command takes")

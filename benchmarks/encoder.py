@@ -203,7 +203,8 @@ def compare(args) -> list[str]:
         f"Width {args.width}, {args.depth} layers, {args.heads} heads; {where}, {str(dtype).removeprefix('torch.')}, torch "
         f"{torch.__version__}; median of {args.rounds} rounds in turn.",
         "",
-        f"| pictures | encoder | ms a picture | GFLOP a picture | GFLOP/s |{' MFU |' if peak else ''} time / ours | time per FLOP / ours |",
+        f"| pictures | encoder | ms per picture | GFLOP per picture | GFLOP/s |{' MFU |' if peak else ''} time / ours "
+        "| time per FLOP / ours |",
         f"|---|---|---:|---:|---:|{'---:|' if peak else ''}---:|---:|",
     ]
     with torch.inference_mode():

@@ -5,10 +5,10 @@
 
 The model, its precision and kernels, the packing, the collator and the training loop are those of train_mllm.train; only tokenising
 (the loader's work) and what a run writes are left out. Lengths are log-normal, median 700, 95th percentile 2,500, cut at 4,096 (the
-mix of benchmarks.packing), none shorter than its one picture and TEXT tokens; the second half of a conversation's text is taught.
+mix of benchmarks.packing), none shorter than its one picture and TEXT tokens; the second half of a conversation's text is supervised.
 
 FLOP are those of the model, as MFU counts them: 2 a weight and token forward, 2 more where a gradient passes, 2 more where the
-weight learns; the head on taught tokens alone; the pictures through the encoder; attention over each conversation, causal in the
+weight learns; the head on supervised tokens alone; the pictures through the encoder; attention over each conversation, causal in the
 language model. What gradient checkpointing computes twice is not counted. The first step warms up and is left out.
 """
 
@@ -37,7 +37,7 @@ class StepCounts:
     """What went through the model and what memory it took, micro-step by micro-step."""
 
     lengths: list = field(default_factory=list)  # of the conversations of each micro-step
-    taught: list = field(default_factory=list)  # tokens of each micro-step
+    supervised: list = field(default_factory=list)  # tokens of each micro-step
     pictures: list = field(default_factory=list)
     gradients: int = 0  # peak bytes of forward and backward passes
     update: int = 0  # peak bytes of the optimizer's step
@@ -122,15 +122,15 @@ def lengths_of(batch: dict) -> list[int]:
 
 
 def weights(module, passes: bool) -> float:
-    """FLOP a token of a module's linear maps: forward, the gradient of the input where one passes, and of the weight where it learns."""
+    """FLOP per token of a module's linear maps: forward, the gradient of the input where one passes, and of the weight where it learns."""
     from torch import nn
 
     linear = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     return sum(2 * m.weight.numel() * (1 + passes + m.weight.requires_grad) for m in linear)
 
 
-def flops(model, recipe: Recipe, lengths: list[int], taught: int, pictures: int) -> float:
-    """FLOP of the conversations of `lengths` with so many taught tokens and pictures in all."""
+def flops(model, recipe: Recipe, lengths: list[int], supervised: int, pictures: int) -> float:
+    """FLOP of the conversations of `lengths` with so many supervised tokens and pictures in all."""
     tower, language = model.model.vision_tower, model.model.language_model
     spec, own, text = tower.spec, tower.encoder.config, model.config.text_config
     times = 3 if recipe.train_encoder else 1  # forward, and twice as much backward
@@ -139,7 +139,7 @@ def flops(model, recipe: Recipe, lengths: list[int], taught: int, pictures: int)
     total = weights(tower, recipe.train_encoder) * patches + 4 * times * own.num_hidden_layers * own.hidden_size * spec.tokens * patches
     total += weights(model.model.multi_modal_projector, recipe.train_encoder) * pictures * model.config.image_seq_length
     total += weights(language, True) * sum(lengths) + 6 * text.num_hidden_layers * heads * sum(n * n for n in lengths)
-    return total + weights(model.lm_head, True) * taught
+    return total + weights(model.lm_head, True) * supervised
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def time_recipe(recipe: Recipe, steps: int, scale: float) -> list[str]:
     from transformers.utils import logging
 
     from train_mllm.freeze_check import FreezeCheck
-    from train_mllm.model import adamw, freeze_parts, parameter_groups, prepare_for_training
+    from train_mllm.model import adamw, count_parameters, freeze_parts, prepare_for_training
     from train_mllm.packing import Collator, in_batches
     from train_mllm.train import arguments
     from train_mllm.trainer import StrictTrainer
@@ -186,7 +186,7 @@ def time_recipe(recipe: Recipe, steps: int, scale: float) -> list[str]:
     lengths = np.array([[len(row.ids)] for row in drawn])
     dataset, accumulation = in_batches(SyntheticConversations(drawn), lengths, np.arange(n), recipe, processes=1)
     prepare_for_training(model, recipe, dtype, False, on_gpu)
-    learns = sum(group["trained"] for group in parameter_groups(model).values())
+    learns = sum(group["trained"] for group in count_parameters(model).values())
 
     seen, kept = StepCounts(), []
 
@@ -222,7 +222,7 @@ def time_recipe(recipe: Recipe, steps: int, scale: float) -> list[str]:
 
     for batch in kept:
         seen.lengths.append(lengths_of(batch))
-        seen.taught.append(int((batch["labels"] != -100).sum()))
+        seen.supervised.append(int((batch["labels"] != -100).sum()))
         seen.pictures.append(batch["n"])
     rates = [record["tokens_per_second"] for record in trainer.state.log_history if "loss" in record]
     return table(recipe, model, seen, rates, accumulation, learns, on_gpu)
@@ -236,14 +236,14 @@ def table(recipe: Recipe, model, seen: StepCounts, rates: list[float], accumulat
     tokens = [sum(map(sum, seen.lengths[s])) for s in steps]
     seconds = sum(t / rate for t, rate in zip(tokens, rates[1:]))
     counted = list(itertools.chain(*seen.lengths[accumulation:]))
-    work = flops(model, recipe, counted, sum(seen.taught[accumulation:]), sum(seen.pictures[accumulation:]))
+    work = flops(model, recipe, counted, sum(seen.supervised[accumulation:]), sum(seen.pictures[accumulation:]))
     where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads of {platform.machine()}"
 
     every = sorted(n for some in seen.lengths for n in some)
-    largest, taught = max((sum(lengths), taught) for lengths, taught in zip(seen.lengths, seen.taught))
+    largest, supervised = max((sum(lengths), supervised) for lengths, supervised in zip(seen.lengths, seen.supervised))
     planned = estimate.memory(recipe, 0, 1)
     passes = update = measured = None
-    if peak_planned := estimate.peak_bytes(recipe, 0, 1, largest, taught):
+    if peak_planned := estimate.peak_bytes(recipe, 0, 1, largest, supervised):
         passes, update = (value / 1e9 for value in peak_planned)
     if on_gpu:
         measured = max(seen.gradients, seen.update) / 1e9
@@ -267,13 +267,13 @@ def table(recipe: Recipe, model, seen: StepCounts, rates: list[float], accumulat
         "| | measured | planned | measured / planned |",
         "|---|---:|---:|---:|",
         f"| tokens/s | {sum(tokens) / seconds:,.0f} | | |",
-        f"| seconds a step | {seconds / len(steps):.2f} | | |",
-        f"| FLOP a token | {work / sum(tokens):.3g} | | |",
+        f"| seconds per step | {seconds / len(steps):.2f} | | |",
+        f"| FLOP per token | {work / sum(tokens):.3g} | | |",
         f"| TFLOP/s | {work / seconds / 1e12:.3g} | | |",
         f"| MFU | {mfu(work / seconds, where) if on_gpu else '-'} | | |",
-        f"| peak memory, as --dry-run plans it ({estimate.step_tokens(recipe):,} tokens a micro-step) | {gb(measured)} | {gb(planned)} "
+        f"| peak memory, as --dry-run plans it ({estimate.step_tokens(recipe):,} tokens per micro-step) | {gb(measured)} | {gb(planned)} "
         f"| {ratio(planned)} |",
-        f"| in forward and backward passes, the largest of {largest:,} tokens, {taught:,} of them taught "
+        f"| in forward and backward passes, the largest of {largest:,} tokens, {supervised:,} of them supervised "
         f"| {gb(seen.gradients / 1e9 if on_gpu else None)} | {gb(passes)} | |",
         f"| in the optimizer's step | {gb(seen.update / 1e9 if on_gpu else None)} | {gb(update)} | |",
         f"| reserved by the allocator | {gb(torch.cuda.max_memory_reserved() / 1e9 if on_gpu else None)} | | |",

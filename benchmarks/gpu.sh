@@ -4,8 +4,16 @@
 # a limit of its own; one that hangs or fails is left out with its reason, and the next goes on. Exit code: 0 all steps done, 1 some left
 # out, 2 no GPU here. GPU_SECONDS=N (default 480) is what all may take; the steps' limits grow and shrink with it.
 set -uo pipefail
-dry=; for word in "$@"; do if [ "$word" = --dry-run ]; then dry=yes; else OUT=$word; fi; done
-out=$(realpath -m "${OUT:-gpu-results}") all=${GPU_SECONDS:-480}
+dry=
+for word in "$@"; do
+  case $word in
+    --dry-run) dry=yes ;;
+    -*) sed -n '2,5s/^# //p' "$0" >&2; [ "$word" = --help ]; exit $(($? * 2)) ;;
+    *) OUT=$word ;;
+  esac
+done
+out=$(realpath -m -- "${OUT:-gpu-results}") all=${GPU_SECONDS:-480}
+case $all in *[!0-9]* | "") echo "error: GPU_SECONDS is $all, not a whole number of seconds" >&2; exit 2 ;; esac
 cd "$(dirname "$0")/.." || exit 2
 [ -n "${VIRTUAL_ENV:-}" ] || [ ! -x .venv/bin/python ] || PATH="$PWD/.venv/bin:$PATH"
 

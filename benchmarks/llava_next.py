@@ -2,7 +2,7 @@
 
 Both are whole commands, started in turn, each a process of its own: `python -m train_mllm.train` and, through the adapter,
 `python -m llava_plugin.llava_next train`. Same: conversations (the declared mix of lengths, each with a picture of its own), prompt, a
-randomly initialised Qwen2, genlip-tiny frozen, conversations a step, learning rate, clipping, no gradient checkpointing, one loading
+randomly initialised Qwen2, genlip-tiny frozen, conversations per step, learning rate, clipping, no gradient checkpointing, one loading
 process, fp32 on the CPU (whose bf16 and fp16 are slow: theirs is not run in them, nor its tower).
 
 Counted: two epochs are trained, and the time from the last logged step of the first to the last of the second, as the lines arrive. So
@@ -30,7 +30,7 @@ from genlip.common.command import Failed, command, new_parser
 from genlip.common.files import read_json, write_json
 from llava_plugin import encoders
 from llava_plugin.fetch import chat_tokenizer
-from llava_plugin.llava_next import QWEN_1_5, ROOT_HINT
+from llava_plugin.llava_next import CLONE, QWEN_1_5
 from train_mllm import estimate, llava_next
 from train_mllm.prepare_data import prepare
 from train_mllm.recipes import PRESETS, Recipe
@@ -135,7 +135,7 @@ def recipe_for(llm: Path, data: Path, batch: int, steps: int) -> Recipe:
 def count_steps(checkout: str, n: int, batch: int) -> int:
     """Steps of two epochs. Raises ValueError for a folder that is no checkout, or more steps than are logged one by one."""
     if not (Path(checkout) / "llava" / "train" / "train.py").is_file():
-        raise ValueError(f"{checkout} is no LLaVA-NeXT checkout: {ROOT_HINT.split(' and export')[0]}), then name that folder")
+        raise ValueError(f"{checkout} is no LLaVA-NeXT checkout: {CLONE}, then name that folder")
     steps = 2 * -(-n // batch)
     if steps > estimate.SHORT:
         raise ValueError(f"two epochs of {n} conversations are {steps} steps; beside LLaVA-NeXT at most {estimate.SHORT}: raise --batch")
@@ -143,7 +143,7 @@ def count_steps(checkout: str, n: int, batch: int) -> int:
 
 
 def time_trainers(checkout: str, n: int, scale: float, batch: int, hidden: int, layers: int, rounds: int, seed: int) -> list[dict]:
-    """One record for each trainer: tokens a second (real ones, median of the rounds), positions computed for each of them, the speed that
+    """One record for each trainer: tokens per second (real ones, median of the rounds), positions computed for each of them, the speed that
     theirs would gain without padding, and the speed gained against theirs, round by round."""
     steps = count_steps(checkout, n, batch)
     environment = os.environ | {

@@ -61,7 +61,7 @@ def conversations(lengths, seed: int) -> list:
 
 
 def time_ways(n: int, scale: float, batch: int, hidden: int, layers: int, rounds: int, seed: int) -> list[dict]:
-    """One record for each way: tokens a second (real ones), positions computed for each real token, and the share of what removed padding
+    """One record for each way: tokens per second (real ones), positions computed for each real token, and the share of what removed padding
     allows, against `padded`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -261,12 +261,12 @@ def recipe_steps(recipe, steps: int) -> list[str]:
     where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads"
     measured = torch.cuda.max_memory_allocated() if on_gpu else None
     return [
-        f"{recipe.preset}, {model.num_parameters():,} parameters, {recipe.rows} row(s) of {recipe.row_tokens:,} tokens a step, "
+        f"{recipe.preset}, {model.num_parameters():,} parameters, {recipe.rows} row(s) of {recipe.row_tokens:,} tokens per step, "
         f"{recipe.attention}, layers {'' if recipe.compile else 'not '}compiled, "
         f"{'' if recipe.checkpoint_layers else 'no '}activation checkpointing, {'bf16 on fp32 weights' if recipe.bf16 else 'fp32'}; "
         f"{where}, torch {torch.__version__}; {steps} steps after two of {seconds[0]:.1f} and {seconds[1]:.1f} s.",
         "",
-        "| tokens/s | seconds a step | TFLOP/s | MFU | peak memory, GiB | planned | measured / planned |",
+        "| tokens/s | seconds per step | TFLOP/s | MFU | peak memory, GiB | planned | measured / planned |",
         "|---:|---:|---:|---:|---:|---:|---:|",
         f"| {tokens / taken:,.0f} | {taken / steps:.3f} | {work / taken / 1e12:.3g} | {mfu(work / taken, where) if on_gpu else '-'} "
         f"| {f'{measured / 2**30:.1f}' if measured else '-'} | {sum(parts) / 2**30:.1f} "
@@ -293,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
         ("depth", 6, "layers of both models"),
         ("heads", 4, "of both models"),
         ("vocabulary", 8192, "words: at this width the head takes the share of a step that Qwen's takes at So/16's"),
-        ("batch", 16, "samples a step"),
+        ("batch", 16, "samples per step"),
         ("rounds", 5, "turns of each"),
     )
     data = commands.add_parser("data", help="samples/s of the data path, beside webdataset")

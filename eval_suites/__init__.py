@@ -15,7 +15,8 @@ def table(root: str | Path, suite: str) -> "pandas.DataFrame":
         rows = eval_suites.table("results", "genlip14").set_index("encoder")
         rows.loc["genlip-g16", ["chartqa", "docvqa", "all_avg"]]
 
-    The paper's rows stand below the measured ones: `source` tells them apart. `suite` is a name or a YAML file.
+    The paper's rows stand below the measured ones: `source` tells them apart. `suite` is a name or a YAML file. ValueError where `root` is
+    no folder, or the suite is not known.
     """
     import pandas
 
@@ -23,7 +24,11 @@ def table(root: str | Path, suite: str) -> "pandas.DataFrame":
     from eval_suites.report.tables import csv_table
     from eval_suites.score.results import read_rows
 
+    if not Path(root).is_dir():
+        raise ValueError(f"{root} is no folder of results: give the one that run.py writes, such as results/")
     asked = suites.get(suite)
     text = io.StringIO(csv_table(asked, read_rows(Path(root), asked)))
     words = dict.fromkeys(("encoder", "arch", "llm", "source", "complete", "digest"), "str")  # a digest may look like a number
-    return pandas.read_csv(text, dtype={**words, "frozen": "boolean", "resolution": "Int64", "tokens": "Int64"})
+    known = {**words, "frozen": "boolean", "resolution": "Int64", "tokens": "Int64"}
+    frame = pandas.read_csv(text, dtype=known, keep_default_na=False, na_values=[""])  # an encoder may be called "null"
+    return frame.astype({name: float for name in frame if name not in known})

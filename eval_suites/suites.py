@@ -55,7 +55,7 @@ class Suite:
     note: str = ""
     overall: bool = False
     shared_pictures: bool = False
-    paper: tuple[str, ...] = ()  # tables of eval_suites/paper whose rows stand beside ours
+    paper: tuple[str, ...] = ()  # tables of the paper (report/paper.py) whose rows stand beside ours
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -1,6 +1,11 @@
-"""Tables of a suite's results in markdown, CSV and LaTeX, or a table of the paper: the command; they are built in report/tables.py.
+"""The command that builds a suite's tables from results, or prints a table of the paper.
 
-python -m eval_suites.tables genlip14 --compare genlip-g16,siglip2-g16-384
+    python -m eval_suites.tables genlip14                                # results/ -> tables/genlip14.{md,csv,tex}, genlip14_cells.csv
+    python -m eval_suites.tables easyvqa --compare genlip-tiny,random-tiny
+    python -m eval_suites.tables genlip14 --lmms-eval mine=logs/          # a row of plain lmms-eval's results beside them
+    python -m eval_suites.tables --paper 3 [--csv]                       # a table of the paper: its averages, printed and recomputed
+
+They are built in report/tables.py.
 """
 
 from pathlib import Path

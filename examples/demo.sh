@@ -5,7 +5,7 @@
 # Two things run at a time, a core each, since matrices this small do not fill two: the encoders that need no pretraining are fine-tuned
 # and evaluated beside it, into demo/beside.log; no core is left for processes that read ahead (--workers 0). Stopped anywhere, it goes
 # on when run again. Usually called by `make demo`.
-# SEED draws another world and other weights; OUT is another folder; SCENES, ROWS (test questions a benchmark), S1, S2, CAPTIONS and SFT
+# SEED draws another world and other weights; OUT is another folder; SCENES, ROWS (test questions per benchmark), S1, S2, CAPTIONS and SFT
 # (steps) set the size.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -51,7 +51,7 @@ printf '\nbeside what follows, in %s/beside.log: random-tiny and dinov2-s14 are 
 start_beside beside "$out/beside.log"
 
 # Weights of width 128 start at 1 / sqrt(128), not at the paper's 0.02 for widths of 1,024 and more. 25 tokens are a picture's 16, the
-# question's one and the first eight of a caption: more pictures a step teach more than whole captions do (after the same time a linear
+# question's one and the first eight of a caption: more pictures per step teach more than whole captions do (after the same time a linear
 # probe on held-out pictures reads 74 % of the stamps' shapes, not 63 %). Fewer words name the stamp alone, and captions get worse.
 done_before "$out/runs/tiny-s1" || step python -m genlip.train tiny-s1 --data "$mini/captions/stage1" --tokenizer "$out/weights/llama-tiny" \
   --model initializer_range=0.088 --workers 0 --row-tokens 768 --max-tokens 25 --lr 2e-3 --steps "$s1" --seed "$seed" \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The demo's chain with a real language model, SmolLM2-135M-Instruct, all under demo-real/: genlip-tiny is pretrained on the mini world's
 # captions; around it and around DINOv2-S/14 the language model is fine-tuned by LoRA on the mini world's and easy-VQA's conversations,
-# 16 visual tokens a picture; both answer the first samples of every column of mini14 and of easy-VQA. Rows are of so few samples that
+# 16 visual tokens per picture; both answer the first samples of every column of mini14 and of easy-VQA. Rows are of so few samples that
 # they are marked partial and have no average: run.py ends with exit code 3, which is taken for what it is.
 # STEPS and SAMPLES (an even number: MME asks in pairs) set the size. Stopped anywhere, it goes on when run again. Usually called by
 # `make demo-real`.
@@ -39,4 +39,4 @@ evaluate dinov2-s14 sft easyvqa
 fine_tune genlip-tiny genlip-tiny=demo-real/runs/tiny-s1/export 64
 evaluate genlip-tiny mini mini14 --compare dinov2-s14
 evaluate genlip-tiny sft easyvqa --compare dinov2-s14
-printf '\n%s\n' "demo-real/tables/{mini14,easyvqa}.{md,csv,html}: of the first $samples samples a task; partial, so without averages"
+printf '\n%s\n' "demo-real/tables/{mini14,easyvqa}.{md,csv,html}: of the first $samples samples per task; partial, so without averages"

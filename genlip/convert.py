@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m genlip.convert runs/tiny-s1/export released --layout official --check",
     )
     parser.add_argument("source", type=Path, help="a released folder, or runs/NAME/export")
-    parser.add_argument("target", type=Path, help="the folder to write; must not exist")
+    parser.add_argument("target", type=Path, help="the folder to write; it must not exist, unless --overwrite is given")
     parser.add_argument("--layout", choices=("ours", "official"), default="ours", help="of the target's config.json (default: %(default)s)")
     parser.add_argument("--size", type=lambda s: s if s == "native" else int(s), metavar="PIXELS|native", help="write an image processor")
     parser.add_argument("--check", action="store_true", help="refuse weights that hold NaN or infinity")

@@ -201,7 +201,7 @@ class PackedRows(IterableDataset):
         largest = 3 * (self.recipe.max_pixels if self.recipe.native else self.recipe.resolution**2) + SAMPLE_OVERHEAD_BYTES
         kept = self.recipe.kept_mib * 2**20 // (worker.num_workers if worker else 1) // largest
         self.load = functools.lru_cache(maxsize=kept)(self._load)
-        self.asked = functools.lru_cache(maxsize=1024)(self._words)  # captions share one question, and conversations many
+        self.tokenize_prompt = functools.lru_cache(maxsize=1024)(self._tokenize)  # captions share one question, and conversations many
         # A shard in work for every stream and source; a resume opens a few more for what waits.
         self.opened = functools.lru_cache(maxsize=len(mine) * len(self.sources) + 4)(self._open)
         rows = [self.rows(stream) for stream in mine]
@@ -215,7 +215,7 @@ class PackedRows(IterableDataset):
     def _open(self, source: int, shard: int):
         return open_shard(self.sources[source].shards[shard], self.recipe.image_key, self.recipe.text_key)
 
-    def _words(self, text: str) -> list[int]:
+    def _tokenize(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def rows(self, stream: int) -> Iterator[Batch]:
@@ -267,8 +267,8 @@ class PackedRows(IterableDataset):
             image, text = reader.read(number)
             question, answer, note = prompt_and_answer(text, self.recipe.prompt)
             pixels = pixels_of(image, self.size)
-            question = self.asked(question)
-            ids = question + self._words(answer) + self.end
+            question = self.tokenize_prompt(question)
+            ids = question + self._tokenize(answer) + self.end
             notes = [note] if note else []
             patches = pixels.shape[0] * pixels.shape[1] // self.patch_size**2
             most = min(self.recipe.max_tokens, self.recipe.row_tokens) - patches

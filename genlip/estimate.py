@@ -1,6 +1,6 @@
-"""What a recipe costs, before it runs: parameters, tokens, memory a GPU, days. `python -m genlip.train so16-s1 --dry-run`.
+"""What a recipe costs, before it runs: parameters, tokens, memory per GPU, days. `python -m genlip.train so16-s1 --dry-run`.
 
-FLOP are those of the model, as MFU counts them: 6 a weight and token (forward and backward), the head on labelled tokens alone,
+FLOP are those of the model, as MFU counts them: 6 per weight and token (forward and backward), the head on labelled tokens alone,
 12 n^2 D a layer for the attention of a sample of n tokens; what activation checkpointing computes twice is not counted.
 """
 
@@ -29,13 +29,13 @@ class MemoryEstimate(NamedTuple):
 
 def memory(recipe: Recipe, config, parameters: int, labelled: float, gpus: int) -> MemoryEstimate:
     """Of training, where a share `labelled` of the tokens has a label."""
-    from .modeling_genlip import LOGITS
+    from .modeling_genlip import MAX_LOGITS
 
     shared = gpus if recipe.parallel == "fsdp" else 1
     size = 2 if recipe.bf16 else 4
     layer = recipe.row_tokens * (14 * config.hidden_size + 4 * config.intermediate_size) * size
     kept = config.num_hidden_layers * (recipe.row_tokens * config.hidden_size * size if recipe.checkpoint_layers else layer)
-    held = min(LOGITS, round(recipe.row_tokens * labelled) * config.vocab_size)
+    held = min(MAX_LOGITS, round(recipe.row_tokens * labelled) * config.vocab_size)
     logits = (6 if recipe.bf16 else 4) * held + 4 * config.vocab_size * config.text_embed_dim
     half = 2 * parameters / config.num_hidden_layers if recipe.parallel == "fsdp" else 0
     return MemoryEstimate(16 * parameters / shared, kept + layer, logits + half)

@@ -21,7 +21,7 @@ class Log:
         for name in ("metrics", "captions"):
             if name == "metrics" or recipe.held_out:
                 keep_until(file := run / f"{name}.jsonl", step - 1)
-                self.files[name] = file.open("a", buffering=1)  # a line is there once it is written
+                self.files[name] = file.open("a", buffering=1, encoding="utf-8")  # a line is there once it is written
         if recipe.tracker == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 

@@ -62,10 +62,10 @@ class GenLIPOutput(ModelOutput):
     attentions: tuple | None = None
 
 
-LOGITS = 2**28  # logits that are held at once, 1 GiB in fp32: 1,766 tokens of Qwen's vocabulary
+MAX_LOGITS = 2**28  # logits that are held at once, 1 GiB in fp32: 1,766 tokens of Qwen's vocabulary
 
 
-class SummedLoss(torch.autograd.Function):
+class ChunkedLinearCrossEntropy(torch.autograd.Function):
     """text (n, e), weight (V, e), target (n,) -> the sum of the n cross entropies of text @ weight.T, in fp32.
 
     The logits of one piece at a time exist, once: they become their own exponentials in place, from which the gradients follow at
@@ -76,7 +76,7 @@ class SummedLoss(torch.autograd.Function):
     def forward(ctx, text, weight, target, with_gradients: bool):
         device = text.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        x, w, rows = text.to(dtype), weight.to(dtype), max(1, LOGITS // len(weight))
+        x, w, rows = text.to(dtype), weight.to(dtype), max(1, MAX_LOGITS // len(weight))
         total = torch.zeros((), device=text.device)
         if with_gradients:
             of_text, of_weight = -w[target].float(), torch.zeros_like(weight, dtype=torch.float32)
@@ -345,7 +345,7 @@ class GenLIPPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """The released init: N(0, 0.02) everywhere, biases 0, attention Xavier-uniform."""
+        """The released init: N(0, initializer_range) everywhere, biases 0, attention Xavier-uniform."""
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
             if getattr(module, "bias", None) is not None:
@@ -433,7 +433,7 @@ class GenLIPVisionModel(GenLIPPreTrainedModel):
         patches, grid, rows = self._patches(pixel_values, grid_hw)
         layout = build_layout(grid, torch.zeros_like(grid[:, 0]), patches.shape[-2], 0, self.config.num_register_tokens)
         hidden_states, attentions = self._collectors(output_hidden_states, output_attentions)
-        x = self._through(patches, None, layout, rows, None, hidden_states, attentions)
+        x = self._run_layers(patches, None, layout, rows, None, hidden_states, attentions)
 
         def features(x):  # registers have served their turn
             x = x if self.registers is None else x[:, layout.patches]
@@ -472,7 +472,7 @@ class GenLIPVisionModel(GenLIPPreTrainedModel):
             raise ValueError("attention weights exist in eager attention only: from_pretrained(..., attn_implementation='eager')")
         return [] if output_hidden_states else None, [] if output_attentions else None
 
-    def _through(self, patches, words, layout, rows, cache, hidden_states, attentions):
+    def _run_layers(self, patches, words, layout, rows, cache, hidden_states, attentions):
         """Patches and words (None for the encoder alone) through all layers and `ln_post` -> (B, T, D), or (1, T, D) packed."""
         implementation = self.config._attn_implementation
         if words is not None and "flash" in implementation:
@@ -554,7 +554,7 @@ class GenLIPForPretraining(GenLIPVisionModel, GenerationMixin):
                 raise ValueError("a KV cache follows one sample a row: generate from pictures of one size, or from one sample of patches")
             past_key_values.image_tokens, past_key_values.text_start = registers + patches.shape[1], int(grid.max())
         hidden_states, attentions = self._collectors(output_hidden_states, output_attentions)
-        x = self._through(patches, words if rows else words[0], layout, rows, past_key_values, hidden_states, attentions)
+        x = self._run_layers(patches, words if rows else words[0], layout, rows, past_key_values, hidden_states, attentions)
 
         text = x[:, layout.words]
         loss = logits = None
@@ -606,7 +606,7 @@ class GenLIPForPretraining(GenLIPVisionModel, GenerationMixin):
         labelled = target != -100
         text, target = text[labelled], target[labelled]
 
-        total = SummedLoss.apply(self.proj(text), self.lm_head.weight, target, torch.is_grad_enabled())
+        total = ChunkedLinearCrossEntropy.apply(self.proj(text), self.lm_head.weight, target, torch.is_grad_enabled())
         return total / (max(1, len(target)) if num_items is None else num_items)
 
     def _continue(self, input_ids, cache):

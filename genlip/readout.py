@@ -14,9 +14,9 @@ from pathlib import Path
 
 from .common.command import command, new_parser
 
-TOP = 5  # words a patch
+TOP = 5  # words per patch
 SHOWN = 7  # words of the caption whose attention is drawn
-CELL = 56  # pixels a patch in the drawings, at least
+CELL = 56  # pixels per patch in the drawings, at least
 
 
 @dataclass(frozen=True)

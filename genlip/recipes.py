@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, replace
 
 from .common.flags import option
 
-# About 0.95 M encoder parameters: 64 x 64 pixels are 4 x 4 patches. Head size 32, so 6/5/5 rotary channels a side.
+# 976,000 encoder parameters: 64 x 64 pixels are 4 x 4 patches. Head size 32, so 6/5/5 rotary channels a side.
 TINY = {
     "vocab_size": 512,
     "hidden_size": 128,
@@ -52,7 +52,7 @@ class Recipe:
     model: dict = option(MISSING, "fields of GenLIPConfig", "model", (*MODEL_FIELDS, "vocab_size"), MODEL_FIELDS)
     data: str = option("", "PATH[@WEIGHT],...: tar or parquet shards; each PATH a folder, a glob, a file or a .txt list", "data")
     tokenizer: str = option("", "a folder or hub id; empty: the tokenizer of --init", "data")
-    vocabulary: int = option(0, "words of the model; 0: the tokenizer's, rounded up to a multiple of 64", "model")
+    vocabulary: int = option(0, "rows of the word matrices; 0: the tokenizer's, rounded up to a multiple of 64", "model")
     out: str = option("", "the run folder: recipe, metrics, checkpoints, export", "run")
     init: str = option("", "an earlier stage's export to start from, at any resolution; empty: random weights", "model")
     prompt: str = option("Describe the image in detail.", "instruction before a caption; conversations bring their own", "data")
@@ -63,7 +63,7 @@ class Recipe:
     min_pixels: int = option(4096, "smallest area of a picture; a smaller one is enlarged", "data", needs=("native", True))
     max_pixels: int = option(262_144, "largest area of a picture; a larger one is reduced", "data", needs=("native", True))
     row_tokens: int = option(16_384, "tokens per packed row (paper: 16,384)", "data")
-    rows: int = option(1, "packed rows per step, over all ranks; a rank takes its share one after another", "optimisation")
+    rows: int = option(1, "packed rows per step, over all ranks; each rank runs its share as micro-steps", "optimisation")
     max_tokens: int = option(4096, "tokens per sample; longer text is cut, and counted (released code: 4,096)", "data")
     look_ahead: int = option(200, "samples that wait to be packed, first fit (released code: 200); 1: in order", "data")
     steps: int = option(0, "optimizer steps of the run", "optimisation")
@@ -73,7 +73,7 @@ class Recipe:
     betas: tuple[float, float] = option((0.9, 0.95), "of AdamW (paper: 0.9 0.95)", "optimisation")
     eps: float = option(1e-8, "of AdamW (paper: 1e-8)", "optimisation")
     weight_decay: float = option(0.01, "of AdamW, on all parameters (released code: 0.01)", "optimisation")
-    clip: float = option(1.0, "largest norm of the gradient (paper: 1.0)", "optimisation")
+    clip: float = option(1.0, "gradients are clipped to this norm (paper: 1.0)", "optimisation")
     seed: int = option(0, "of the initial weights, the order of the data and drop path", "run")
     bf16: bool = option(False, "bf16 compute on fp32 master weights", "speed")
     parallel: str = option("ddp", "fsdp splits parameters, gradients and optimizer state over the ranks", "speed", ("ddp", "fsdp"))
@@ -89,7 +89,7 @@ class Recipe:
     held_out: str = option("", "shards, as in --data: a few pictures are captioned, and a loss taken, as the run goes", "run")
     look_every: int = option(500, "steps from one look at the held-out shards to the next", "run", needs=("held_out",))
     tracker: str = option("", "where the metrics go beside metrics.jsonl; empty: nowhere", "run", ("", "tensorboard", "wandb"))
-    mean_tokens: int = option(270, "expected tokens per sample, for the plan of --dry-run alone (paper: 270 and 1,200)", "data")
+    mean_tokens: int = option(270, "expected tokens per sample, for the plan of --dry-run alone (paper: 270 and 1,200)", "run")
 
 
 def steps_for(samples: int, recipe: Recipe) -> int:
@@ -153,7 +153,7 @@ def _larger(preset: str, resolution: int) -> Recipe:
 PRESETS: dict[str, Callable[[], Recipe]] = {
     "l16-s1": lambda: _stage1("l16-s1", "genlip-l16"),
     "so16-s1": lambda: _stage1("so16-s1", "genlip-so16"),
-    "g16-s1": lambda: _stage1("g16-s1", "genlip-g16", rows=768, warmup=0.02),  # 48K samples a batch
+    "g16-s1": lambda: _stage1("g16-s1", "genlip-g16", rows=768, warmup=0.02),  # 48K samples per batch
     "l16-s2": lambda: _stage2("l16-s2", "genlip-l16", "l16-s1"),
     "so16-s2": lambda: _stage2("so16-s2", "genlip-so16", "so16-s1"),
     "g16-s2": lambda: _stage2("g16-s2", "genlip-g16", "g16-s1"),

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     flags(parser)
     parser.add_argument("--quiet", action="store_true", help="only the last line of a comparison")
-    parser.add_argument("--json", action="store_true", help="a JSON object a line: name, said, true")
+    parser.add_argument("--json", action="store_true", help="a JSON object per line: name, said, true")
     args = parser.parse_args(argv)
     right, total = speak(args)
     if total:

@@ -82,7 +82,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
             raise ValueError(f"the shards at {recipe.data} are not those that {run} began with: bring them back, or give another --out")
         if len(streams) != recipe.rows:
             raise ValueError(
-                f"{run} has {len(streams)} rows a step, and a position in the data for each: --rows {recipe.rows} cannot go on"
+                f"{run} has {len(streams)} rows per step, and a position in the data for each: --rows {recipe.rows} cannot go on"
             )
         print0(rank, f"going on from step {step}")
     batches = packed_rows(recipe, tokenizer, sources, rank, world, streams)

@@ -25,7 +25,8 @@ from genlip.common.command import command, new_parser
 from genlip.common.files import read_json
 
 PREFIX = "enc:"
-ROOT_HINT = "clone it (git clone https://github.com/LLaVA-VL/LLaVA-NeXT) and export LLAVA_NEXT_ROOT=/path/to/LLaVA-NeXT"
+CLONE = "git clone https://github.com/LLaVA-VL/LLaVA-NeXT && git -C LLaVA-NeXT checkout df17966"
+ROOT_HINT = f"clone it ({CLONE}) and export LLAVA_NEXT_ROOT=/path/to/LLaVA-NeXT"
 
 
 # --- shims ------------------------------------------------------------------------------------------------------------------

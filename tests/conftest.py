@@ -33,3 +33,22 @@ def llama_tiny(tmp_path_factory) -> Path:
     text.write_text("what is in the picture\na red circle\nyes\nno\nDescribe the image in detail.\na blue triangle.\n" * 20)
     fetch("llama-tiny", folder, text)
     return folder / "llama-tiny"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The main job in a folder of its own."""
+    from tests.eval_suites.helpers.small_data import Place
+
+    monkeypatch.chdir(tmp_path)
+    for name, folder in (("HF_DATASETS_CACHE", "cache"), ("HF_HUB_CACHE", "hub"), ("LMMS_EVAL_DATASETS_CACHE", "cache")):
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    return Place(tmp_path, monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def cut_pictures_are_unreadable(monkeypatch):
+    """lmms-eval switches this on for its whole process, that of the tests behind it too."""
+    from PIL import ImageFile
+
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)

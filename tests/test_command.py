@@ -1,5 +1,8 @@
 """The one boundary of every command: sentences and exit codes instead of tracebacks."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,4 +75,21 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path, monkeypatch):
 
 
 def test_examples_are_shown_as_they_are_written():
-    assert "examples:\n  one --flag\n  two" in new_parser(prog="x", epilog="examples:\n  one --flag\n  two").format_help()
+    assert "examples:\n  one --flag\n  two" in new_parser(prog="x", description="", epilog="examples:\n  one --flag\n  two").format_help()
+
+
+def test_a_mistyped_flag_is_told_the_nearest(capsys):
+    parser = new_parser(prog="x", description="", epilog="")
+    parser.add_argument("--attention")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--atention", "eager"])
+    assert "unrecognized arguments: --atention eager. Did you mean --attention?" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    code = "from genlip.common.command import command\n@command\ndef main(argv=None):\n for _ in range(99999): print('x' * 99)\n return 0"
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -c \"$CODE\" | head -n 1; echo ${{PIPESTATUS[0]}}"],
+        env=os.environ | {"CODE": f"{code}\nraise SystemExit(main())"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.split()[-1] == "141" and done.stderr == ""

@@ -113,7 +113,7 @@ def test_the_command_without_a_word_names_all_commands_and_loads_none(capsys):
     *shown, loaded = done.stdout.splitlines()
     assert all(f"  {name} " in "\n".join(shown) for name in genlip_eval.COMMANDS)
     assert {name for name in loaded.split() if name.split(".")[0] in {*INSTALLED, "torch", "numpy"}} == {
-        "genlip", "genlip.common", "genlip.common.suggest",
+        "genlip", "genlip.common", "genlip.common.command", "genlip.common.suggest",
     }  # fmt: skip
 
 

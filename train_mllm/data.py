@@ -153,7 +153,7 @@ def open_picture(picture: dict) -> Image.Image:
 
 
 class Conversations(torch.utils.data.Dataset):
-    """Index -> {"id", "row": Row, "pictures": list of PIL pictures, or "features" (n, N, D) from the cache}.
+    """Index -> {"id", "row": TokenizedConversation, "pictures": list of PIL pictures, or "features" (n, N, D) from the cache}.
 
     `mean` and `std` (D,), if given, standardise the cached features.
     """

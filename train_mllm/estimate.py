@@ -1,11 +1,11 @@
 """What a fine-tuning run would take, told before the first step and without any file: `python -m train_mllm.train RECIPE --dry-run`.
 
-Steps, tokens, time, parameters that learn, memory a GPU, the ZeRO stage and why, disk, and what is missing with the command that
+Steps, tokens, time, parameters that learn, memory per GPU, the ZeRO stage and why, disk, and what is missing with the command that
 brings it.
 Torch-free; a fifth of a second. Shapes of the paper's language models are known here, others are read from their folder.
 
 Memory a GPU is weights + gradients + AdamW's two moments (exact: a test holds it against a real run) + activations with gradient
-checkpointing (an estimate: a layer's inputs, one layer at work, and of the tokens that are learned, logits and their gradients in fp32).
+checkpointing (an estimate: a layer's inputs, one layer at work, and of the supervised tokens, logits and their gradients in fp32).
 """
 
 import json
@@ -156,7 +156,7 @@ def half_stream(recipe: Recipe, stage: int) -> bool:
 
 
 def peak_bytes(recipe: Recipe, stage: int, gpus: int, tokens: int, learned: int) -> tuple[float, float] | None:
-    """(in the passes, in the optimizer's step) bytes a GPU, the first the larger; None where the models are not known well enough.
+    """(in the passes, in the optimizer's step) bytes per GPU, the first the larger; None where the models are not known well enough.
 
     Without ZeRO autocast keeps a bf16 copy of what learns through the passes; torch's fused AdamW needs nothing beside its state.
     On one H100 `python -m benchmarks.finetuning sft-qwen1.5b-frozen` measured 40.5 and 27.5 GB where this says 41.8 and 27.2.
@@ -187,7 +187,7 @@ def _visual_tokens(recipe: Recipe) -> int:
 
 
 def memory(recipe: Recipe, stage: int, gpus: int) -> float | None:
-    """GB a GPU; None where the models are not known well enough."""
+    """GB per GPU; None where the models are not known well enough."""
     tokens = step_tokens(recipe)
     peak = peak_bytes(recipe, stage, gpus, tokens, learned_tokens(recipe, tokens))
     return peak and peak[0] / 1e9
@@ -205,10 +205,10 @@ def zero_stage(recipe: Recipe, gpus: int, gpu_memory: float) -> tuple[int, str]:
     for stage, gb in needed.items():
         if gb <= SPARE * gpu_memory:
             before = [f"stage {s} would take {needed[s]:.0f} GB" for s in needed if s < stage]
-            return stage, f"{gb:.0f} of {gpu_memory:.0f} GB a GPU" + (
+            return stage, f"{gb:.0f} of {gpu_memory:.0f} GB per GPU" + (
                 f"; {', '.join(before)}".replace("stage 0", "no ZeRO") if before else ""
             )
-    return 3, f"even so {needed[3]:.0f} GB a GPU are needed where there are {gpu_memory:.0f}: use more GPUs or --lora-rank 128"
+    return 3, f"even so {needed[3]:.0f} GB per GPU are needed where there are {gpu_memory:.0f}: use more GPUs or --lora-rank 128"
 
 
 def zero_here(recipe: Recipe, processes: int) -> int:
@@ -221,7 +221,7 @@ def zero_here(recipe: Recipe, processes: int) -> int:
 
 
 def accumulation(recipe: Recipe, processes: int) -> int:
-    """Micro-steps a step. Raises ValueError where --global-batch does not come out even."""
+    """Micro-steps per step. Raises ValueError where --global-batch does not come out even."""
     if not recipe.global_batch or recipe.batching == "tokens":
         return recipe.accumulation
     steps, rest = divmod(recipe.global_batch, recipe.batch * processes)

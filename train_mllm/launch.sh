@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # `python -m train_mllm.train "$@"` on whatever there is: one process, one for each GPU of this machine, or of several (Slurm's variables,
-# or NNODES, NODE_RANK, MASTER_ADDR given by hand). PROCESSES=N sets the processes a machine; --dry-run plans in one.
+# or NNODES, NODE_RANK, MASTER_ADDR given by hand). PROCESSES=N sets the processes per machine; --dry-run plans in one.
 set -euo pipefail
 processes=${PROCESSES:-$(nvidia-smi -L 2>/dev/null | wc -l || true)}
 nodes=${NNODES:-${SLURM_NNODES:-1}}

@@ -2,7 +2,7 @@
 
     export LLAVA_NEXT_ROOT=/path/to/LLaVA-NeXT       # what stops it with the installed versions: python -m llava_plugin.llava_next doctor
 
-Ours are the prepared data with its quarantine and ledger (written out in LLaVA's form under RUN/llava_next/), the projector stage, the
+Ours are the prepared data with its ledger (written out in LLaVA's form under RUN/llava_next/), the projector stage, the
 learning rates, the proof on the encoder, and the export. Theirs are prompt, labels, batches and loss; `NOTE` says where those differ, and
 stands in the provenance. The conversion gives the export the chat template that they train on, so that evaluation asks as training did.
 """

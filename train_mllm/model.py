@@ -35,7 +35,7 @@ def stages_of(export: Path) -> list[EarlierStage]:
     return [*before.earlier, before.as_earlier()]
 
 
-def parameter_groups(model) -> dict[str, dict[str, int]]:
+def count_parameters(model) -> dict[str, dict[str, int]]:
     """{"encoder" | "projector" | "llm": {"trained", "all"}}, counted once where weights are tied."""
     parts = {"encoder": model.model.vision_tower, "projector": model.model.multi_modal_projector}
     apart = {id(p) for part in parts.values() for p in part.parameters()}
@@ -93,7 +93,7 @@ def prepare_for_training(model, recipe: Recipe, dtype, zero: bool, on_gpu: bool)
 
 def use_liger(language_model) -> None:
     """Liger's norms, rotary positions and SwiGLU for a language model that it knows. Its loss is left out: here only the logits of
-    learned tokens are computed at all."""
+    supervised tokens are computed at all."""
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
     _apply_liger_kernel_to_instance(model=language_model, cross_entropy=False, fused_linear_cross_entropy=False)

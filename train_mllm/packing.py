@@ -1,6 +1,6 @@
 """Conversations -> batches: packed rows without padding, or padded ones; and who sees whom.
 
-A packed batch is one row: the language model's layers run over its tokens alone, its logits are those of tokens that are learned, and
+A packed batch is one row: the language model's layers run over its tokens alone, its logits are those of supervised tokens, and
 only inside attention is each sequence (a dialogue, or a front and one independent turn) by itself, where plain causal attention is the
 right mask. On a GPU in half precision torch's FlashAttention takes sequences of any length one behind another; else each becomes a
 row beside those of like length. Packed, padded and one by one give equal loss and gradients. `python -m benchmarks.packing` measures
@@ -12,7 +12,7 @@ Which conversations share a batch (`bins`):
     padded   as many as --batch says, of like length, padded to the longest
 
 Shapes: T tokens of a packed batch, S tokens of its sequences (those of a front count in each), R sequences of like length, L the longest
-of them, K tokens that are learned, N visual tokens per picture, D tower width.
+of them, K supervised tokens, N visual tokens per picture, D tower width.
 """
 
 import bisect

@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -n "${VIRTUAL_ENV:-}" ] || [ ! -x .venv/bin/python ] || PATH="$PWD/.venv/bin:$PATH"
+for word in "$@"; do [ "$word" != --help ] || exec python -m train_mllm.train projector --help; done
 encoder=${ENCODER:-genlip-g16}
 images=${PROJECTOR_IMAGES:-}; [ -n "${PROJECTOR_DATA:-}" ] || images=${images:-data/llava-pretrain/images}
 exec bash train_mllm/launch.sh projector --encoder "$encoder" --llm "${LLM:-Qwen/Qwen2.5-7B-Instruct}" \

@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -n "${VIRTUAL_ENV:-}" ] || [ ! -x .venv/bin/python ] || PATH="$PWD/.venv/bin:$PATH"
+for word in "$@"; do [ "$word" != --help ] || exec python -m train_mllm.train "$1" --help; done
+case ${1:-} in "" | -*) echo "usage: bash train_mllm/projector_then_sft.sh RECIPE [--any.flag value]" >&2; exit 2 ;; esac
 recipe=$1; shift
 encoder=${ENCODER:-genlip-g16}
 case $recipe in *1.5b*) llm=${LLM:-Qwen/Qwen2.5-1.5B-Instruct} ;; *) llm=${LLM:-Qwen/Qwen2.5-7B-Instruct} ;; esac

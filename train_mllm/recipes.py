@@ -21,25 +21,27 @@ class Recipe:
         "sft", "what learns: the projector alone, or in SFT the language model too", "model", ("projector", "sft"), kind="derived"
     )
     encoder: str = option(
-        "genlip-g16", "encoder key, PATH_OR_HUB_ID or NAME=PATH: see python -m llava_plugin.encoders", "model", kind="name"
+        "genlip-g16", "encoder key, FOLDER_OR_HUB_ID or NAME=FOLDER: see python -m llava_plugin.encoders", "model", kind="name"
     )
     llm: str = option("Qwen/Qwen2.5-7B-Instruct", "language model: a name under weights/, a folder or hub id", "model", kind="name")
     projector: str = option(
-        "mlp2x_gelu", "features to words (paper: mlp2x_gelu); pixel_shuffle joins 2 x 2", "model", tuple(PROJECTORS), kind="derived"
+        "mlp2x_gelu", "features to embeddings (mlp2x_gelu: the paper; pixel_shuffle: 4 to 1)", "model", tuple(PROJECTORS), kind="derived"
     )
     data: str = option("", "LLaVA or OpenAI JSON, parquet, a YAML mix, or a folder made by train_mllm.prepare_data", "data", kind="name")
-    images: str = option("", "the folder that the JSON's picture paths start from", "data", kind="name")
+    images: str = option("", "the folder that picture paths start from; empty: the data's own", "data", kind="name")
     out: str = option("", "the run folder: recipe, data, metrics, checkpoints, export", "run", kind="name")
     init: str = option(
-        "", "an earlier stage's export to start from: its projector, and its language model if that learnt", "model", kind="name"
+        "", "an earlier stage's export to start from: its projector, and its language model if that was trained", "model", kind="name"
     )
     backend: str = option("native", "llava_next: SFT in your own LLaVA-NeXT checkout", "run", ("native", "llava_next"), kind="compared")
-    train_encoder: bool = option(False, "the encoder learns too", "model", kind="derived")
-    resolution: int = option(0, "pixels per side of a picture; 0: the encoder's own (paper: 24 x 24 tokens)", "data", kind="derived")
+    train_encoder: bool = option(False, "the encoder is trained, too", "model", kind="derived")
+    resolution: int = option(
+        0, "pixels per side of a picture; 0: the encoder's own (paper: what gives 24 x 24 tokens)", "data", kind="derived"
+    )
     turns: str = option(
         "dialogue", "independent: a turn sees the picture and itself alone", "data", ("dialogue", "independent"), kind="compared"
     )
-    max_length: int = option(32_768, "tokens per conversation; a longer one is cut at a turn's border", "data", kind="compared")
+    max_length: int = option(32_768, "tokens per conversation; a longer one is cut at the end of a turn", "data", kind="compared")
     epochs: float = option(1.0, "passes over the data", "optimisation", needs=("max_steps", 0), kind="compared")
     max_steps: int = option(0, "optimizer steps; 0: as many as --epochs says", "optimisation", kind="compared")
     batch: int = option(1, "conversations per GPU and micro-step", "optimisation", needs=("batching", "batch", "padded"), kind="derived")
@@ -55,9 +57,9 @@ class Recipe:
     encoder_lr: float = option(2e-6, "the encoder's (LLaVA-NeXT: 2e-6)", "optimisation", needs=("train_encoder", True), kind="compared")
     weight_decay: float = option(0.0, "of AdamW (LLaVA-NeXT: 0)", "optimisation", kind="compared")
     warmup: float = option(0.03, "linear warm-up, a share of the steps (LLaVA-NeXT: 0.03)", "optimisation", kind="compared")
-    clip: float = option(1.0, "largest norm of the gradient", "optimisation", kind="compared")
+    clip: float = option(1.0, "gradients are clipped to this norm", "optimisation", kind="compared")
     lora_rank: int = option(
-        0, "rank of LoRA adapters, merged into the export; 0: the language model itself learns", "model", kind="compared"
+        0, "rank of LoRA adapters, merged into the export; 0: the language model itself is trained", "model", kind="compared"
     )
     lora_alpha: int = option(0, "scale of the adapters; 0: twice the rank", "model", needs=("lora_rank",), kind="compared")
     zero: int = option(
@@ -68,10 +70,10 @@ class Recipe:
         True, "recompute each layer in the backward pass: less memory, more time", "speed", kind="environment"
     )
     cache_features: bool = option(
-        False, "compute a frozen encoder's features once, keep them under the data folder", "speed", kind="environment"
+        False, "compute a frozen encoder's features once, keep them; not with --train-encoder", "speed", kind="environment"
     )
     standardise: bool = option(
-        False, "cached features with mean 0, deviation 1; folded into the projector at the end", "optimisation", kind="compared"
+        False, "cached features at mean 0, standard deviation 1; folded into mlp2x_gelu at the end", "optimisation", kind="compared"
     )
     workers: int = option(1, "processes per GPU that decode and tokenise; 0: the training process itself", "speed", kind="environment")
     report: str = option("none", "where the metrics go beside metrics.jsonl", "run", ("none", "tensorboard", "wandb"), kind="environment")
@@ -96,7 +98,7 @@ def protocol(recipe: Recipe, processes: int, accumulation: int, on_gpu: bool) ->
 
 def projector() -> Recipe:
     """LLaVA-NeXT's first stage: 558K picture-caption pairs, lr 1e-3, batch 16 a GPU, length 8192. Its number of GPUs is not published:
-    256 pairs a step here, as in SFT."""
+    256 pairs per step here, as in SFT."""
     return Recipe("projector", stage="projector", lr=1e-3, batch=16, global_batch=256, max_length=8192, workers=4)
 
 
@@ -107,7 +109,7 @@ def sft_qwen7b_frozen() -> Recipe:
 
 
 def sft_qwen1_5b_frozen() -> Recipe:
-    """One H100 does 2.2 times as many tokens a second at 16 conversations as at 4."""
+    """One H100 does 2.2 times as many tokens per second at 16 conversations as at 4."""
     return replace(sft_qwen7b_frozen(), preset="sft-qwen1.5b-frozen", llm="Qwen/Qwen2.5-1.5B-Instruct", batch=16)
 
 

@@ -29,7 +29,7 @@ from llava_plugin import encoders
 
 from . import estimate, llava_next
 from .estimate import missing
-from .model import adamw, freeze_parts, initialise_from, parameter_groups, prepare_for_training
+from .model import adamw, count_parameters, freeze_parts, initialise_from, prepare_for_training
 from .prepare_data import prepare
 from .recipes import LAPTOP, PRESETS, Recipe, protocol
 
@@ -138,7 +138,7 @@ def train(recipe: Recipe) -> Path:
     flash = on_gpu and estimate.kernels(recipe).flash
     collator = Collator(tower.preprocess, model.config, tokenizer.pad_token_id, recipe.batching == "padded", flash)
     prepare_for_training(model, recipe, dtype, bool(zero), on_gpu)
-    groups = parameter_groups(model)
+    groups = count_parameters(model)
     if first:
         how = "trained" if recipe.train_encoder else "frozen"
         learns, total = (sum(g[k] for g in groups.values()) for k in ("trained", "all"))

@@ -138,7 +138,7 @@ def _measured(suite: Suite, rows: list[EncoderResult], folders: list[Path], call
             {
                 "name": called[i], "encoder": row.encoder, "arch": row.arch, "llm": row.llm, "frozen": row.frozen, "pixels": row.resolution,
                 "tokens": row.tokens, "digest": row.digest, "source": "measured", "colour": i % len(svg.COLOURS),
-                "complete": f"{tables.whole(row)}/{len(row.cells)}", "cells": cells, "provenance": said,
+                "complete": f"{tables.complete_columns(row)}/{len(row.cells)}", "cells": cells, "provenance": said,
                 "differs": comparison.differences(row, rows[0]) if i else [],
             }
         )  # fmt: skip

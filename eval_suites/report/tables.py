@@ -1,9 +1,6 @@
 """Cells -> tables: ALL AVG by the paper's rule, the paper's own rows beside ours, and whether two encoders can be told apart.
 
-    python -m eval_suites.tables genlip14                                # results/ -> tables/genlip14.{md,csv,tex}, genlip14_cells.csv
-    python -m eval_suites.tables easyvqa --compare genlip-tiny,random-tiny
-    python -m eval_suites.tables genlip14 --lmms-eval mine=logs/          # a row of plain lmms-eval's results beside them
-    python -m eval_suites.tables --paper 3 [--csv]                       # a table of the paper: its averages, printed and recomputed
+The command is eval_suites/tables.py.
 
 ALL AVG is the plain mean of the columns, each at 100 for full marks (MME-P / 20; CIDEr x 100 as it is): 18 of the 19 averages printed
 in the paper's tables 3 and 4 follow this rule to the printed digit; where data state their own maxima (the mini world), full marks are
@@ -37,7 +34,7 @@ def header(suite: Suite) -> tuple[str, ...]:
     return ("encoder", "arch", "llm", "frozen", "resolution", "tokens", "source", *names, *suite.groups, *last)
 
 
-def whole(row: EncoderResult) -> int:
+def complete_columns(row: EncoderResult) -> int:
     """How many columns lack no sample."""
     return sum(cell.complete and not cell.left_out for cell in row.cells.values())
 
@@ -47,7 +44,7 @@ def _measured_line(suite: Suite, row: EncoderResult) -> list:
     averages = [average(columns, row.cells) for columns in suite.averaged.values()]
     averages += [overall(suite, row)] if suite.overall else []
     frozen = "" if row.frozen is None else str(row.frozen).lower()
-    complete = f"{whole(row)}/{len(cells)}"
+    complete = f"{complete_columns(row)}/{len(cells)}"
     values = [cell.value if cell.complete else None for cell in cells] + averages
     source = "measured" if row.results else "lmms-eval"
     return [row.encoder, row.arch, row.llm, frozen, row.resolution, row.tokens, source, *map(_plain, values), complete, row.digest]
@@ -115,7 +112,7 @@ def markdown(
         values += [_overall_shown(suite, row)] if suite.overall else []
         frozen = {True: "yes", False: "no", None: ""}[row.frozen]
         made_of = (row.label, row.arch, row.llm, frozen, str(row.resolution or ""), str(row.tokens or ""))
-        lines.append((*made_of, *values, f"{whole(row)}/{len(row.cells)}", row.digest[:8]))
+        lines.append((*made_of, *values, f"{complete_columns(row)}/{len(row.cells)}", row.digest[:8]))
     for llm, row in printed:
         line = printed_line(suite, llm, row)
         numbers = [f"{value:.1f}" for value in line[7:-2]]
@@ -232,6 +229,3 @@ def _average_shown(suite: Suite, columns: tuple[Column, ...], row: EncoderResult
 def _overall_shown(suite: Suite, row: EncoderResult) -> str:
     value = overall(suite, row)
     return "-" if value is None else f"{value:.1f}" + _bracket(*overall_bounds(suite, row))
-
-
-# --- command ----------------------------------------------------------------------------------------------------------------

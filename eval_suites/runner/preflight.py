@@ -17,7 +17,7 @@ from eval_suites.suites import Suite
 from genlip.common import fingerprint
 from genlip.common.files import read_json
 from genlip.common.fingerprint import Fingerprint
-from genlip.common.schema import Provenance, read
+from genlip.common.schema import Provenance, parse
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,17 @@ def read_export(folder: Path) -> Export:
         raise ValueError(
             f"{folder} has no provenance.json: give the export/ folder of a training run of train_mllm{hint * is_llava_next(folder)}"
         )
-    return Export(folder, read(Provenance, path, "export the model again"))
+    provenance = read_json(path, "export the model again")
+    if isinstance(provenance, dict) and provenance.get("stage") == "pretrain":
+        raise ValueError(f"{folder} holds an encoder, not an MLLM: fine-tune one around it (--encoder NAME={folder}), and give its export")
+    return Export(folder, parse(Provenance, provenance, str(path), "export the model again"))
 
 
 def exports_in(runs: Path) -> list[Export]:
-    """Every export of the training runs in a folder, of whatever stage."""
-    return [read_export(path.parent) for path in sorted(runs.glob("*/export/provenance.json"))]
+    """Every MLLM that was exported by the runs in a folder, of whatever stage of fine-tuning; pretraining exports encoders."""
+    folders = [path.parent for path in sorted(runs.glob("*/export/provenance.json"))]
+    encoders = [folder for folder in folders if (said := read_json(folder / "provenance.json")) and said.get("stage") == "pretrain"]
+    return [read_export(folder) for folder in folders if folder not in encoders]
 
 
 def is_llava_next(folder: Path) -> bool:

@@ -156,7 +156,7 @@ def judge(parts: list[Scores], weights: list[float], shared_pictures: bool, high
     drawn = bootstrap(parts, weights, shared_pictures)
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) < DRAWS // 40:
-        raise ValueError("too few pictures a category to draw from")
+        raise ValueError("too few pictures per category to draw from")
     low, high = np.percentile(drawn, [100 * tail, 100 * (1 - tail)])
     sign = (1 if low > 0 else -1 if high < 0 else 0) * (1 if higher_is_better else -1)
     word = {1: "better", -1: "worse", 0: "not told apart"}[sign if pictures >= FEWEST_PICTURES else 0]

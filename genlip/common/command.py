@@ -14,6 +14,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import NoReturn
 
 
 class Failed(RuntimeError):
@@ -27,6 +29,9 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
     def bounded(argv: list[str] | None = None) -> int:
         try:
             return main(argv)
+        except BrokenPipeError:  # whoever read our output has read enough: `... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141  # as the shell counts SIGPIPE
         except Failed as error:
             return _said(f"error: {error}", 1)
         except _refusals() as error:
@@ -66,6 +71,16 @@ def begun() -> Iterator[None]:
         raise Failed(sentence(error)) from error
 
 
+class Parser(argparse.ArgumentParser):
+    """Names the nearest flag where one is not known."""
+
+    def error(self, message: str) -> NoReturn:
+        word = message.removeprefix("unrecognized arguments: ").split(" ")[0].split("=")[0]
+        known = [option for action in self._actions for option in action.option_strings]
+        near = get_close_matches(word, known, n=1, cutoff=0.7) if message.startswith("unrecognized") else []
+        super().error(message + (f". Did you mean {near[0]}?" if near else ""))
+
+
 def new_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """A parser whose `epilog`, the examples, is shown line by line as it is written."""
-    return argparse.ArgumentParser(prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return Parser(prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)

@@ -32,26 +32,26 @@ def written_aside(folder: Path, fresh: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def file_aside(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file to; it is renamed to `path` when the block ends without an error, else removed.
+def file_aside(path: Path, part: str = "part") -> Iterator[Path]:
+    """Yield `NAME.part` beside `path` to write a file to; it is renamed to `path` when the block ends without an error, else removed.
 
-    Two runs may write one file at the same moment: each has an aside of its own, named by its process, and the later one stands.
+    One left by a killed run is overwritten by the next. Where two may write at the same moment each gives another `part`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    aside = path.with_name(f"{path.name}.{part}")
     try:
         yield aside
         aside.replace(path)
     except BaseException as error:
         aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk names none
+        if isinstance(error, OSError) and error.filename is None:  # a full disk, met while writing: the system names no file
             error.filename = str(path)
         raise
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """The file whole: a reader meets the old one or the new one."""
-    with file_aside(path) as aside:
+    """The file whole: a reader meets the old one or the new one. Two processes may write one file at once: the later one stands."""
+    with file_aside(path, f"{os.getpid()}.part") as aside:
         aside.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
@@ -68,12 +68,19 @@ def read_json(path: Path, mend: str = "mend it, or make it again") -> Any:
 
 
 def keep_until(file: Path, step: int) -> None:
-    """Drop from a run's JSON lines those after `step`, which a resumed run logs again, and the one that a kill cut short."""
-    kept = []
-    if file.is_file():
-        with file.open(encoding="utf-8") as lines:
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    write_file(file, "".join(kept))
+    """Drop from a run's JSON lines those after `step`, which a resumed run logs again, and the one that a kill or power cut spoilt.
+
+    ValueError that names the line where another than the last is none.
+    """
+    kept, lines = [], file.read_bytes().splitlines(keepends=True) if file.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError) as error:
+            if number < len(lines):
+                raise ValueError(f"{file}, line {number}: not a record of a step ({error!r}); mend or remove that line") from error
+    write_file(file, b"".join(kept))
 
 
 def sha256(path: Path) -> str:

@@ -4,16 +4,26 @@ import argparse
 import json
 import shlex
 import sys
-from dataclasses import field, fields, replace
+from collections.abc import Callable
+from dataclasses import Field, field, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .suggest import choose, unknown
 
 GROUPS = ("data", "model", "optimisation", "speed", "run")  # of --help, in this order
 
 
-def option(default, help: str, group: str, choices: tuple = (), keys: tuple = (), needs: tuple = (), kind: str = ""):
+def option(
+    default: Any,
+    help: str,
+    group: str,
+    choices: tuple[Any, ...] = (),
+    keys: tuple[str, ...] = (),
+    needs: tuple[Any, ...] = (),
+    kind: str = "",
+) -> Any:
     """A field of a recipe and its flag. A dictionary takes `NAME=VALUE` for the names in `keys`, and holds those in `choices`.
 
     `needs=("max_steps", 0)` says that the field counts only beside that value of another field, or one of several;
@@ -23,7 +33,7 @@ def option(default, help: str, group: str, choices: tuple = (), keys: tuple = ()
     return field(default=default, metadata=metadata)
 
 
-def takes_effect(recipe, f) -> bool:
+def takes_effect(recipe: Any, f: Field[Any]) -> bool:
     """Whether a field counts beside the recipe's other ones: see `option`'s `needs`."""
     if not f.metadata["needs"]:
         return True
@@ -31,7 +41,7 @@ def takes_effect(recipe, f) -> bool:
     return getattr(recipe, other) in values if values else bool(getattr(recipe, other))
 
 
-def flag(name: str, value=None) -> str:
+def flag(name: str, value: Any = None) -> str:
     """A field as it is typed: `--no-bf16`, `--betas 0.9 0.95`, `--data 'a b'`; without a value `--lora-rank`."""
     name = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
@@ -43,12 +53,12 @@ def flag(name: str, value=None) -> str:
     return " ".join([name, *(shlex.quote(str(word)) for word in words)])
 
 
-def _mend(other: str, *values) -> str:
+def _mend(other: str, *values: object) -> str:
     """What is typed so that a field counts that `needs` these."""
     return " or ".join(flag(other, value) for value in values) or flag(other)
 
 
-def add_recipe(parser, presets: dict, argv: list[str] | None) -> dict:
+def add_recipe(parser: argparse.ArgumentParser, presets: dict[str, Callable[[], Any]], argv: list[str] | None) -> dict[str, Any]:
     """A preset's name or --config, and a flag for every field; --help shows the values of the preset that `argv` names. Returns the
     groups of the help by name. What is not typed does not reach the arguments: `read_recipe` has the recipe that they change."""
     named = next((word for word in (sys.argv[1:] if argv is None else argv) if word in presets), next(iter(presets)))
@@ -64,7 +74,7 @@ def add_recipe(parser, presets: dict, argv: list[str] | None) -> dict:
         if f.name == "preset":
             continue
         if isinstance(default, dict):
-            how = {"nargs": "+", "type": partial(_pair, about["keys"]), "metavar": "NAME=VALUE"}
+            how: dict[str, Any] = {"nargs": "+", "type": partial(_pair, about["keys"]), "metavar": "NAME=VALUE"}
         elif isinstance(default, bool):
             how = {"action": argparse.BooleanOptionalAction}
         elif isinstance(default, tuple):
@@ -90,8 +100,8 @@ def _pair(known: tuple[str, ...], text: str) -> tuple[str, object]:
         raise argparse.ArgumentTypeError(f"{text!r}: write NAME=VALUE with the value as in JSON, such as gated_attention=false") from e
 
 
-def from_args(recipe, args):
-    """The recipe with what the flags say. Raises ValueError for a flag that another field leaves without effect.
+def from_args(recipe: Any, args: argparse.Namespace, origin: str) -> Any:
+    """The recipe, of the preset or file `origin`, with what the flags say. Raises ValueError for a flag without effect beside another.
 
     A command that types every field, as a report writes it, passes: a value that repeats the recipe's is let through where the field
     that overrules it is typed too, or empty.
@@ -105,50 +115,60 @@ def from_args(recipe, args):
         beside = getattr(found, other)
         repeats = typed[name] == getattr(recipe, name) and (other in typed or beside == "")
         if not repeats and not (beside in values if values else beside):
-            whose = "" if other in typed else f" of {recipe.preset}"
+            whose = "" if other in typed else f" of {origin}"
             raise ValueError(f"{flag(name, typed[name])} has no effect beside {flag(other, beside)}{whose}: give {_mend(other, *values)}")
     check_choices(found)
     return found
 
 
-def check_choices(recipe) -> None:
+def check_choices(recipe: Any) -> None:
     """Raises ValueError for a field whose value is none of its choices."""
     for f in fields(recipe):
         value, choices = getattr(recipe, f.name), f.metadata["choices"]
         for each in value if isinstance(value, dict) else [value]:
             if choices and each not in choices:
+                if isinstance(value, dict):
+                    raise ValueError(unknown(f"name in {flag(f.name)}", each, choices))
                 raise ValueError(f"{flag(f.name)} is one of {', '.join(shlex.quote(str(choice)) for choice in choices)}; not {each!r}")
 
 
-def read_recipe(parser, presets: dict, args):
+def read_recipe(parser: argparse.ArgumentParser, presets: dict[str, Callable[[], Any]], args: argparse.Namespace) -> Any:
     """The recipe of a command line that `add_recipe` was given; what is wrong with it ends the command as the parser's own errors do."""
     try:
         if not args.config and not args.preset:
-            raise ValueError(f"name a recipe ({', '.join(presets)}), or give --config a recipe.json")
-        recipe = recipe_from_file(args.config, presets) if args.config else presets[choose(args.preset, presets, "recipe")]()
+            raise ValueError(f"name a preset ({', '.join(presets)}), or give --config a recipe.json")
+        recipe = recipe_from_file(args.config, presets) if args.config else presets[choose(args.preset, presets, "preset")]()
         if args.preset not in (None, recipe.preset):
             raise ValueError(f"{args.config} is a recipe of {recipe.preset}, not of {args.preset}: leave one of them out")
-        return from_args(recipe, args)
+        return from_args(recipe, args, args.config or recipe.preset)
     except ValueError as e:
         parser.error(str(e))
 
 
-def recipe_from_file(file: str, presets: dict):
+def recipe_from_file(file: str, presets: dict[str, Callable[[], Any]]) -> Any:
     """A recipe as recipe.json holds it; what it leaves out is its preset's. Raises ValueError with file and field for all else."""
     try:
-        values = dict(json.loads(Path(file).read_text()))
-    except (OSError, ValueError, TypeError) as e:
+        values = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as e:
         raise ValueError(f"--config {file} is no recipe.json: {e}") from e
-    recipe = presets[choose(str(values.get("preset")), presets, f"preset in {file}:")]()
+    if not isinstance(values, dict) or values.get("preset") not in presets:
+        found = repr(values["preset"]) if isinstance(values, dict) and "preset" in values else "it names none"
+        raise ValueError(f"--config {file} is no recipe of this command: its preset ({found}) has to be one of {', '.join(presets)}")
+    recipe = presets[values["preset"]]()
     for name, value in values.items():
         like = getattr(recipe, choose(name, [f.name for f in fields(recipe)], f"field of {file}:"))
-        value = float(value) if type(value) is int and isinstance(like, float) else value
+        if isinstance(like, float | tuple) and not isinstance(value, bool):
+            value = [float(v) if type(v) is int else v for v in value] if isinstance(value, list) else _float(value)
         if _kinds(value) != _kinds(json.loads(json.dumps(like))):
             raise ValueError(f"{name} of {file} is {json.dumps(value)}: it takes what {json.dumps(like)} is, a value of that type")
-        values[name] = type(like)(value)
+        values[name] = like | value if isinstance(like, dict) else type(like)(value)
     return replace(recipe, **values)
 
 
-def _kinds(value) -> list[type]:
+def _float(value: object) -> object:
+    return float(value) if type(value) is int else value
+
+
+def _kinds(value: object) -> list[type]:
     """The type of a value as JSON gives it, and of a list's values."""
     return [type(value), *map(type, value if isinstance(value, list) else ())]

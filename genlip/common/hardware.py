@@ -1,5 +1,7 @@
 """What a GPU can do by its maker's data sheet: what MFU is a share of."""
 
+import re
+
 # Dense FLOP/s in bf16 with fp32 accumulation. Of two names that both stand in a device's own name the longer one counts.
 PEAK_BF16 = {
     "A100": 312e12,
@@ -7,6 +9,7 @@ PEAK_BF16 = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H200": 989e12,
+    "GH200": 989e12,
     "H200 NVL": 835e12,
     "B200": 2250e12,
     "GB200": 2500e12,
@@ -18,7 +21,9 @@ PEAK_BF16 = {
 
 def peak_bf16(device: str) -> float | None:
     """FLOP/s of a device by the name that torch gives it, such as `NVIDIA H100 80GB HBM3`; None for one that is not in the table."""
-    named = max((name for name in PEAK_BF16 if name in device), key=len, default=None)
+    if re.search(r"\bMIG\b|Laptop|4090 D\b", device):  # a part of one, or another chip under its name
+        return None
+    named = max((name for name in PEAK_BF16 if re.search(rf"\b{name}\b", device)), key=len, default=None)
     return None if named is None else PEAK_BF16[named]
 
 

@@ -155,7 +155,8 @@ def _train_part(world: World, out: Path, chunk: int) -> dict:
     for record in records:
         jpeg = record.pop("jpeg")
         file = images / f"{record['id']}.jpg"
-        write_file(file, jpeg)
+        with file_aside(file) as aside:
+            aside.write_bytes(jpeg)
         rows.append({**record, "image": {"bytes": jpeg, "path": file.name}})
         llava.append({"id": record["id"], "image": f"{chunk:06d}/{file.name}", "conversations": record["conversations"]})
     parquet = sft / "parquet" / f"train-{chunk:05d}-of-{-(-world.train // CHUNK):05d}.parquet"
@@ -181,7 +182,8 @@ def _write_shard(path: Path, samples: list[tuple[str, bytes, dict]]) -> None:
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, file.getvalue())
+    with file_aside(path) as aside:
+        aside.write_bytes(file.getvalue())
 
 
 def _eval_part(world: World, out: Path, name: str) -> dict:

@@ -6,6 +6,7 @@ python -m small_data.mini.sheet docs/mini_world.png
 import sys
 from pathlib import Path
 
+from genlip.common.command import command, new_parser
 from small_data.mini import fonts, question_styles
 from small_data.mini.families import FAMILIES, compose, stream
 from small_data.mini.knobs import DEFAULT
@@ -54,8 +55,19 @@ def _large(family: str):
     raise AssertionError(f"no large picture of {family}")
 
 
+@command
+def main(argv: list[str] | None = None) -> int:
+    parser = new_parser(
+        prog="python -m small_data.mini.sheet",
+        description="Draw twelve pictures of the mini world with a question and its answer each.",
+        epilog="example: python -m small_data.mini.sheet sheet.png",
+    )
+    parser.add_argument("file", type=Path, help="the PNG file to write")
+    file = parser.parse_args(argv).file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sheet().save(file, optimize=True)
+    return 0
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit(__doc__)
-    Path(sys.argv[1]).parent.mkdir(parents=True, exist_ok=True)
-    sheet().save(sys.argv[1], optimize=True)
+    sys.exit(main())

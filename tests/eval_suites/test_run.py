@@ -555,3 +555,15 @@ def test_rows_read_back_are_those_written(small_easyvqa):
     (row,) = results.read_rows(Path("results"), suites.get("easyvqa"))
     assert row.cells["yes_no"].complete and row.cells["yes_no"].n == 40 and row.cells["shape"].value == 0.0
     assert row.results["easyvqa_shape"]["generation"]["max_new_tokens"] == 16
+
+
+def test_a_pretraining_run_among_the_runs_is_an_encoder_and_stops_nobody(small_easyvqa, capsys):
+    """A pretraining's export has provenance of its own form: `runs/` holds both kinds."""
+    small_easyvqa.export("a", "genlip-tiny")
+    encoder = Path("runs/tiny-s1/export")
+    encoder.mkdir(parents=True)
+    (encoder / "provenance.json").write_text('{"stage": "pretrain", "weights_digest": "0"}')
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--dry-run") == 0
+    assert small_easyvqa.run() == 2 and "genlip-tiny, llm-tiny, runs/a/export" in capsys.readouterr().err
+    message = refusal(small_easyvqa, capsys, "--encoder", "genlip-tiny", "--suite", "easyvqa", "--mllm", str(encoder))
+    assert "holds an encoder, not an MLLM: fine-tune one around it" in message

@@ -191,22 +191,22 @@ def test_packed_padded_and_one_by_one_are_one_loss(recipe):
 @pytest.mark.parametrize(("tokens", "held"), [(40, 2**28), (40, 7 * 320), (0, 2**28)])
 def test_the_head_in_pieces_gives_the_plain_loss_and_gradient(monkeypatch, tokens, held):
     """Whatever the pieces, and where there is no label; without gradients the loss is the same."""
-    monkeypatch.setattr(modeling_genlip, "LOGITS", held)
+    monkeypatch.setattr(modeling_genlip, "MAX_LOGITS", held)
     torch.manual_seed(0)
     target = torch.randint(320, (tokens,))
     ours, plain = ([torch.randn(tokens, 24, requires_grad=True), torch.randn(320, 24, requires_grad=True)] for _ in range(2))
     for mine, theirs in zip(ours, plain):
         mine.data.copy_(theirs.data)
-    loss = modeling_genlip.SummedLoss.apply(*ours, target, True)
+    loss = modeling_genlip.ChunkedLinearCrossEntropy.apply(*ours, target, True)
     expected = torch.nn.functional.cross_entropy(plain[0] @ plain[1].T, target, reduction="sum")
     (3 * loss).backward()
     (3 * expected).backward()
     assert abs(loss - expected) <= 1e-6 * abs(expected)
     assert all((mine.grad - theirs.grad).abs().max() < 1e-5 for mine, theirs in zip(ours, plain) if theirs.numel())
     with torch.no_grad():
-        assert modeling_genlip.SummedLoss.apply(*ours, target, False) == loss
+        assert modeling_genlip.ChunkedLinearCrossEntropy.apply(*ours, target, False) == loss
     with torch.autocast("cpu", torch.bfloat16):
-        assert abs(modeling_genlip.SummedLoss.apply(*ours, target, True) - expected) <= 1e-2 * abs(expected)
+        assert abs(modeling_genlip.ChunkedLinearCrossEntropy.apply(*ours, target, True) - expected) <= 1e-2 * abs(expected)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_move_and_names_samples(recipe):
@@ -280,7 +280,7 @@ def test_what_the_user_can_mend_is_a_sentence(recipe, capsys):
         finally:
             del os.environ["WORLD_SIZE"]
     for changes, said in (
-        ({"parallel": "zero"}, "--parallel is ddp or fsdp"),
+        ({"parallel": "zero"}, "--parallel is one of ddp, fsdp"),
         ({"steps": 0}, "--steps"),
         ({"vocabulary": 5}, "--vocabulary"),
     ):

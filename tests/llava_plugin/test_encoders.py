@@ -46,7 +46,7 @@ def test_a_dual_tower_checkpoint_gives_its_vision_half(tmp_path):
 
 
 def test_unknown_names_are_said_with_the_nearest():
-    with pytest.raises(ValueError, match="did you mean genlip-g16"):
+    with pytest.raises(ValueError, match="Did you mean 'genlip-g16'"):
         resolve("genlip-g61")
     with pytest.raises(ValueError, match="is not a folder"):
         resolve("mine=/nowhere/at/all")

@@ -273,8 +273,8 @@ def test_hub_names_offline_say_how_to_bring_them(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("dinov2-s41", "did you mean dinov2-s14"),
-        ("smollm2-135", "did you mean smollm2-135m"),
+        ("dinov2-s41", "Did you mean 'dinov2-s14'"),
+        ("smollm2-135", "Did you mean 'smollm2-135m'"),
         ("random-tiny", "built from its seed"),
         ("llama-tiny", "--text FILE"),
     ],
@@ -346,7 +346,7 @@ def test_a_dry_run_says_what_is_there_and_where_the_rest_comes_from(tmp_path, ca
     assert encoder.startswith(f"missing  {tmp_path}/genlip-g16: from the hub, YanFang/GenLIP-g16-NaViT, 1,229,083,136 parameters")
     assert "from the hub, Qwen/Qwen2.5-7B-Instruct; HF_HUB_OFFLINE is set here" in llm
     assert [path.name for path in tmp_path.iterdir()] == ["clip-l14-336"]
-    assert fetch.main(["genlip-g61", "--weights", str(tmp_path), "--dry-run"]) == 2 and "did you mean" in capsys.readouterr().err
+    assert fetch.main(["genlip-g61", "--weights", str(tmp_path), "--dry-run"]) == 2 and "Did you mean" in capsys.readouterr().err
 
 
 def test_llama_tiny_says_that_it_needs_a_text(capsys, monkeypatch, tmp_path):

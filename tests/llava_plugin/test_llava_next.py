@@ -156,7 +156,7 @@ for module in (llava_arch, builder):
 try:
     builder.build_vision_tower(SimpleNamespace(mm_vision_tower="enc:genlip-g61"))
 except ValueError as error:
-    print("did you mean genlip-g16" in str(error))
+    print("Did you mean 'genlip-g16'" in str(error))
 try:
     builder.build_vision_tower(SimpleNamespace(mm_vision_tower="nothing"))
 except ValueError as error:

@@ -1,6 +1,6 @@
 """Three answering models without a network, for lmms-eval on the mini world: one knows all, one says nothing, one sees nothing.
 
-PYTHONPATH=. python tests/eval_suites/mini_answerers.py DIR    (DIR as `python -m small_data.mini --out DIR` made it) prints their table:
+PYTHONPATH=. python tests/small_data/mini_answerers.py DIR    (DIR as `python -m small_data.mini --out DIR` made it) prints their table:
 the plain command `lmms-eval --include_path` on the resolved task files, a process for each. `... DIR oracle ARGUMENTS` is one such process.
 """
 

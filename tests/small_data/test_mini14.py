@@ -64,7 +64,7 @@ def test_a_packaged_tasks_columns_are_still_found_by_its_name():
 
 
 def test_missing_mini_data_say_how_to_make_them(tmp_path):
-    with pytest.raises(ValueError, match=r"python -m eval_suites\.mini --out"):
+    with pytest.raises(ValueError, match=r"python -m small_data\.mini --out"):
         tasks.locate("mini_chartqa", tmp_path)
 
 
