@@ -35,7 +35,9 @@ class Recipe:
     )
     backend: str = option("native", "llava_next: SFT in your own LLaVA-NeXT checkout", "run", ("native", "llava_next"), kind="compared")
     train_encoder: bool = option(False, "the encoder is trained, too", "model", kind="derived")
-    resolution: int = option(0, "pixels per side of a picture; 0: the encoder's own (paper: 24 x 24 tokens' worth)", "data", kind="derived")
+    resolution: int = option(
+        0, "pixels per side of a picture; 0: the encoder's own (paper: what gives 24 x 24 tokens)", "data", kind="derived"
+    )
     turns: str = option(
         "dialogue", "independent: a turn sees the picture and itself alone", "data", ("dialogue", "independent"), kind="compared"
     )

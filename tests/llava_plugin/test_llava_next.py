@@ -213,3 +213,22 @@ def test_the_tower_stays_fp32_on_a_cpu():
     tower = llava_next.tower_class()("enc:genlip-tiny")
     assert tower.to(dtype=torch.float16, device="cpu").dtype == (torch.float16 if torch.cuda.is_available() else torch.float32)
     assert tower.to(dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_frozen_is_what_the_weights_say_not_the_last_stages_flags():
+    """A checkpoint whose last stage froze an encoder that an earlier one had trained; older flags; rounding by training in bf16."""
+    from types import SimpleNamespace
+
+    import torch
+
+    from llava_plugin.tower import VisionTower
+
+    last, name = SimpleNamespace(mm_tunable_parts="mm_mlp_adapter,mm_language_model"), "enc:genlip-tiny"
+    tower = VisionTower.from_encoder("genlip-tiny")
+    assert llava_next._frozen(last, name, tower) and llava_next._frozen(last, name, tower.to(torch.bfloat16).float())
+    assert llava_next._frozen(SimpleNamespace(), name, tower), "flags of neither age"
+    for older in ({"unfreeze_mm_vision_tower": True}, {"mm_tunable_parts": None, "tune_vision_tower": True}):
+        assert not llava_next._frozen(SimpleNamespace(**older), name, tower)
+    with torch.no_grad():
+        next(tower.parameters()).add_(1e-2)
+    assert not llava_next._frozen(last, name, tower)
