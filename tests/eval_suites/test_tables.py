@@ -199,7 +199,7 @@ def test_a_comparison_names_what_differs_besides_the_encoder():
 def test_no_interval_where_every_category_has_one_picture():
     strata = np.arange(40)
     alone = stats.Scores(strata.astype(str), strata.astype(str), np.ones(40), strata)
-    with pytest.raises(ValueError, match="too few pictures a category"):
+    with pytest.raises(ValueError, match="too few pictures per category"):
         stats.judge([alone], [1.0], False)
     a, b = (replace(row, scores={**row.scores, "mme_p": alone}) for row in (measured(), measured("other")))
     said = {line.title: line for line in comparison.compare(SUITE, a, b)}
