@@ -28,7 +28,7 @@ def test_steps_are_trained_and_counted(llama_tiny, capsys, flags):
     assert finetuning.main(["tiny-sft", "--llm", str(llama_tiny), "--steps", "3", *FLAGS, *flags]) == 0
     out = capsys.readouterr().out
     found = cells(out)
-    per_second, seconds = (float(found[name][0].replace(",", "")) for name in ("tokens/s", "seconds a step"))
+    per_second, seconds = (float(found[name][0].replace(",", "")) for name in ("tokens/s", "seconds per step"))
     assert per_second > 0 and seconds > 0
     lengths = sorted(len(row.ids) for row in finetuning.conversations(3 * 4 * 2, 16, 16, 511, 0))
     if "tokens" not in flags:

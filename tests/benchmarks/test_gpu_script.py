@@ -42,7 +42,7 @@ def test_every_command_of_the_plan_parses(command, monkeypatch, capsys):
 
 
 PRETRAINED = """warming up
-| tokens/s | seconds a step | TFLOP/s | MFU | peak memory, GiB | planned | measured / planned |
+| tokens/s | seconds per step | TFLOP/s | MFU | peak memory, GiB | planned | measured / planned |
 |---:|---:|---:|---:|---:|---:|---:|
 | 43,210 | 1.5 | 400 | 40.4% | 61.5 | 60.0 | 1.02 |
 """
@@ -51,7 +51,7 @@ FINETUNED = """
 |---|---:|---:|---:|
 | tokens/s | 12,345 | | |
 | MFU | 51.0 % | | |
-| peak memory, as --dry-run plans it (9,999 tokens a micro-step) | 40.5 GB | 41.8 GB | 0.97 |
+| peak memory, as --dry-run plans it (9,999 tokens per micro-step) | 40.5 GB | 41.8 GB | 0.97 |
 """
 
 

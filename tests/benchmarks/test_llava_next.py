@@ -51,7 +51,7 @@ def test_conversations_have_the_lengths_of_the_mix(tmp_path):
 
 def test_what_cannot_be_compared_is_said_before_anything_is_measured(tmp_path, capsys):
     assert llava_next.main([str(tmp_path)]) == 2
-    assert "is no LLaVA-NeXT checkout: clone it" in capsys.readouterr().err
+    assert "is no LLaVA-NeXT checkout: git clone" in capsys.readouterr().err
     (tmp_path / "llava" / "train").mkdir(parents=True)
     (tmp_path / "llava" / "train" / "train.py").touch()
     assert llava_next.count_steps(str(tmp_path), 100, 8) == 26
