@@ -132,7 +132,8 @@ def test_my_lmms_eval_results_get_a_table(tmp_path):
     for logs in ("logs", "logs2"):
         lmms_logs(tmp_path / logs / "my__model")
     cells, table, compared = (shell(tmp_path, command) for command in commands(OWN_ENCODER, "Results of plain lmms-eval"))
-    assert cells.returncode == 0 and re.search(r"^chartqa .* 50 %.* n=2500/2500  note: the file does not state", cells.stdout, re.M), cells.stdout + cells.stderr
+    told = re.search(r"^chartqa .* 50 %.* n=2500/2500  note: the file does not state", cells.stdout, re.M)
+    assert cells.returncode == 0 and told, cells.stdout + cells.stderr
     assert table.returncode == 0 and "| mine " in table.stdout and "SigLIP2 (paper)" in table.stdout, table.stderr
     assert compared.returncode == 2 and "no results of genlip-g16 in suite genlip14 (there are: mine)" in compared.stderr
     with (tmp_path / "tables" / "genlip14.csv").open(newline="") as stream:
