@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Compare two encoders question by question, and say what differs besides the encoder.",
         epilog="""examples:
   python -m eval_suites.compare genlip-g16 siglip2-g16-384 --suite genlip14
-  python -m eval_suites.compare genlip-tiny@1a2b genlip-tiny@3c4d       two of several rows of one encoder, by their weights' digest
+  python -m eval_suites.compare genlip-tiny@1a2b genlip-tiny@3c4d       two of several rows of one encoder, by their digest
   python -m eval_suites.compare --seed-noise dinov2-s14 --out noise.json
   python -m eval_suites.compare genlip-tiny dinov2-s14 --noise noise.json
   python -m eval_suites.compare genlip-g16 mine --lmms-eval mine=logs/ --suite genlip14

@@ -138,7 +138,7 @@ def execute(args: argparse.Namespace, plan: EvalPlan, todo: list[TaskJob], devic
     rows = seeds.read_joined(args.out / "results", suite)
     own = next((row for row in seeds.apart(rows) if row.digest == export.digest and row.encoder == export.encoder), None)
     row = rows[seeds.of(rows, own)] if own else None  # with its other seeds, where there are any
-    pairs = [(own if other.digest in {each.digest for each in row.members} else row, other) for other in plan.others] if row and own else []
+    pairs = _pairs(rows, row, own, plan.others) if row and own else []
     print(tables.write_tables(suite, rows, args.out / "tables", pairs, args.allow_partial), end="")
     _report(args, plan, rows, pairs)
     if failed:
@@ -151,6 +151,23 @@ def execute(args: argparse.Namespace, plan: EvalPlan, todo: list[TaskJob], devic
     return 3 if refused else 0
 
 
+def _pairs(
+    rows: list[results.EncoderResult], row: results.EncoderResult, own: results.EncoderResult, others: list[results.EncoderResult]
+) -> list[tuple[results.EncoderResult, results.EncoderResult]]:
+    """This run's row with each of the others as they are now: its own answers may have joined another seed's row, or parted one."""
+    pairs = []
+    for other in others:
+        seen = {each.digest for each in other.members or (other,)}
+        now = next((r for r in [*rows, *seeds.apart(rows)] if seen <= {each.digest for each in r.members or (r,)}), None)
+        if other.digest in {each.digest for each in row.members}:
+            pairs.append((own, other))
+        elif now is None or now is row:
+            print(f"note: {other.label} is no row of its own any more: compare its seeds by KEY@DIGEST", file=sys.stderr)
+        else:
+            pairs.append((row, now))
+    return pairs
+
+
 def _report(
     args: argparse.Namespace,
     plan: EvalPlan,
@@ -161,7 +178,8 @@ def _report(
     root = args.out / "results" / plan.suite.name
     folders = [root / row.encoder.replace("/", "--") / f"{row.llm}@{row.first.digest[:8]}" for row in rows]
     place = {(each.encoder, each.llm, each.digest): i for i, row in enumerate(rows) for each in (row, *row.members)}
-    indices = [tuple(place[row.encoder, row.llm, row.digest] for row in pair) for pair in pairs]
+    both = [tuple(place[row.encoder, row.llm, row.digest] for row in pair) for pair in pairs]
+    indices = [pair for pair in both if len(set(pair)) == 2]  # two seeds of one row stand in the table alone
     page, runs = args.out / "tables" / f"{plan.suite.name}.html", plan.export.folder.parent.parent
     try:
         write_page(plan.suite, rows, folders, page, args.data_root, runs, pairs=indices or None, allow_partial=args.allow_partial)

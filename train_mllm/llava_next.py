@@ -22,7 +22,7 @@ from llava_plugin import encoders
 
 from . import estimate
 from .conversations import open_conversations
-from .model import stages_of
+from .model import frozen_throughout, stages_of
 from .recipes import Recipe, protocol
 
 NOTE = (
@@ -145,10 +145,11 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
     processes, first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
     on_gpu = torch.cuda.is_available()
     zero = estimate.zero_here(recipe, processes)
-    before = digest(VisionTower.from_encoder(recipe.encoder).to(torch.bfloat16).float())  # in which it trains
-    dtype = torch.bfloat16 if on_gpu else torch.float32  # as the native backend has it
-    llm_before = digest(AutoModelForCausalLM.from_pretrained(llm, dtype=dtype).base_model)
-    earlier = stages_of(Path(recipe.init)) if recipe.init else []
+    before, llm_before, earlier = "", "", stages_of(Path(recipe.init)) if recipe.init else []
+    if first:  # the others only train
+        before = digest(VisionTower.from_encoder(recipe.encoder).to(torch.bfloat16).float())  # in which it trains
+        dtype = torch.bfloat16 if on_gpu else torch.float32  # as the native backend has it
+        llm_before = digest(AutoModelForCausalLM.from_pretrained(llm, dtype=dtype).base_model)
 
     command = [sys.executable, "-m", "llava_plugin.llava_next"]
     environment = os.environ if on_gpu else os.environ | {"ACCELERATE_USE_CPU": "1"}
@@ -172,7 +173,7 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
             provenance,
             stage=recipe.stage,
             llm=Path(recipe.llm).name,
-            frozen=not recipe.train_encoder,
+            frozen=frozen_throughout(recipe, earlier),
             note=NOTE + (f"; {estimate.NO_ANYRES}" if recipe.train_encoder else ""),
             encoder_digest_before=before,
             data_digest=ledger["digest"],

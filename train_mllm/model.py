@@ -29,6 +29,11 @@ def initialise_from(model, recipe: Recipe) -> dict:
     return {"llm_digest_before": before.llm_digest_before, "earlier": stages_of(Path(recipe.init))}
 
 
+def frozen_throughout(recipe: Recipe, earlier: list[EarlierStage]) -> bool:
+    """Whether the encoder is frozen in this stage, and was in all before it."""
+    return not recipe.train_encoder and not any(stage.recipe.get("train_encoder") for stage in earlier)
+
+
 def stages_of(export: Path) -> list[EarlierStage]:
     """The stages that an export went through, oldest first: by these a comparison tells whether two MLLMs differ in the encoder alone."""
     before = read(Provenance, export / "provenance.json", "export that stage again")

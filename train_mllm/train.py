@@ -29,7 +29,7 @@ from llava_plugin import encoders
 
 from . import estimate, llava_next
 from .estimate import missing
-from .model import adamw, count_parameters, freeze_parts, initialise_from, prepare_for_training
+from .model import adamw, count_parameters, freeze_parts, frozen_throughout, initialise_from, prepare_for_training
 from .prepare_data import check_origin, check_pictures, origin_of, prepare
 from .recipes import LAPTOP, PRESETS, Recipe, protocol
 
@@ -181,7 +181,7 @@ def train(recipe: Recipe) -> Path:
     provenance = {
         "stage": recipe.stage,
         "llm": Path(recipe.llm).name,
-        "frozen": not recipe.train_encoder,
+        "frozen": frozen_throughout(recipe, handed_on.get("earlier", [])),
         "note": estimate.NO_ANYRES if recipe.train_encoder else None,
         **proof,
         "earlier": handed_on.get("earlier", []),

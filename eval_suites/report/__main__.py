@@ -32,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     suite, rows, folders = read(args.results, args.suite)
     picked = [seeds.of(rows, row) for row in results.find_rows(rows, args.compare, suite)]
     pairs = [(picked[0], other) for other in picked[1:]] if picked else None
-    noise = seeds.read_noise(args.noise, suite, rows) if args.noise else None
+    compared = [rows[i] for i in picked] or rows
+    noise = seeds.read_noise(args.noise, suite, compared) if args.noise else None
     written = write_page(
         suite, rows, folders, args.out, args.data_root, args.runs, args.samples, pairs, args.figures, args.allow_partial, noise
     )  # fmt: skip

@@ -86,6 +86,7 @@ def _scaling(suite: Suite, rows: list[EncoderResult], chains: list[list[tuple[st
             seen = runs.samples_seen(run, str(recipe.get("encoder") or "")) if what.startswith("pretraining") else None
             if seen:
                 by_run.setdefault((run.name, row.llm), []).append((seen, row))
+                break  # a row of several seeds has it once for each
     return [
         (f"scaling_{_slug(name)}_{_slug(llm)}", chart)
         for (name, llm), points in by_run.items()

@@ -171,10 +171,13 @@ def differences(a: EncoderResult, b: EncoderResult) -> list[str]:
     if a.elsewhere or b.elsewhere:
         return lmms_files.unknown(a, b)
     one, two = protocol(a), protocol(b)
-    names = {**one, **two} if a.schema == b.schema else [name for name in one if name in two]  # one schema has fields the other has not
-    differing = [(name, one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)]
+    names = list({**one, **two}) if a.schema == b.schema else [name for name in one if name in two]  # fields of both
     left, right = (next(iter(row.results.values())) for row in (a, b))
-    if left["provenance"].encoder_digest == right["provenance"].encoder_digest:  # one encoder, read or shown otherwise
+    known = left["fingerprint"] and right["fingerprint"]  # results of before fingerprints say nothing of their parts
+    names = [name for name in names if known or not name.startswith("answers.")]
+    differing = [(name, one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)]
+    encoders = {row["provenance"].encoder_digest for row in (left, right)}
+    if known and len(encoders) == 1 and None not in encoders:  # one encoder, read or shown otherwise
         parts = [(name, left["fingerprint"].get(name), right["fingerprint"].get(name)) for name in OF_THE_ENCODER if name != "weights"]
         differing += [(f"answers.{name}", *values) for name, *values in parts if values[0] != values[1]]
     called = {"llm_digest_before": (f"{a.llm} ", f"{b.llm} ")}  # a reader knows it by its name
@@ -221,6 +224,8 @@ def ranks(suite: Suite, rows: list[EncoderResult], columns: tuple[Column, ...]) 
     sign = -1 if columns[0].higher_is_better else 1
     for i, row in enumerate(rows):
         mean = average(columns, row.cells)
+        if row.elsewhere and not all(lmms_files.asked(row, column.task) for column in columns):
+            continue  # nothing says what it was asked
         if all(column.task in row.results for column in columns) and mean is not None:
             asked = [{part: row.results[column.task]["key"][part] for part in ("task", "data", "limit")} for column in columns]
             marks = [row.cells[column.name].full_mark for column in columns]

@@ -242,7 +242,12 @@ def _of_the_answered(cell: Cell, scores: stats.Scores) -> tuple[Cell, stats.Scor
 def read_result(folder: Path) -> Result | None:
     """result.json of a task's folder; None where the task is not done. ValueError where the file is no result."""
     path = folder / "result.json"
-    return read(Result, path, "delete the folder and run the task again") if path.exists() else None
+    if not path.exists():
+        return None
+    result = read(Result, path, "delete the folder and run the task again")
+    if not result.key.get("model", result.key.get("weights")):
+        raise ValueError(f"{path}: key does not say model: delete the folder and run the task again")
+    return result
 
 
 def read_row(folder: Path, suite: Suite) -> EncoderResult | None:
@@ -284,6 +289,8 @@ def find_rows(rows: list[EncoderResult], names: str | None, suite: Suite) -> lis
     picked = [find_row(rows, name.strip(), suite) for name in names.split(",")] if names else []
     if len(picked) == 1:
         raise ValueError("--compare wants two encoders or more, as in --compare A,B")
+    if any(one is picked[0] for one in picked[1:]):
+        raise ValueError(f"--compare {names}: the first is compared with itself")
     return picked
 
 

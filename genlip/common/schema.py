@@ -194,6 +194,8 @@ def parse(kind: type[R], content: object, where: str, mend: str) -> R:
     needed = [f.name for f in known if schema > 1 or (f.default is MISSING and f.default_factory is MISSING)]
     if missing := [name for name in needed if name not in content or (content[name] is None and hints[name] is str)]:
         raise ValueError(f"{where} does not say {', '.join(missing)}: {mend}")
+    if schema == 1:  # in which null stood for what was not known
+        content = {name: value for name, value in content.items() if value is not None or name in needed}
     names = {f.name for f in known}
     if schema > 1 and (strange := sorted(content.keys() - names)):
         raise ValueError(f"{where} has {', '.join(strange)}, which schema {schema} does not know: {mend}")

@@ -229,3 +229,13 @@ def test_the_page_shows_joined_rows_and_how_they_were_judged(world, tmp_path, mo
 
 def _first(scores: stats.Scores) -> stats.Scores:
     return stats.Scores(*(part[:20] for part in (scores.ids, scores.pictures, scores.values, scores.strata)))
+
+
+def test_a_row_is_not_compared_with_itself_and_a_result_without_a_key_is_a_sentence(world):
+    good, _ = results.read_rows(world[0], SUITE)
+    with pytest.raises(ValueError, match="the first is compared with itself"):
+        results.find_rows([good], f"{good.encoder},{good.encoder}", SUITE)
+    file = next(world[0].rglob("result.json"))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "key": {"task": "t"}}))
+    with pytest.raises(ValueError, match="key does not say model"):
+        results.read_rows(world[0], SUITE)

@@ -84,7 +84,7 @@ function drawTable() {
     if (groups.length && groups[groups.length - 1][0] === name) groups[groups.length - 1][1] += 1;
     else groups.push([name, 1]);
   }
-  const last = ["arch", "LLM", "frozen", "pixels", "tokens", "complete", "weights"];
+  const last = ["arch", "LLM", "frozen", "pixels", "tokens", "complete", "MLLM"];
   const body = sortedRows().map((row) => {
     const name = h("th", { scope: "row", class: "who" }, swatch(row), row.name);
     const cells = data.columns.map((column) =>
@@ -148,7 +148,7 @@ function show(button, row, column, pin = false) {
   add("metric", column.metric);
   add("task", column.task && `${column.task}, split ${column.split}`);
   add("prompt of its first sample", row.source === "measured" && column.task ? data.prompts[column.task] : null);
-  add("weights", row.digest || (row.source === "printed" ? "printed in the paper, not measured here" : null));
+  add("MLLM", row.digest || (row.source === "printed" ? "printed in the paper, not measured here" : null));
   $("tip").replaceChildren(h("strong", {}, `${row.name}: ${column.title}`), h("dl", {}, facts));
   $("tip").hidden = false;
   const at = button.getBoundingClientRect(), size = $("tip").getBoundingClientRect();
@@ -332,7 +332,7 @@ function drawRuns() {
     const told = row.provenance, behind = data.behind[i];
     const facts = listed([
       ["encoder", `${row.encoder}${told.encoder_key && told.encoder_key !== row.encoder ? ` (key ${told.encoder_key})` : ""}`],
-      ["architecture", row.arch], ["weights", row.digest], ["encoder's weights", told.encoder_digest],
+      ["architecture", row.arch], ["MLLM", row.digest], ["weights", told.weights_digest], ["encoder's weights", told.encoder_digest],
       ["language model", row.llm], ["its weights", told.llm_digest], ["stage", told.stage],
       ["encoder frozen", row.frozen === null ? "not recorded" : row.frozen ? "yes" : "no"], ["untrained", told.untrained ? "yes: built from a seed" : null],
       ["resolution", row.pixels && `${row.pixels} pixels a side`], ["visual tokens", row.tokens], ["training data", told.data_digest],

@@ -81,3 +81,16 @@ def test_a_comparison_reads_compared_fields_and_the_protocol():
 def test_a_record_is_read_by_a_fields_name_too():
     assert isinstance(EXPORT, Record) and EXPORT["stage"] == EXPORT.get("stage") == {**EXPORT}["stage"] == "sft"
     assert EXPORT.get("nothing") is None and "nothing" not in EXPORT and len(EXPORT) == len(fields(Provenance))
+
+
+def test_null_of_schema_1_stands_for_what_is_not_known():
+    said = {
+        "stage": "sft",
+        "encoder": "e",
+        "llm": "l",
+        "weights_digest": "w",
+        "recipe": None,
+        "earlier": [{"stage": "projector", "recipe": None}],
+    }
+    record = parse(Provenance, said, "p.json", "mend")
+    assert record.schema == 1 and record.recipe == {} and record.earlier[0].recipe == {}
