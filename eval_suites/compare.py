@@ -37,10 +37,7 @@ exit code: 0 the two may be compared, 3 they differ in more than the encoder or 
     parser.add_argument("--suite", help="which, where there are results of several; a YAML file for a suite of your own")
     parser.add_argument("--results", type=Path, metavar="DIR", help="the results folder (default: results under --out)")
     parser.add_argument("--out", type=Path, metavar="PATH", help="folder with results/ (default: here); of --seed-noise, the file to write")
-    parser.add_argument(
-        "--lmms-eval", action="append", default=[], metavar="NAME=PATH",
-        help="a row of plain lmms-eval's results: a *_results.json or the folder of them; may be given again",
-    )  # fmt: skip
+    lmms_files.add_flag(parser)
     parser.add_argument("--noise", type=Path, metavar="FILE", help="of --seed-noise: adds the smallest believable difference")
     parser.add_argument("--seed-noise", metavar="KEY", help="write the spread over this encoder's training seeds, three or more")
     parser.add_argument("--allow-partial", action="store_true", help="average what lacks nothing but unreadable pictures")

@@ -30,10 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--compare", metavar="A,B,...", help="the first encoder against each of the others; NAME@DIGEST picks among several"
     )
-    parser.add_argument(
-        "--lmms-eval", action="append", default=[], metavar="NAME=PATH",
-        help="a row of plain lmms-eval's results: a *_results.json or the folder of them; may be given again",
-    )  # fmt: skip
+    lmms_files.add_flag(parser)
     parser.add_argument("--noise", type=Path, metavar="FILE", help="spread over training seeds, of eval_suites.compare --seed-noise")
     parser.add_argument("--allow-partial", action="store_true", help="average what lacks nothing but unreadable pictures, marked")
     parser.add_argument("--paper", metavar="N", help="a table of the paper: its averages, printed and recomputed")

@@ -71,17 +71,22 @@ def read_export(folder: Path) -> Export:
         raise ValueError(
             f"{folder} has no provenance.json: give the export/ folder of a training run of train_mllm{hint * is_llava_next(folder)}"
         )
+    if (export := _mllm_of(path)) is None:
+        raise ValueError(f"{folder} holds an encoder, not an MLLM: fine-tune one around it (--encoder NAME={folder}), and give its export")
+    return export
+
+
+def _mllm_of(path: Path) -> Export | None:
+    """The export whose provenance.json this is; None for a pretraining's, which is an encoder's."""
     said = read_json(path, "export the model again")
     if isinstance(said, dict) and said.get("stage") == "pretrain":
-        raise ValueError(f"{folder} holds an encoder, not an MLLM: fine-tune one around it (--encoder NAME={folder}), and give its export")
-    return Export(folder, parse(Provenance, said, str(path), "export the model again"))
+        return None
+    return Export(path.parent, parse(Provenance, said, str(path), "export the model again"))
 
 
 def exports_in(runs: Path) -> list[Export]:
     """Every MLLM that was exported by the runs in a folder, of whatever stage of fine-tuning; pretraining exports encoders."""
-    folders = [path.parent for path in sorted(runs.glob("*/export/provenance.json"))]
-    encoders = [folder for folder in folders if (said := read_json(folder / "provenance.json")) and said.get("stage") == "pretrain"]
-    return [read_export(folder) for folder in folders if folder not in encoders]
+    return [export for path in sorted(runs.glob("*/export/provenance.json")) if (export := _mllm_of(path))]
 
 
 def is_llava_next(folder: Path) -> bool:

@@ -14,6 +14,7 @@ and numpy; does not import lmms_eval.
 import ast
 import hashlib
 import json
+from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -534,6 +535,14 @@ _DISAGREE = "files disagree: "
 def _counts(cell: Cell) -> int:
     """Which of several files' cells is taken: a whole number, then two of them that disagree, then part of one, then none."""
     return 3 if cell.complete else 2 if (cell.refused or "").startswith(_DISAGREE) else 1 if cell.value is not None else 0
+
+
+def add_flag(parser: ArgumentParser) -> None:
+    """--lmms-eval, whose values `rows_of` reads."""
+    parser.add_argument(
+        "--lmms-eval", action="append", default=[], metavar="NAME=PATH",
+        help="a row of plain lmms-eval's results: a *_results.json or the folder of them; may be given again",
+    )  # fmt: skip
 
 
 def rows_of(given: list[str], suite: Suite) -> list[EncoderResult]:
