@@ -64,14 +64,14 @@ def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> 
                     try:
                         image, text = samples.read(i)
                         question, truth, _ = prompt_and_answer(text, prompt)
-                        yield PromptedImage(samples.name(i), pixels_of(image, size), question, truth)
+                        yield PromptedImage(samples.name(i), pixels_of(image, size)[0], question, truth)
                     except ValueError as e:
                         print(f"left out: {samples.name(i)}: {e}", file=sys.stderr)
             continue
         files = sorted(f for f in path.iterdir() if f.suffix[1:].lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
         for file in files:
             try:
-                yield PromptedImage(str(file), pixels_of(file.read_bytes(), size), prompt)
+                yield PromptedImage(str(file), pixels_of(file.read_bytes(), size)[0], prompt)
             except (OSError, ValueError) as e:
                 raise ValueError(f"{file} is not a picture that can be read ({e})") from e
 

@@ -335,7 +335,7 @@ def test_every_field_of_a_noise_file_is_described(tmp_path):
 
 def test_every_suite_and_every_family_is_on_its_page():
     from eval_suites import suites
-    from llava_plugin.encoders import FAMILIES
+    from llava_plugin.encoders.families import FAMILIES
 
     suite_table = pages.tables(pages.section(pages.text_of("docs/own-benchmark.md"), "A selection of columns"))[0]
     assert {name for row in suite_table[1:] for name in re.findall(r"`(\w+)`", row[0])} == set(suites.SUITES)
@@ -354,8 +354,8 @@ def test_every_shim_is_on_its_page():
 @pytest.mark.parametrize(
     ("title", "files"),
     [
-        ("What is counted", ("genlip/shards.py", "genlip/data.py")),
-        ("What is counted for conversations", ("train_mllm/conversations.py", "train_mllm/image_check.py")),
+        ("What is counted", ("genlip/shards.py", "genlip/data.py", "genlip/image_decoding.py")),
+        ("What is counted for conversations", ("train_mllm/conversations.py", "train_mllm/image_check.py", "genlip/image_decoding.py")),
     ],
 )
 def test_every_reason_for_leaving_a_sample_out_is_described(title, files):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from genlip.common import digests
 from genlip.common.files import file_aside
+from llava_plugin.pictures import unusual
 
 from . import image_check
 
@@ -41,7 +42,7 @@ class ImageRef(NamedTuple):
 
 
 def normalise(row: dict, images: Path, decode: bool = False) -> dict:
-    """One row in the one form: {"id", "images": [Picture], "messages": as Turns has them, "digest"}, pictures scanned.
+    """One row in the one form: {"id", "images": [Picture], "messages": as Turns has them, "digest", "notes"}, pictures scanned.
 
     Turns that `plain_turns` has passed are taken as they are, all others are checked here. The digest is of what training sees: the
     turns and each picture's bytes. Raises ValueError with the reason under which the row is counted.
@@ -58,13 +59,14 @@ def normalise(row: dict, images: Path, decode: bool = False) -> dict:
         sha = hashlib.sha256(turns.said.encode() if isinstance(turns.said, str) else turns.said)
     except UnicodeEncodeError as e:  # half a surrogate pair, which JSON can hold and no text can
         raise ValueError("malformed turn") from e
-    kept = []
+    kept, notes = [], []
     for some in shown:
         picture, data = _picture(some, images)
-        image_check.check_image(data, decode)
+        notes.append(unusual(image_check.check_image(data, decode).mode))
         _add_picture(sha, data)
         kept.append(picture)
-    return {"id": str(row.get("id", "")), "images": kept, "messages": turns.messages, "digest": sha.digest()}
+    seen = {note for note in notes if note}
+    return {"id": str(row.get("id", "")), "images": kept, "messages": turns.messages, "digest": sha.digest(), "notes": sorted(seen)}
 
 
 def _add_picture(sha, data: bytes | memoryview) -> None:

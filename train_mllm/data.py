@@ -19,7 +19,6 @@ Shapes: S tokens of a conversation, N visual tokens per picture, D tower width.
 
 import functools
 import hashlib
-import io
 import json
 import os
 import sys
@@ -34,6 +33,7 @@ from PIL import Image
 from genlip.common.files import file_aside
 from genlip.common.progress import tracked
 from llava_plugin.mllm import IMAGE, end_of_turn, prompt_ids
+from llava_plugin.pictures import read_picture
 
 from .conversations import open_conversations
 
@@ -149,7 +149,11 @@ def _split(ids: list[int], mark: int) -> list[list[int]]:
 
 
 def open_picture(picture: dict) -> Image.Image:
-    return Image.open(io.BytesIO(picture["bytes"]) if picture["bytes"] is not None else picture["path"])
+    """A prepared row's picture as RGB. ValueError where it is none any more."""
+    try:
+        return read_picture(picture["bytes"] if picture["bytes"] is not None else picture["path"]).image
+    except ValueError as e:
+        raise ValueError(f"{picture['path'] or 'a picture'}: {e}: prepare the data with --decode, which leaves its row out") from e
 
 
 class Conversations(torch.utils.data.Dataset):
