@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from genlip.common.files import read_json
 from genlip.common.hardware import PEAK_BF16
+from genlip.common.schema import Provenance, read
 from llava_plugin import encoders, llava_next
 from llava_plugin.projectors import PROJECTORS
 
@@ -326,9 +327,23 @@ def missing(recipe: Recipe) -> list[str]:
         lacks.append(f"no folder of pictures at {recipe.images!r}: give --images the folder that the conversations' paths start from")
     if recipe.init and not (Path(recipe.init) / "provenance.json").is_file():
         lacks.append(f"no projector export in {recipe.init}. Make it: python -m train_mllm.train projector --encoder {recipe.encoder} ...")
+    elif recipe.init and (other := _another_size(recipe)):
+        lacks.append(other)
     if recipe.out and (short := lacks_disk(recipe)):
         lacks.append(short)
     return lacks
+
+
+def _another_size(recipe: Recipe) -> str | None:
+    """Where the stage before was trained on pictures of another size: one projector serves one grid of tokens."""
+    before, spec = read(Provenance, Path(recipe.init) / "provenance.json", "export that stage again"), _spec(recipe)
+    if spec is None or not (before.resolution and before.tokens) or (before.resolution, before.tokens) == (spec.resolution, spec.tokens):
+        return None
+    then, now = encoders.in_words(before.resolution, before.tokens), encoders.in_words(spec.resolution, spec.tokens)
+    return (
+        f"{recipe.init} was trained at {then}, this stage is at {now}: give --resolution {before.resolution}, or train the stage before at "
+        f"--resolution {spec.resolution}"
+    )
 
 
 def dry_run(recipe: Recipe, gpus: int, gpu_memory: float, mfu: float = 0.4) -> None:
@@ -345,7 +360,8 @@ def dry_run(recipe: Recipe, gpus: int, gpu_memory: float, mfu: float = 0.4) -> N
     spec, counted = _spec(recipe), parts(recipe)
     how = "trained" if recipe.train_encoder else "frozen"
     if spec is not None:
-        say("pictures", f"{spec.resolution} x {spec.resolution}, {spec.tokens} tokens of width {spec.width}, {how}")
+        say("pictures", spec.size_in_words)
+        say("features", f"of width {spec.width}, {how}")
     if recipe.train_encoder:
         say("note", NO_ANYRES)
     n, origin = rows(recipe)

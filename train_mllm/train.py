@@ -141,6 +141,7 @@ def train(recipe: Recipe) -> Path:
         how = "trained" if recipe.train_encoder else "frozen"
         learns, total = (sum(g[k] for g in groups.values()) for k in ("trained", "all"))
         print(estimate.computed_with(recipe, on_gpu))
+        print(f"pictures: {tower.spec.size_in_words}")
         print(f"encoder {tower.spec.key}: {how}; {learns:,} of {total:,} parameters learn; {ledger['tokens']['sentence']}", flush=True)
 
     # The loop.

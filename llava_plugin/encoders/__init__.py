@@ -240,8 +240,8 @@ def _measured(label: str, family: str, folder: Path, vision: dict, said: Preproc
         raise ValueError(f"{folder}: {missing}")
     if family not in CONFIG_MAPPING and family != "timm_wrapper":
         raise ValueError(f"{folder}: no family {family!r} in the table, and this transformers does not know it either")
-    size = vision.get("image_size")
-    own = said.size if size is None else _side(size, "image_size", folder / "config.json")
+    # What its authors feed it; a convolutional class also has an image_size that means nothing.
+    own = said.size or (_side(vision["image_size"], "image_size", folder / "config.json") if vision.get("image_size") else None)
     if said.mean is None or said.std is None or not isinstance(own, int):
         raise ValueError(
             f"{folder}: no family {family!r} in the table, so its preprocessor_config.json has to say image_mean, image_std and size "
