@@ -84,10 +84,14 @@ class LoadedExport(NamedTuple):
 
 
 def load(export: str, attention: str = "sdpa") -> LoadedExport:
-    """What an export folder of genlip.train holds. ValueError where it is none."""
+    """What an export folder of genlip.train holds, or any other GenLIP with a tokenizer. ValueError where it is none.
+
+    Pictures are sized as its processor file says, in whatever form; without one, each at its own shape, which rotary positions take.
+    """
     from transformers.utils import logging
 
     from . import register
+    from .common.preprocessing import NATIVE, Preprocessing, read_preprocessing
     from .data import load_tokenizer
     from .image_processing_genlip import GenLIPImageProcessor, native_size
     from .modeling_genlip import GenLIPForPretraining
@@ -97,10 +101,16 @@ def load(export: str, attention: str = "sdpa") -> LoadedExport:
     logging.disable_progress_bar()  # of a folder that is read in a moment
     register()
     model = GenLIPForPretraining.from_pretrained(export, attn_implementation=attention).eval()
-    processor = GenLIPImageProcessor.from_pretrained(export)
+    said = read_preprocessing(Path(export)) or Preprocessing(Path(export))
+    if said.resample not in (None, "bilinear"):
+        raise ValueError(f"{said.file}: resample is {said.resample}, and GenLIP's pictures are resized bilinearly: name another folder")
+    values = {"image_mean": said.mean or 0.5, "image_std": said.std or 0.5, "patch_size": model.config.patch_size}
+    processor = GenLIPImageProcessor(said.size or NATIVE, said.min_pixels, said.max_pixels, **values)
+    shape = "each picture at its own shape" if processor.size == NATIVE else f"{processor.size} x {processor.size} pixels"
+    print(f"pictures: {shape}: {'as it was trained' if said.size else 'no processor file says how it was trained'}", file=sys.stderr)
 
     def size(height, width):
-        if processor.size != "native":
+        if processor.size != NATIVE:
             return processor.size, processor.size
         return native_size(height, width, processor.min_pixels, processor.max_pixels, processor.patch_size)
 
