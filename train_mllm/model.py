@@ -88,6 +88,10 @@ def prepare_for_training(model, recipe: Recipe, dtype, zero: bool, on_gpu: bool)
         use_liger(model.model.language_model)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+        # It lets the input embeddings of every part require gradients, the encoder's patches too: a frozen one would keep all its
+        # activations and be gone through backwards, and some classes' embeddings are no single tensor.
+        model.disable_input_require_grads()
+        model.model.language_model.enable_input_require_grads()
     if recipe.lora_rank:
         model.model.language_model = with_adapters(model.model.language_model, recipe)
         model.lm_head.requires_grad_(False)
