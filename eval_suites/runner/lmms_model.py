@@ -41,10 +41,10 @@ class EvaluatedMllm(lmms):
     """lmms-eval's view of an Mllm: `generate_until` on chat messages.
 
     `answers` keeps, for every (task, doc_id), the text of the prompt, a digest of its pictures ("" for none), their modes where unusual,
-    and the answer: what the model was really shown, for the sample record and for clustering by picture. Three things may be given by a caller that has them:
-    a `journal` of answers; `report(done, total)`, called after every batch (lmms-eval's kind of bar otherwise); and `leave_out(task,
-    {doc_id: why})`, called with the questions that cannot be asked, since their picture cannot be read or their words are the marker of
-    one, before anything is scored (an error otherwise).
+    and the answer: what the model was really shown, for the sample record and for clustering by picture. Three things may be given by a
+    caller that has them: a `journal` of answers; `report(done, total)`, called after every batch (lmms-eval's kind of bar otherwise); and
+    `leave_out(task, {doc_id: why})`, called with the questions that cannot be asked, since their picture cannot be read or their words
+    hold the marker of one, before anything is scored (an error otherwise).
     """
 
     is_simple = False

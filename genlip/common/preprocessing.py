@@ -21,6 +21,7 @@ RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by
 MEND = "copy or fetch the folder again"
 # What changes pixels beyond a resize, a crop and a normalisation, where it is switched on.
 FOREIGN = ("do_flip_channel_order", "rescale_offset", "include_top", "do_pad", "do_align_long_axis", "do_thumbnail", "do_image_splitting")
+SIZES = 'pixels a side: a number, {"height", "width"} that are equal, {"shortest_edge"}, or "native"'
 PLACES = ("preprocessor_config.json", "processor_config.json", "open_clip_config.json", "config.json")  # the first that says anything
 
 
@@ -93,13 +94,15 @@ def _from_timm(said: dict, file: Path) -> Preprocessing:
 
 def _size(said: dict, field: str, file: Path) -> int | str | None:
     """Pixels a side, of `224`, `"native"`, {"height", "width"} or {"shortest_edge"}."""
-    size = said.get(field)
-    if size is None or size == NATIVE or _whole(size):
-        return size
+    size: Any = said.get(field)
+    if size is None or isinstance(size, str | int):
+        if size is None or size == NATIVE or _whole(size):
+            return size
+        raise _refused(file, field, size, SIZES)
     edges = {name: value for name, value in size.items() if value is not None} if isinstance(size, dict) else {}
-    if set(edges) in ({"height", "width"}, {"shortest_edge"}) and len(set(edges.values())) == 1 and all(map(_whole, edges.values())):
-        return next(iter(edges.values()))
-    raise _refused(file, field, size, 'pixels a side: a number, {"height", "width"} that are equal, {"shortest_edge"}, or "native"')
+    if set(edges) in ({"height", "width"}, {"shortest_edge"}) and all(map(_whole, edges.values())) and len(set(edges.values())) == 1:
+        return int(next(iter(edges.values())))
+    raise _refused(file, field, size, SIZES)
 
 
 def _resample(said: dict, file: Path) -> str | None:
@@ -111,10 +114,10 @@ def _resample(said: dict, file: Path) -> str | None:
 
 def _triple(said: dict, field: str, file: Path) -> Triple | None:
     value = said.get(field)
-    values = value if isinstance(value, list) else [value]
-    values = values * 3 if len(values) == 1 else values
     if value is None:
         return None
+    values: list[Any] = value if isinstance(value, list) else [value]
+    values = values * 3 if len(values) == 1 else values
     if len(values) != 3 or not all(isinstance(each, int | float) and not isinstance(each, bool) for each in values):
         raise _refused(file, field, value, "a number, or three")
     return float(values[0]), float(values[1]), float(values[2])

@@ -8,7 +8,7 @@ from . import KEYS, EncoderSpec, lacks_packages, resolve, weights_dir
 
 
 def verify(name: str) -> str:
-    """Load an encoder and hold it against its spec: what it is and how big pictures are to it; ValueError where weights are absent or do not fit."""
+    """Load an encoder and hold it against its spec: what it is, how big pictures are; ValueError where weights are absent or do not fit."""
     import torch
 
     from llava_plugin.tower import VisionTower, digest, never_trained

@@ -41,9 +41,9 @@ def test_what_its_authors_publish_is_read_as_they_mean_it(name, tmp_path):
 
 
 def test_published_files_cover_the_families_of_the_table(tmp_path):
-    found = {resolve(str(folder_of(tmp_path / str(i), each["config"])), 336 if i == 1 else None).family
-             if i != 1 else "siglip_vision_model" for i, each in enumerate(PUBLISHED.values())}  # fmt: skip
-    assert found == set(FAMILIES)
+    folders = [folder_of(tmp_path / str(i), each["config"]) for i, each in enumerate(PUBLISHED.values())]
+    sides = [378 if isinstance(each["reads"], str) else None for each in PUBLISHED.values()]
+    assert {resolve(str(folder), side).family for folder, side in zip(folders, sides)} == set(FAMILIES)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,9 @@ def test_the_scale_of_0_to_255_needs_means_of_its_own(tmp_path):
 
 
 def test_null_leaves_it_to_the_family(tmp_path):
-    folder_of(tmp_path, CLIP, preprocessor_config={"image_mean": None, "image_std": None, "resample": None, "size": None, "crop_size": None})
+    folder_of(
+        tmp_path, CLIP, preprocessor_config={"image_mean": None, "image_std": None, "resample": None, "size": None, "crop_size": None}
+    )
     spec, rule = resolve(str(tmp_path)), FAMILIES["clip_vision_model"]
     assert (spec.mean, spec.std, spec.resample, spec.resolution) == (rule.mean, rule.std, rule.resample, 64)
 
@@ -127,7 +129,8 @@ def test_a_whole_processor_as_transformers_saves_it_today(tmp_path):
 def test_open_clip_and_timm_name_the_same_things(tmp_path):
     cfg = {"size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
     open_clip = folder_of(tmp_path / "a", CLIP, open_clip_config={"model_cfg": {}, "preprocess_cfg": cfg})
-    timm = folder_of(tmp_path / "b", {"pretrained_cfg": {"input_size": [3, 64, 64], **{k: cfg[k] for k in ("mean", "std", "interpolation")}}})
+    own = {"input_size": [3, 64, 64], **{name: cfg[name] for name in ("mean", "std", "interpolation")}}
+    timm = folder_of(tmp_path / "b", {"pretrained_cfg": own})
     for folder in (open_clip, timm):
         said = read_preprocessing(folder)
         assert (said.size, said.mean, said.std, said.resample) == (64, (0.5,) * 3, (0.5,) * 3, "bilinear")

@@ -45,7 +45,8 @@ def recipe(tmp_path, llama_tiny):
         rows.append({"id": str(i), "image": f"{i}.png", "conversations": turns})
     (tmp_path / "sft.json").write_text(json.dumps(rows))
     base = replace(PRESETS["tiny-sft"](), llm=str(llama_tiny), data=str(tmp_path / "sft.json"), out=str(tmp_path / "run"), max_steps=2)
-    return replace(base, workers=0, cache_features=False, standardise=False, gradient_checkpointing=True, train_encoder=True, encoder_lr=1e-3)
+    base = replace(base, workers=0, cache_features=False, standardise=False, gradient_checkpointing=True)
+    return replace(base, train_encoder=True, encoder_lr=1e-3)
 
 
 def asked(export: Path) -> list[str]:

@@ -233,5 +233,5 @@ def test_both_stages_of_a_script_have_one_resolution_and_paths_are_the_callers(f
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     lines = [line.split(maxsplit=1)[1] for line in result.stdout.splitlines() if line.startswith("pictures ")]
-    wanted = "96 x 96 pixels, 6 x 6 grid, 36 tokens: --resolution" if flag else "64 x 64 pixels, 4 x 4 grid, 16 tokens: its config.json's own"
-    assert lines == [wanted] * 2
+    own = "64 x 64 pixels, 4 x 4 grid, 16 tokens: its config.json's own"
+    assert lines == ["96 x 96 pixels, 6 x 6 grid, 36 tokens: --resolution" if flag else own] * 2
