@@ -87,14 +87,16 @@ class VisionTower(PreTrainedModel):
         """The family's own class has initialised its weights already."""
 
     @classmethod
-    def from_encoder(cls, name: str, resolution: int | None = None, dtype: torch.dtype = torch.float32) -> "VisionTower":
-        """Build the tower of an encoder (key, folder, NAME=PATH, hub id) with its weights.
+    def from_encoder(
+        cls, name: str, resolution: int | None = None, dtype: torch.dtype = torch.float32, view: str = "square"
+    ) -> "VisionTower":
+        """Build the tower of an encoder (key, folder, NAME=PATH, hub id) with its weights, for pictures of a view (pictures.py).
 
         Raises ValueError for an unknown name, absent weights (with the command that brings them), or weights that do not fill
         the model.
         """
         register()
-        spec = encoders.resolve(name, resolution)
+        spec = encoders.resolve(name, resolution, view)
         source = encoders.find_weights(spec)
         tower = cls._around(spec, _tiny_twin(spec).to(dtype) if source is None else _load(spec, source, dtype), source is None)
         spec = tower.spec
@@ -157,9 +159,8 @@ class VisionTower(PreTrainedModel):
         return super().train(mode and not self.frozen)
 
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
-        """PIL pictures -> (B, 3, R, R) fp32: turned as EXIF says, RGB, resized to the square, normalised by the spec."""
-        side = self.spec.resolution
-        return torch.stack([self._pixels(image, side, side) for image in images])
+        """PIL pictures -> (B, 3, R, R) fp32: turned as EXIF says, RGB, by the spec's view, normalised by the spec."""
+        return torch.stack([torch.from_numpy(pictures.square(image, self.spec)) for image in images])
 
     def _pixels(self, image: Image.Image, height: int, width: int) -> torch.Tensor:
         return torch.from_numpy(pictures.pixels(image, self.spec, height, width))

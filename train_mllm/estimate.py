@@ -123,7 +123,7 @@ def parts(recipe: Recipe) -> Parts | None:
 
 def _spec(recipe: Recipe):
     try:
-        return encoders.resolve(recipe.encoder, recipe.resolution or None)
+        return encoders.resolve(recipe.encoder, recipe.resolution or None, recipe.view)
     except ValueError:
         return None  # said with what is missing
 
@@ -311,7 +311,7 @@ def missing(recipe: Recipe) -> list[str]:
         except ValueError as e:
             lacks.append(str(e))
     try:
-        encoders.find_weights(encoders.resolve(recipe.encoder, recipe.resolution or None))
+        encoders.find_weights(encoders.resolve(recipe.encoder, recipe.resolution or None, recipe.view))
     except ValueError as e:
         lacks.append(str(e))
     try:
@@ -335,9 +335,13 @@ def missing(recipe: Recipe) -> list[str]:
 
 
 def _another_size(recipe: Recipe) -> str | None:
-    """Where the stage before was trained on pictures of another size: one projector serves one grid of tokens."""
+    """Where the stage before was trained on pictures of another size or view: one projector serves one grid of tokens."""
     before, spec = read(Provenance, Path(recipe.init) / "provenance.json", "export that stage again"), _spec(recipe)
-    if spec is None or not (before.resolution and before.tokens) or (before.resolution, before.tokens) == (spec.resolution, spec.tokens):
+    if spec is None:
+        return None
+    if before.view != spec.view:
+        return f"{recipe.init} was trained on pictures of view {before.view}: give --view {before.view}, or train the stage before anew"
+    if not (before.resolution and before.tokens) or (before.resolution, before.tokens) == (spec.resolution, spec.tokens):
         return None
     then, now = encoders.in_words(before.resolution, before.tokens), encoders.in_words(spec.resolution, spec.tokens)
     return (

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Projector stage, then SFT, by the recipe named first; the four sft_*.sh call this one. Further flags go to the SFT stage, those in
-# PROJECTOR_FLAGS to the projector stage, --resolution to both: a projector serves one grid of tokens.
+# PROJECTOR_FLAGS to the projector stage, --resolution and --view to both: a projector serves one grid of tokens.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)  # relative paths are the caller's
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
@@ -14,8 +14,9 @@ out=${OUT:-runs/$recipe-${encoder//[\/=]/-}}
 dry=() both=() before=
 for flag in "$@"; do
   [ "$flag" != --dry-run ] || dry=(--dry-run)
-  case $before$flag in --resolution=*) both=("$flag") ;; "--resolution "*) both=(--resolution "$flag") ;; esac
-  before=; [ "$flag" != --resolution ] || before="--resolution "
+  case $flag in --resolution=* | --view=*) both+=("$flag") ;; esac
+  case $before in --resolution | --view) both+=("$before" "$flag") ;; esac
+  before=$flag
 done
 
 # shellcheck disable=SC2086  # PROJECTOR_FLAGS are several words

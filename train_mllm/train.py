@@ -106,7 +106,7 @@ def train(recipe: Recipe) -> Path:
     on_gpu = torch.cuda.is_available()
     zero = estimate.zero_here(recipe, processes)
     dtype = torch.bfloat16 if recipe.bf16 and on_gpu else torch.float32
-    tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None)
+    tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None, view=recipe.view)
     model, tokenizer = mllm.build(tower, encoders.find_llm(recipe.llm), dtype=dtype, seed=recipe.seed, projector=recipe.projector)
     handed_on = initialise_from(model, recipe) if recipe.init else {}
     freeze_parts(model, recipe)

@@ -67,7 +67,7 @@ def of_export(export: Path, weights: str, dtype: str | None = None) -> Fingerpri
             "chat_template": hashlib.sha256(template + b"".join(_bytes(export, name) for name in _TEMPLATES)).hexdigest(),
             "generation": "greedy",
             "dtype": (dtype or saved).removeprefix("torch."),
-            "view": "native" if config.get("native_tokens") else "square",
+            "view": "native" if config.get("native_tokens") else str(spec.get("view", "square")),
             "engine": "native",
             **{f"code.{name}": str(number) for name, number in CODE.items()},
         }

@@ -16,6 +16,7 @@ from .files import read_json
 
 Triple = tuple[float, float, float]
 NATIVE = "native"
+SQUASHED = "a larger square"
 MIN_PIXELS, MAX_PIXELS = 4096, 262_144  # of GenLIP's pictures at their own aspect ratio, where a file leaves them out
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers, which the files hold
 MEND = "copy or fetch the folder again"
@@ -34,6 +35,8 @@ class Preprocessing:
     mean: Triple | None = None
     std: Triple | None = None
     resample: str | None = None
+    # The shorter side over the side of the centre crop that is cut from it; None: no crop; SQUASHED: cut from a larger square.
+    crop: float | str | None = None
     min_pixels: int = MIN_PIXELS  # of a picture at its own shape
     max_pixels: int = MAX_PIXELS
 
@@ -69,13 +72,22 @@ def _from_transformers(said: dict, file: Path) -> Preprocessing:
         mean, std = (0.0,) * 3, (1.0,) * 3
     if said.get("do_rescale") is False and mean is None:
         raise _refused(file, "do_rescale", False, "an image_mean and an image_std beside it, on the scale of 0 to 255")
-    crop = said.get("crop_size") if said.get("do_center_crop") is not False else None
+    size = whole = _size(said, "size", file)
+    crop: float | str | None = None
+    if said.get("crop_size") is not None and said.get("do_center_crop") is not False:
+        size = _size(said, "crop_size", file)
+        if isinstance(whole, int) and isinstance(size, int):
+            squashed = isinstance(said["size"], dict) and "height" in said["size"]
+            crop = (SQUASHED if whole != size else None) if squashed else whole / size
+    elif said.get("crop_pct") and isinstance(whole, int) and whole < 384:  # ConvNeXt's rule
+        crop = 1 / _number(said, "crop_pct", 1.0, file)
     return Preprocessing(
         file,
-        _size(said, "size", file) if crop is None else _size(said, "crop_size", file),
+        size,
         _scaled(mean, factor),
         _scaled(std, factor),
         _resample(said, file),
+        crop,
         *(int(_number(said, field, default, file)) for field, default in (("min_pixels", MIN_PIXELS), ("max_pixels", MAX_PIXELS))),
     )
 
@@ -89,7 +101,9 @@ def _from_timm(said: dict, file: Path) -> Preprocessing:
     sides = sides if isinstance(sides, list) else [sides]
     if len(set(sides)) != 1 or not (sides[0] is None or _whole(sides[0])):
         raise _refused(file, "size" if "size" in said else "input_size", sides, "one number of pixels for both sides")
-    return Preprocessing(file, sides[0], _triple(said, "mean", file), _triple(said, "std", file), resample)
+    kept = _number(said, "crop_pct", 1.0, file)
+    crop = 1 / kept if "crop_pct" in said and said.get("crop_mode", "center") == "center" else None
+    return Preprocessing(file, sides[0], _triple(said, "mean", file), _triple(said, "std", file), resample, crop)
 
 
 def _size(said: dict, field: str, file: Path) -> int | str | None:

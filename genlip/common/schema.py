@@ -105,6 +105,9 @@ class Provenance(Stage):
     native_tokens: int | None = fact(
         "compared", "most tokens of a picture at its own aspect ratio; null: every picture is a square", default=None
     )
+    view: str = fact(
+        "compared", "what of a picture is shown: `square`, the whole, or `crop`, as the encoder's own processor", True, default="square"
+    )
     interpolation: str | None = fact("derived", "what was done to the encoder's positions to fit the grid, or null", default=None)
     encoder_digest_before: str | None = fact("derived", "digest of the encoder before training", default=None)
     encoder_digest: str | None = fact("derived", "digest of the encoder in the export; equal to the one before if frozen", default=None)

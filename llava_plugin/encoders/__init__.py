@@ -18,18 +18,18 @@ from pathlib import Path
 
 from genlip.common.files import read_json
 from genlip.common.hub import offline
-from genlip.common.preprocessing import NATIVE, PLACES, Preprocessing, read_preprocessing
+from genlip.common.preprocessing import PLACES, Preprocessing, read_preprocessing
 from genlip.common.suggest import unknown
 
-from .families import FAMILIES, family_of
+from .families import FAMILIES, PAPER_GRID, PAPERS, family_of
 
-PAPER_GRID = 24  # of the paper's frozen comparison: 576 tokens of every encoder
+VIEWS = ("square", "crop")  # see llava_plugin/pictures.py
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What an MLLM must know of an encoder. Pictures are resized to `resolution` x `resolution` pixels as a whole ("square"),
-    which keeps documents whole; `feature` says where features are taken: after the final "norm" or the output of the last "block".
+    """What an MLLM must know of an encoder. Pictures come in as `resolution` x `resolution` pixels, by its `view`; `feature` says
+    where features are taken: after the final "norm" or the output of the last "block".
     """
 
     key: str  # the row's label: an exact key, a NAME of NAME=PATH, or the last folder of a path
@@ -48,6 +48,8 @@ class EncoderSpec:
     seed: int | None = None  # a randomly initialised twin is built from it where no weights are found
     parameters: int | None = None  # of the vision model, counted on its class; None where nobody has counted
     why: str = "as it was made"  # it is used at this resolution
+    view: str = "square"  # or "crop": what of a picture is shown
+    crop: float | str | None = None  # of its own processor: shorter side over the centre crop's; None: it squashes
 
     @property
     def grid(self) -> int:
@@ -59,7 +61,11 @@ class EncoderSpec:
 
     @property
     def size_in_words(self) -> str:
-        return f"{in_words(self.resolution, self.tokens)}: {self.why}"
+        size = f"{in_words(self.resolution, self.tokens)}: {self.why}"
+        if self.view == "square":
+            return size
+        cut = f"the shorter side at {round(self.resolution * float(self.crop))} pixels, its centre" if self.crop else "the whole, squashed"
+        return f"{size}; view crop, its own processor's: {cut}"
 
     @property
     def size(self) -> tuple[str, int, int]:
@@ -69,8 +75,8 @@ class EncoderSpec:
 
 def _spec(key, family, hub_id, patch_size, resolution, width, licence, parameters, **changes) -> EncoderSpec:
     rule = FAMILIES[family]
-    fields = {name: getattr(rule, name) for name in ("feature", "prefix_tokens", "mean", "std", "resample")} | changes
-    why = "the paper's frozen comparison" if resolution == PAPER_GRID * patch_size else "its key's own"
+    fields = {name: getattr(rule, name) for name in ("feature", "prefix_tokens", "mean", "std", "resample", "crop")} | changes
+    why = PAPERS if resolution == PAPER_GRID * patch_size else "its key's own"
     return EncoderSpec(key, family, patch_size, resolution, width, hub_id=hub_id, licence=licence, parameters=parameters, why=why, **fields)
 
 
@@ -152,8 +158,8 @@ def in_words(resolution: int, tokens: int) -> str:
     return f"{resolution} x {resolution} pixels, {grid} x {grid} grid, {tokens} tokens"
 
 
-def resolve(name: str, resolution: int | None = None) -> EncoderSpec:
-    """`KEY`, `PATH`, `NAME=PATH` or a hub id -> its spec, at another resolution (pixels a side) if asked.
+def resolve(name: str, resolution: int | None = None, view: str = "square") -> EncoderSpec:
+    """`KEY`, `PATH`, `NAME=PATH` or a hub id -> its spec, at another resolution (pixels a side) if asked, for pictures of a view.
 
     Raises ValueError for an unknown name (with the nearest keys), a folder without a readable config.json, a processor file that this
     table cannot express (with file and field), or a resolution that is no multiple of the patch or that its class cannot take.
@@ -173,7 +179,9 @@ def resolve(name: str, resolution: int | None = None) -> EncoderSpec:
         spec = dataclasses.replace(spec, resolution=resolution)
     if spec.resolution % spec.patch_size:
         raise ValueError(f"{name}: resolution {spec.resolution} is not a multiple of its patch size {spec.patch_size}")
-    return dataclasses.replace(spec, why="--resolution") if resolution else spec
+    if view == "crop" and isinstance(spec.crop, str):
+        raise ValueError(f"{name}: its own processor cuts the centre out of {spec.crop}, which --view crop does not: use --view square")
+    return dataclasses.replace(spec, view=view, why="--resolution" if resolution else spec.why)
 
 
 def _from_folder(label: str, folder: Path, hub_id: str | None, asked: int | None) -> EncoderSpec:
@@ -199,8 +207,8 @@ def _from_folder(label: str, folder: Path, hub_id: str | None, asked: int | None
     rule = FAMILIES[family]
     patch_size = _side(vision.get("patch_size", rule.patch_size), "patch_size", file)
     resolution, why = _side(rule.config_resolution(vision) or rule.resolution, "image_size", file), "its config.json's own"
-    if family == "genlip":
-        resolution, why = _genlip_resolution(said, patch_size)
+    if rule.learned_resolution:
+        resolution, why = rule.learned_resolution(said, patch_size)
     return EncoderSpec(
         label,
         family,
@@ -214,21 +222,8 @@ def _from_folder(label: str, folder: Path, hub_id: str | None, asked: int | None
         said.resample or rule.resample,
         **where,
         why=why,
+        crop=rule.crop if said.size is None else said.crop,
     )
-
-
-def _genlip_resolution(said: Preprocessing, patch: int) -> tuple[int, str]:
-    """Its positions are rotary and fit any grid: the paper compares all sizes and stages at 24 x 24 tokens, whatever they learned at."""
-    paper = PAPER_GRID * patch
-    if said.size is None:
-        return paper, "the paper's frozen comparison; no processor file says what it learned at"
-    if said.size != NATIVE:
-        assert isinstance(said.size, int)
-        small = said.size < 224
-        return (said.size, "it learned at that size") if small else (paper, f"the paper's frozen comparison; it learned at {said.size}")
-    if said.max_pixels >= paper**2:
-        return paper, f"the paper's frozen comparison; it learned at native shapes of up to {said.max_pixels:,} pixels"
-    return math.isqrt(said.max_pixels) // patch * patch, f"the largest square in the {said.max_pixels:,} pixels that it learned at"
 
 
 def _measured(label: str, family: str, folder: Path, vision: dict, said: Preprocessing, asked: int | None, where: dict) -> EncoderSpec:
@@ -257,7 +252,7 @@ def _measured(label: str, family: str, folder: Path, vision: dict, said: Preproc
         )
     return EncoderSpec(
         label, family, resolution // seen.grid, resolution, seen.width, family_of(family).feature, seen.prefix_tokens, said.mean, said.std,
-        said.resample or "bicubic", parameters=seen.parameters, **where, why="its own files'",
+        said.resample or "bicubic", parameters=seen.parameters, **where, why="its own files'", crop=said.crop,
     )  # fmt: skip
 
 

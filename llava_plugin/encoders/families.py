@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from genlip.common.preprocessing import NATIVE, Preprocessing
 from genlip.recipes import TINY as GENLIP_TINY
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+PAPER_GRID = 24  # of the paper's frozen comparison: 576 tokens of every encoder
+PAPERS = "the paper's frozen comparison"
 # A tiny twin is the family's real class at this size (about a million parameters), never trained.
 TINY = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": 16, "image_size": 64}
 
@@ -46,9 +49,12 @@ class Family:
     patch_size: int = 16
     resolution: int = 224
     width: int = 768
+    crop: float | None = None  # its own processor's shorter side over its centre crop's; None: it squashes
     registers: int = 0  # behind the class token, dropped with it
     interpolate: Mapping[str, bool] = field(default_factory=dict)
     config_resolution: Callable[[Mapping[str, Any]], int | None] = lambda config: config.get("image_size")
+    # (processor file, patch) -> (resolution, why), of a family whose positions fit any grid, so that what it learned at decides.
+    learned_resolution: Callable[[Preprocessing, int], tuple[int, str]] | None = None
     position_side: Callable[[Mapping[str, Any]], int | None] = lambda config: config["image_size"] // config["patch_size"]
     native: Native | None = None
     twin: Mapping[str, Any] = field(default_factory=lambda: TINY)  # the config of its tiny twin
@@ -89,6 +95,19 @@ def _genlip_grid(height: int, width: int, patch: int, max_tokens: int) -> tuple[
 
     height, width = native_size(height, width, 16 * patch**2, max_tokens * patch**2, patch)
     return height // patch, width // patch
+
+
+def _genlip_resolution(said: Preprocessing, patch: int) -> tuple[int, str]:
+    """The paper compares all sizes and stages at 24 x 24 tokens, whatever they learned at."""
+    paper = PAPER_GRID * patch
+    if said.size is None:
+        return paper, f"{PAPERS}; no processor file says what it learned at"
+    if said.size != NATIVE:
+        assert isinstance(said.size, int)
+        return (said.size, "it learned at that size") if said.size < 224 else (paper, f"{PAPERS}; it learned at {said.size}")
+    if said.max_pixels >= paper**2:
+        return paper, f"{PAPERS}; it learned at native shapes of up to {said.max_pixels:,} pixels"
+    return math.isqrt(said.max_pixels) // patch * patch, f"the largest square in the {said.max_pixels:,} pixels that it learned at"
 
 
 def _genlip_packed(encoder, patches, grids):
@@ -141,9 +160,20 @@ CLIP = {"block": last_hidden_state}  # whose last norm is applied to the class t
 TOLD = {"interpolate_pos_encoding": True}
 FAMILIES = {
     "genlip": Family(
-        NORM, 0, HALF, HALF, "bilinear", "computed", 16, 384, 1024, native=Native(_genlip_grid, _genlip_packed), twin=GENLIP_TINY
+        NORM,
+        0,
+        HALF,
+        HALF,
+        "bilinear",
+        "computed",
+        16,
+        384,
+        1024,
+        native=Native(_genlip_grid, _genlip_packed),
+        twin=GENLIP_TINY,
+        learned_resolution=_genlip_resolution,
     ),
-    "clip_vision_model": Family(CLIP, 1, OPENAI_MEAN, OPENAI_STD, "bicubic", "table", 32, 224, 768, interpolate=TOLD),
+    "clip_vision_model": Family(CLIP, 1, OPENAI_MEAN, OPENAI_STD, "bicubic", "table", 32, 224, 768, crop=1.0, interpolate=TOLD),
     "openvision2": Family(CLIP, 1, IMAGENET_MEAN, IMAGENET_STD, "bilinear", "table", 14, 336, 1024, interpolate=TOLD),
     "siglip_vision_model": Family(BLOCK, 0, HALF, HALF, "bicubic", "table", 16, 224, 768, interpolate=TOLD),
     "siglip2_vision_model": Family(
@@ -171,10 +201,11 @@ FAMILIES = {
         14,
         224,
         1024,
+        crop=1.0,
         position_side=lambda config: None if config.get("is_native") else config["image_size"] // config["patch_size"],
     ),
-    "dinov2": Family(NORM, 1, IMAGENET_MEAN, IMAGENET_STD, "bicubic", "table", 14, 224, 768, twin=TINY | {"mlp_ratio": 4}),
-    "dinov2_with_registers": Family(NORM, 1, IMAGENET_MEAN, IMAGENET_STD, "bicubic", "table", 16, 224, 768, registers=4),
+    "dinov2": Family(NORM, 1, IMAGENET_MEAN, IMAGENET_STD, "bicubic", "table", 14, 224, 768, crop=256 / 224, twin=TINY | {"mlp_ratio": 4}),
+    "dinov2_with_registers": Family(NORM, 1, IMAGENET_MEAN, IMAGENET_STD, "bicubic", "table", 16, 224, 768, crop=256 / 224, registers=4),
     "dinov3_vit": Family(
         NORM, 1, IMAGENET_MEAN, IMAGENET_STD, "bilinear", "computed", 16, 224, 384, twin=TINY | {"num_register_tokens": 4}
     ),

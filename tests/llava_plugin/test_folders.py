@@ -183,3 +183,57 @@ def test_pixels_of_a_native_export_are_the_pretrainings(tmp_path):
     tower = VisionTower.from_encoder(f"mine={tmp_path}")
     torch.testing.assert_close(tower.preprocess([picture]), GenLIPImageProcessor(size=64)([picture])["pixel_values"])
     assert tower(tower.preprocess([picture])).last_hidden_state.shape == (1, 16, 128)
+
+
+# --- the encoder's own crop -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "file"),
+    [
+        ("clip-tiny", None),
+        ("aimv2-tiny", None),
+        ("dinov2-tiny", None),
+        ("clip-tiny", {"size": {"shortest_edge": 80}, "crop_size": {"height": 64, "width": 64}, "resample": 3, **HALF}),
+        ("clip-tiny", {"size": 64, "crop_size": 64, "do_center_crop": True, "resample": 2, **HALF}),
+        ("clip-tiny", {"size": {"height": 64, "width": 64}, "resample": 2, "do_center_crop": False, **HALF}),
+    ],
+)
+def test_the_crop_is_the_encoders_own_processors(key, file, tmp_path):
+    """Against transformers' own classes with their own defaults, on pictures of every shape."""
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    name, own = key, {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
+    if file:
+        VisionTower.from_encoder(key).encoder.save_pretrained(tmp_path)
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(file))
+        name, own = f"mine={tmp_path}", file
+    tower = VisionTower.from_encoder(name, view="crop")
+    if key == "dinov2-tiny":  # its authors' 256 to 224
+        imagenet = {"image_mean": tower.spec.mean, "image_std": tower.spec.std}
+        theirs = BitImageProcessorPil(size={"shortest_edge": 73}, crop_size={"height": 64, "width": 64}, **imagenet)
+    else:
+        theirs = CLIPImageProcessorPil(**own)
+    drawn = np.random.default_rng(0)
+    sizes = [(64, 64), (200, 100), (100, 201), (65, 64), (40, 300), (31, 30)]
+    pictures = [Image.fromarray(drawn.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+    expected = torch.stack([theirs([picture], return_tensors="pt")["pixel_values"][0] for picture in pictures])
+    std = torch.tensor(tower.spec.std).view(1, 3, 1, 1)
+    assert ((tower.preprocess(pictures) - expected) * std).abs().max() <= 1 / 255 + 1e-6
+    assert tower.spec.view == "crop" and VisionTower.from_encoder(name).spec.view == "square"
+
+
+@pytest.mark.parametrize("key", ["siglip-tiny", "siglip2-tiny", "genlip-tiny", "openvision2-tiny", "vit-tiny"])
+def test_a_processor_that_squashes_squashes_in_its_own_view_too(key):
+    picture = Image.effect_noise((90, 40), 90)
+    crop, square = (VisionTower.from_encoder(key, view=view) for view in ("crop", "square"))
+    assert crop.preprocess([picture]).equal(square.preprocess([picture])) and "the whole, squashed" in crop.spec.size_in_words
+
+
+def test_a_crop_out_of_a_larger_square_is_refused_as_a_view(tmp_path):
+    file = {"size": {"height": 80, "width": 80}, "crop_size": {"height": 64, "width": 64}, **HALF}
+    folder = folder_of(tmp_path, CLIP, preprocessor_config=file)
+    assert resolve(str(folder)).resolution == 64
+    with pytest.raises(ValueError, match="cuts the centre out of a larger square, which --view crop does not"):
+        resolve(str(folder), view="crop")

@@ -101,3 +101,20 @@ def test_a_stage_2_export_is_an_encoder_at_the_square_of_its_cap(recipe, tmp_pat
     assert any("was trained at 80 x 80 pixels, 5 x 5 grid, 25 tokens, this stage is at 64 x 64" in lack for lack in estimate.missing(other))
     with pytest.raises(ValueError, match="give --resolution 80, or train the stage before at --resolution 64"):
         train(other)
+
+
+def test_the_view_is_the_exports_in_both_stages_and_in_evaluation(recipe, tmp_path, capsys):
+    from genlip.common.fingerprint import of_export
+
+    cropped = replace(recipe, encoder="clip-tiny", train_encoder=False, view="crop")
+    export = train(cropped)
+    assert "view crop, its own processor's: the shorter side at 64 pixels, its centre" in capsys.readouterr().out
+    said = json.loads((export / "provenance.json").read_text())
+    assert said["view"] == "crop" and of_export(export, said["weights_digest"]).parts["view"] == "crop"
+    wide = Image.new("RGB", (200, 50), "red")
+    wide.paste("blue", (0, 0, 70, 50))  # beside the centre
+    tower = mllm.load(export).tower
+    assert tower.preprocess([wide]).equal(tower.preprocess([Image.new("RGB", (50, 50), "red")]))
+    other = replace(cropped, init=str(export), view="square", out=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="was trained on pictures of view crop: give --view crop"):
+        train(other)
