@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from genlip.common import digests
 from genlip.common.files import file_aside
-from llava_plugin.pictures import unusual
 
 from . import image_check
 
@@ -62,7 +61,7 @@ def normalise(row: dict, images: Path, decode: bool = False) -> dict:
     kept, notes = [], []
     for some in shown:
         picture, data = _picture(some, images)
-        notes.append(unusual(image_check.check_image(data, decode).mode))
+        notes.append(image_check.check_image(data, decode).note)
         _add_picture(sha, data)
         kept.append(picture)
     seen = {note for note in notes if note}

@@ -8,8 +8,6 @@ decoding. Only damage in the middle needs a full decode (`full=True`, the flag -
 import struct
 from typing import NamedTuple
 
-from llava_plugin.pictures import MAX_PIXELS, read_picture
-
 SEGMENT, SIDES = struct.Struct(">BBH"), struct.Struct(">HH")
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # by the number of components
@@ -22,9 +20,18 @@ class ImageFacts(NamedTuple):
     height: int
     mode: str  # Pillow's name
 
+    @property
+    def note(self) -> str | None:
+        """What the ledger counts of it where it is used and unusual."""
+        from llava_plugin.pictures import unusual
+
+        return unusual(self.mode)
+
 
 def check_image(data: bytes | memoryview, full: bool = False) -> ImageFacts:
     """Of a whole picture. Raises ValueError with the reason, under which the row is counted."""
+    from llava_plugin.pictures import MAX_PIXELS, read_picture
+
     facts = None if full else _scan(data)
     if facts is None:
         image, mode = read_picture(data)

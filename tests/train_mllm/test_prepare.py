@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from genlip.common import digests
+from llava_plugin import pictures
 from train_mllm import conversations as rows_module
 from train_mllm import image_check, prepare_data, sources
 from train_mllm.conversations import ImageRef, normalise, open_conversations
@@ -110,8 +111,8 @@ def test_pictures_are_told_whole_from_cut(form):
 
 def test_the_scan_does_not_decode_what_looks_whole_and_decodes_what_does_not(monkeypatch, shared):
     decoded = []
-    real = image_check.read_picture
-    monkeypatch.setattr(image_check, "read_picture", lambda data: decoded.append(len(data)) or real(data))
+    real = pictures.read_picture
+    monkeypatch.setattr(pictures, "read_picture", lambda data: decoded.append(len(data)) or real(data))
     for options in ({}, {"progressive": True}, {"exif": Image.Exif()}):
         assert image_check.check_image(encoded("JPEG", (40, 24), **options)) == (40, 24, "RGB")
     assert image_check.check_image(encoded("PNG", (40, 24))) == (40, 24, "RGB") and not decoded
@@ -229,7 +230,7 @@ def test_json_is_read_as_a_stream_from_any_row(images, monkeypatch):
 
 def test_parquet_folders(images, monkeypatch):
     """A hub snapshot's layout: subsets as folders, several files each, `data_source` naming a finer one. Nothing is decoded."""
-    monkeypatch.setattr(image_check, "read_picture", None)
+    monkeypatch.setattr(pictures, "read_picture", None)
     raw = {"bytes": (images / "red.png").read_bytes(), "path": "red.png"}
     for name, n in (("chart/train-0", 3), ("chart/train-1", 2), ("doc/train-0", 4)):
         file = images / "hub" / f"{name}.parquet"
