@@ -136,7 +136,7 @@ def execute(args: argparse.Namespace, plan: EvalPlan, todo: list[TaskJob], devic
         print(f"{len(plan.jobs) - len(todo)} of {len(plan.jobs)} tasks are done for this MLLM", file=sys.stderr)
     failed = worker.run_jobs(todo, suite, export, args.batch_size, devices) if todo else []
     rows = seeds.read_joined(args.out / "results", suite)
-    own = next((row for row in seeds.apart(rows) if row.digest == export.digest and row.encoder == export.encoder), None)
+    own = next((row for row in seeds.apart(rows) if not row.members and row.folder == plan.folder), None)
     row = rows[seeds.of(rows, own)] if own else None  # with its other seeds, where there are any
     pairs = _pairs(rows, row, own, plan.others) if row and own else []
     print(tables.write_tables(suite, rows, args.out / "tables", pairs, args.allow_partial), end="")
@@ -175,8 +175,7 @@ def _report(
     pairs: list[tuple[results.EncoderResult, results.EncoderResult]],
 ) -> None:
     """Write tables/<suite>.html. The results stand whether or not it can be made, so a problem is a note."""
-    root = args.out / "results" / plan.suite.name
-    folders = [root / row.encoder.replace("/", "--") / f"{row.llm}@{row.first.digest[:8]}" for row in rows]
+    folders = [row.folder for row in rows if row.folder]
     place = {(each.encoder, each.llm, each.digest): i for i, row in enumerate(rows) for each in (row, *row.members)}
     both = [tuple(place[row.encoder, row.llm, row.digest] for row in pair) for pair in pairs]
     indices = [pair for pair in both if len(set(pair)) == 2]  # two seeds of one row stand in the table alone

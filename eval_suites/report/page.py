@@ -51,8 +51,8 @@ def read(paths: list[Path], name: str | None = None) -> tuple[Suite, list[Encode
         if not path.exists():
             raise ValueError(f"{path} does not exist: give a results folder, as run.py writes it")
         for file in sorted(path.rglob("result.json")):
-            result = results.read_result(file.parent)
-            found[file.parents[1]] = result.suite
+            folder = file.parents[1]  # RESULTS/SUITE/ENCODER/LLM@DIGEST8
+            found[folder] = folder.absolute().parts[-3]
     if not found:
         where = ", ".join(map(str, paths))
         raise ValueError(f"no result under {where}: evaluate an encoder first, python eval_suites/run.py --encoder KEY")
@@ -138,12 +138,12 @@ def _measured(suite: Suite, rows: list[EncoderResult], folders: list[Path], call
             cells[column.name] = _cell(row.cells[column.name], folder)
         for name, ranks in rank.items():
             cells[name]["rank"] = ranks.get(i)
-        said = row.results and runs.provenance(row).as_json()
+        said = runs.provenance(row)
         lines.append(
             {
                 "name": called[i], "encoder": row.encoder, "arch": row.arch, "llm": row.llm, "frozen": row.frozen, "pixels": row.resolution,
                 "tokens": row.tokens, "digest": row.digest, "source": "measured", "colour": i % len(svg.COLOURS),
-                "complete": f"{tables.complete_columns(row)}/{len(row.cells)}", "cells": cells, "provenance": said,
+                "complete": f"{tables.complete_columns(row)}/{len(row.cells)}", "cells": cells, "provenance": said.as_json() if said else {},
                 "differs": comparison.differences(row, rows[0]) if i else [],
             }
         )  # fmt: skip

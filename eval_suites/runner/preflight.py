@@ -188,6 +188,7 @@ def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export |
     if any(column.full_mark is None for column in suite.columns if column.task == task):
         key["maximum"] = data.maximum
     done = results.read_result(folder)
+    done = None if done is None or results.misplaced(done, folder) else done
     # A full result answers a limited request too: a quick look never costs the long run's answers.
     return TaskJob(task, data, expected, key, folder, done is not None and done.key in (key, {**key, "limit": None}))
 
@@ -235,4 +236,4 @@ def budget_problem(export: Export, others: list[results.EncoderResult]) -> list[
 
 
 def result_folder(args: argparse.Namespace, suite: Suite, export: Export) -> Path:
-    return args.out / "results" / suite.name / export.encoder.replace("/", "--") / f"{export.llm}@{export.digest[:8]}"
+    return results.row_folder(args.out / "results", suite.name, export.encoder, export.llm, export.digest)

@@ -170,6 +170,8 @@ def differences(a: EncoderResult, b: EncoderResult) -> list[str]:
     """What differs between the two rows' MLLMs besides the encoder, in words; what cannot be known of rows of lmms-eval's files."""
     if a.elsewhere or b.elsewhere:
         return lmms_files.unknown(a, b)
+    if doubted := [row.label for row in (a, b) if not row.results]:
+        return [f"of {', '.join(doubted)} no result is believed"]
     one, two = protocol(a), protocol(b)
     names = list({**one, **two}) if a.schema == b.schema else [name for name in one if name in two]  # fields of both
     left, right = (next(iter(row.results.values())) for row in (a, b))
@@ -190,7 +192,7 @@ def differences(a: EncoderResult, b: EncoderResult) -> list[str]:
 
 def recorded(a: EncoderResult, b: EncoderResult) -> list[str]:
     """What differs in how the two rows came about without making them other models: devices, versions, processes."""
-    if a.elsewhere or b.elsewhere:
+    if a.elsewhere or b.elsewhere or not a.results or not b.results:
         return []
     said = []
     for row in (a, b):

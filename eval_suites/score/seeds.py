@@ -59,7 +59,7 @@ def join(suite: Suite, rows: list[EncoderResult]) -> list[EncoderResult]:
 
 def _identity(row: EncoderResult) -> str:
     """What rows of one encoder, one recipe and the same questions have in common, as text; unique where that cannot be known."""
-    if row.elsewhere or row.members:
+    if row.elsewhere or row.members or not row.results:
         return f"alone {id(row)}"
     said = row.provenance
     encoder = [row.encoder, said.get("encoder_key"), said.get("encoder_digest_before") or said.get("encoder_digest"), row.llm]

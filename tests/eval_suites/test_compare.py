@@ -113,7 +113,7 @@ def test_rows_whose_data_state_different_maxima_are_not_compared_nor_ranked():
 
 def test_unreadable_pictures_of_ocrbench_are_left_out_as_everywhere(tmp_path):
     """998 of 1,000 answered, half of them rightly: 50.0, not 49.9, and only where --allow-partial lets the column in."""
-    folder = tmp_path / "row" / "ocrbench"
+    folder = tmp_path / "genlip14" / "a" / "l@w" / "ocrbench"
     folder.mkdir(parents=True)
     lines = [{"doc_id": i, "image": f"{i}", "scores": {"ocrbench_accuracy": {"score": float(i % 2)}}} for i in range(998)]
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -121,16 +121,14 @@ def test_unreadable_pictures_of_ocrbench_are_left_out_as_everywhere(tmp_path):
               "left_out": {"998": "no picture", "999": "no picture"}, "results": {"ocrbench_accuracy,none": 0.499},
               "key": {"weights": "w", "task": "t", "data": "d", "limit": None}, "provenance": provenance("a")}  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
-    row = results.read_row(tmp_path / "row", suites.get("genlip14"))
+    row = results.read_row(folder.parent, suites.get("genlip14"))
     cell = row.cells["ocrbench"]
     assert cell.value == pytest.approx(50.0) and cell.low < 50 < cell.high and cell.refused.startswith("998 of 1000, 2 left out")
     assert averages.accept_unreadable(row).cells["ocrbench"].complete
     assert row.scores["ocrbench"].value == pytest.approx(0.5)  # so differences are on the same scale
     result |= {"left_out": {}, "key": {**result["key"], "limit": 998}}
     (folder / "result.json").write_text(json.dumps(result))
-    assert results.read_row(tmp_path / "row", suites.get("genlip14")).cells["ocrbench"].value == pytest.approx(
-        49.9
-    )  # a limit: as lmms-eval
+    assert results.read_row(folder.parent, suites.get("genlip14")).cells["ocrbench"].value == pytest.approx(49.9)  # a limit: as lmms-eval
 
 
 # --- training seeds ---------------------------------------------------------------------------------------------------------

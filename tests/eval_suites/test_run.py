@@ -122,6 +122,19 @@ def test_an_export_that_is_replaced_while_it_is_evaluated_fails_the_task_in_word
     assert len(list(Path("results").rglob("result.json"))) == 1 and len(list(Path("results/easyvqa/genlip-tiny").iterdir())) == 1
 
 
+def test_a_result_copied_from_another_row_is_not_taken_for_done(small_easyvqa, capsys):
+    for name, encoder in (("a", "genlip-tiny"), ("b", "clip-tiny")):
+        small_easyvqa.export(name, encoder)
+        assert small_easyvqa.run("--encoder", encoder, "--suite", "easyvqa") == 0
+    mine, theirs = (next(Path("results/easyvqa", encoder).glob("*/easyvqa_shape")) for encoder in ("genlip-tiny", "clip-tiny"))
+    for file in ("result.json", "samples.jsonl"):
+        (mine / file).write_bytes((theirs / file).read_bytes())
+    assert small_easyvqa.run("--encoder", "clip-tiny", "--suite", "easyvqa") == 0  # the table names the copy and goes on
+    assert "its result says encoder clip-tiny, its folder genlip-tiny" in capsys.readouterr().out
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa") == 0
+    assert results.read_result(mine).encoder == "genlip-tiny" and len(small_easyvqa.asked("a")) == 120  # answers are in the journal
+
+
 def test_results_of_schema_1_stay_readable_under_their_old_digest(small_easyvqa):
     small_easyvqa.export("a", "genlip-tiny")
     arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
