@@ -56,7 +56,9 @@ exit code: 0 every asked column complete, 1 a task failed, 2 refused before anyt
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="tasks at a time, each on a GPU of its own (default: 1)")
     parser.add_argument("--compare", metavar="KEY[@EXPORT],...", help="encoders evaluated before, to compare with, question by question")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="results/ and tables/ go there (default: here)")
-    parser.add_argument("--rehash", action="store_true", help="read all data again, whatever is known of files that seem untouched")
+    parser.add_argument(
+        "--rehash", action="store_true", help="read all data and weights again, whatever is known of files that seem untouched"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, run nothing")
     args = parser.parse_args(argv)
     for name in ("limit", "batch_size", "gpus"):
@@ -73,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with locked(plan.folder):
         todo = [job for job in plan.jobs if not job.done]
-        worker.verify(plan.export, plan.folder)
+        worker.verify(plan.export, args.rehash)
         devices = worker.prepare(args.gpus) if todo else []
         with begun():
             return execute(args, plan, todo, devices)

@@ -138,12 +138,13 @@ def _measured(suite: Suite, rows: list[EncoderResult], folders: list[Path], call
             cells[column.name] = _cell(row.cells[column.name], folder)
         for name, ranks in rank.items():
             cells[name]["rank"] = ranks.get(i)
-        said = runs.provenance(row)
+        told = runs.provenance(row)
         lines.append(
             {
                 "name": called[i], "encoder": row.encoder, "arch": row.arch, "llm": row.llm, "frozen": row.frozen, "pixels": row.resolution,
                 "tokens": row.tokens, "digest": row.digest, "source": "measured", "colour": i % len(svg.COLOURS),
-                "complete": f"{tables.complete_columns(row)}/{len(row.cells)}", "cells": cells, "provenance": said.as_json() if said else {},
+                "complete": f"{tables.complete_columns(row)}/{len(row.cells)}", "cells": cells,
+                "provenance": told.as_json() if told else {},
                 "differs": comparison.differences(row, rows[0]) if i else [],
             }
         )  # fmt: skip

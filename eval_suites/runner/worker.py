@@ -23,6 +23,7 @@ from eval_suites import tasks
 from eval_suites.runner.preflight import Export, TaskJob
 from eval_suites.score import results
 from eval_suites.suites import Suite
+from genlip.common import digests
 from genlip.common.files import write_file, write_json
 from genlip.common.processes import die_with
 from genlip.common.schema import SCHEMA, Result
@@ -99,13 +100,20 @@ def environment(lm) -> dict:
 
 
 def _loaded(export: Export):
-    """The export's MLLM. ValueError where it is no longer the one that this run was planned with."""
+    """The export's MLLM, its weights hashed once. ValueError where it is no longer the one that this run was planned with."""
     from llava_plugin import mllm
 
+    files = weight_files(export)
+    seen = digests.stamp(files)
     model = mllm.load(export.folder)
     if changed := export.fingerprint.differing(model.fingerprint):
         raise ValueError(f"{export.folder} was replaced while it was evaluated ({', '.join(changed)}): run the same command again")
+    digests.vouch(files, seen, model.digest)
     return model
+
+
+def weight_files(export: Export) -> list[Path]:
+    return sorted(export.folder.glob("*.safetensors"))
 
 
 def _leave_out(task, job: TaskJob, unreadable: dict[int, str]) -> dict[int, str]:
@@ -225,13 +233,12 @@ def prepare(gpus: int) -> list[str | None]:
     return (visible.split(",") if visible else [str(i) for i in range(there)])[:gpus]
 
 
-def verify(export: Export, folder: Path) -> None:
-    """ValueError where the export's weights are not those that its provenance names. Files that were checked are not read again."""
-    checked, files = folder / "weights.json", {}
-    for file in sorted(export.folder.glob("*.safetensors")):
-        files[file.name] = [file.stat().st_size, file.stat().st_mtime_ns]
-    seen = json.dumps({"digest": export.provenance.weights_digest, "files": files})
-    if checked.exists() and checked.read_text() == seen:
+def verify(export: Export, rehash: bool) -> None:
+    """ValueError where the export's weights are not those that its provenance names.
+
+    Files that any load has found to hold them are not read again, unless `rehash` asks for it.
+    """
+    if not rehash and digests.vouched(weight_files(export)) == export.provenance.weights_digest:
         return
     prepare(1)
     here, there = _FORK.Pipe(duplex=False)
@@ -246,7 +253,6 @@ def verify(export: Export, folder: Path) -> None:
     if problem:
         raise ValueError(problem)
     process.join()
-    write_file(checked, seen)
 
 
 def run_jobs(jobs: list[TaskJob], suite: Suite, export: Export, batch_size: int, devices: list[str | None]) -> list[str]:

@@ -122,6 +122,19 @@ def test_an_export_that_is_replaced_while_it_is_evaluated_fails_the_task_in_word
     assert len(list(Path("results").rglob("result.json"))) == 1 and len(list(Path("results/easyvqa/genlip-tiny").iterdir())) == 1
 
 
+def test_weights_that_a_load_has_found_right_are_not_checked_again_until_their_file_is_touched(small_easyvqa):
+    weights = small_easyvqa.export("a", "genlip-tiny") / "model.safetensors"
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
+    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 2  # the check, and the task
+    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 2
+    assert small_easyvqa.run(*arguments, "--out", "elsewhere") == 0 and small_easyvqa.loads == 3  # the task alone
+    before = weights.stat()
+    weights.write_bytes(weights.read_bytes().swapcase())
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 4
+    assert small_easyvqa.run(*arguments, "--rehash") == 0 and small_easyvqa.loads == 5
+
+
 def test_a_result_copied_from_another_row_is_not_taken_for_done(small_easyvqa, capsys):
     for name, encoder in (("a", "genlip-tiny"), ("b", "clip-tiny")):
         small_easyvqa.export(name, encoder)
