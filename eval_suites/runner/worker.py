@@ -175,6 +175,7 @@ def _work(job: TaskJob, suite: Suite, export: Export, batch_size: int, device: s
 
             lm = EvaluatedMllm(mllm=_loaded(export), batch_size=batch_size)
             lm.report = lambda done, total: pipe.send((done, total))
+            lm.note = lambda text: pipe.send(f"note: {job.task}: {text}")
             run_job(job, suite, export, lm)
             if lm.batch_size < batch_size:
                 pipe.send(f"note: {job.task}: memory ran out, the batch was halved to {lm.batch_size} questions")
