@@ -75,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with locked(plan.folder):
         todo = [job for job in plan.jobs if not job.done]
+        worker.verify_encoder(plan.export, args.encoder, args.rehash)
         worker.verify(plan.export, args.rehash)
         devices = worker.prepare(args.gpus) if todo else []
         with begun():

@@ -101,6 +101,8 @@ def find_export(encoder: str, mllm: Path | None, llm: str | None, runs: Path = P
     An encoder is KEY, PATH_OR_HUB_ID or NAME=PATH; the label that provenance.json carries is KEY, the last folder, or NAME.
     """
     label = encoder.partition("=")[0] if "=" in encoder else Path(encoder).name
+    if "=" in encoder and folder_of(encoder) is None:
+        raise ValueError(f"{encoder.partition('=')[2]} is no folder with a config.json: NAME=FOLDER names a from_pretrained folder")
     if mllm:
         export = read_export(mllm)
         if label not in (export.encoder, export.provenance.encoder_key):
@@ -117,6 +119,12 @@ def find_export(encoder: str, mllm: Path | None, llm: str | None, runs: Path = P
     if llm and others:
         raise ValueError(f"no fine-tuned MLLM of {label} with {llm} under {runs}/; there are: {', '.join(sorted(others))}")
     raise NotTrained(_how_to_train(encoder, label, runs, bool(own)))
+
+
+def folder_of(encoder: str) -> Path | None:
+    """The folder that FOLDER or NAME=FOLDER names; None for a key, a hub id, or where there is no such folder."""
+    folder = Path(encoder.rpartition("=")[2])
+    return folder if (folder / "config.json").is_file() else None
 
 
 class NotTrained(ValueError):

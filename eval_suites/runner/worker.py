@@ -14,13 +14,14 @@ import tempfile
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import SimpleNamespace
 
 from eval_suites import tasks
-from eval_suites.runner.preflight import Export, TaskJob
+from eval_suites.runner.preflight import Export, TaskJob, folder_of
 from eval_suites.score import results
 from eval_suites.suites import Suite
 from genlip.common import digests
@@ -190,10 +191,23 @@ def _work(job: TaskJob, suite: Suite, export: Export, batch_size: int, device: s
             log.unlink()
 
 
-def _verify(export: Export, parent: int, pipe: Connection) -> None:
+def _of_folder(export: Export, encoder: str, wanted: str, files: list[Path]) -> None:
+    """ValueError where the named encoder has not the `wanted` digest, in whatever dtype; `files` are those of its folder."""
+    from llava_plugin.tower import digests_as_trained
+
+    seen = digests.stamp(files)
+    if wanted not in digests_as_trained(encoder, export.provenance.resolution):
+        raise ValueError(
+            f"{export.folder} was not trained from the encoder in {folder_of(encoder)}: its provenance says digest {wanted[:8]}, and the "
+            f"folder holds another. Give --encoder {export.encoder} for this MLLM, or --mllm with one that was trained from the folder"
+        )
+    digests.vouch(files, seen, wanted)
+
+
+def _check(check: Callable[..., object], arguments: tuple, parent: int, pipe: Connection) -> None:
     die_with(parent)
     try:
-        _loaded(export)
+        check(*arguments)
         pipe.send("")
     except (ValueError, OSError) as error:
         pipe.send(str(error))
@@ -241,16 +255,36 @@ def verify(export: Export, rehash: bool) -> None:
     """
     if not rehash and digests.vouched(weight_files(export)) == export.provenance.weights_digest:
         return
+    _checked_apart(export.folder, _loaded, export)
+
+
+def verify_encoder(export: Export, encoder: str, rehash: bool) -> None:
+    """ValueError where `encoder` names a folder, FOLDER or NAME=FOLDER, that the export was not trained from. What was checked is not
+    read again, unless `rehash` asks for it."""
+    folder, said = folder_of(encoder), export.provenance
+    wanted = said.encoder_digest_before or (said.encoder_digest if said.frozen else None)
+    if folder is None:
+        return
+    if wanted is None:
+        print(f"note: {export.folder} does not record which encoder it began with: it is not held against {folder}", file=sys.stderr)
+        return
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    if rehash or digests.vouched(files) != wanted:
+        _checked_apart(folder, _of_folder, export, encoder, wanted, files)
+
+
+def _checked_apart(folder: Path, check: Callable[..., object], *arguments: object) -> None:
+    """Call what raises ValueError where something in the folder is not right, in a process of its own."""
     prepare(1)
     here, there = _FORK.Pipe(duplex=False)
-    process = _FORK.Process(target=_verify, args=(export, os.getpid(), there), daemon=True)
+    process = _FORK.Process(target=_check, args=(check, arguments, os.getpid(), there), daemon=True)
     process.start()
     there.close()
     try:
         problem = here.recv()
     except EOFError:
         process.join()
-        problem = f"{export.folder} could not be loaded: the process that tried ended with code {process.exitcode} (memory?)"
+        problem = f"{folder} could not be loaded: the process that tried ended with code {process.exitcode} (memory?)"
     if problem:
         raise ValueError(problem)
     process.join()

@@ -19,7 +19,10 @@ def protocol(row: EncoderResult) -> dict[str, Any]:
     parts = next(iter(row.results.values())).get("fingerprint") or {}
     own: dict[str, Any] = {"schema": row.schema}
     own |= {f"answers.{name}": value for name, value in parts.items() if name not in OF_THE_ENCODER}
-    return own | {f"{where}{name}": value for where, stage in _stages(row) for name, value in stage.compared().items()}
+    own |= {f"{where}{name}": value for where, stage in _stages(row) for name, value in stage.compared().items()}
+    # Data that nobody recorded are equal to no others.
+    unknown = [name for name, value in own.items() if value is None and name.rpartition(".")[2] == "data_digest"]
+    return own | {name: f"not recorded ({row.weights_digest[:8]})" for name in unknown}
 
 
 def seed_of(row: EncoderResult) -> tuple[int, ...]:

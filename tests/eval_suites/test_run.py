@@ -135,6 +135,32 @@ def test_weights_that_a_load_has_found_right_are_not_checked_again_until_their_f
     assert small_easyvqa.run(*arguments, "--rehash") == 0 and small_easyvqa.loads == 5
 
 
+def test_an_encoders_folder_is_held_against_the_mllm(small_easyvqa, monkeypatch, capsys):
+    looked = []
+
+    def digests_as_trained(name, resolution):
+        looked.append(name)
+        return ["b" * 64, Path("mine/model.safetensors").read_text()]
+
+    monkeypatch.setattr("llava_plugin.tower.digests_as_trained", digests_as_trained)
+    monkeypatch.setattr("eval_suites.runner.worker._checked_apart", lambda folder, check, *arguments: check(*arguments))
+    small_easyvqa.export("a", "mine", encoder_digest_before="a" * 64)
+    arguments = ("--encoder", "mine=mine", "--suite", "easyvqa", "--tasks", "shape")
+    assert small_easyvqa.run(*arguments) == 2 and "mine is no folder with a config.json" in capsys.readouterr().err
+    Path("mine").mkdir()
+    Path("mine/config.json").write_text("{}")
+    Path("mine/model.safetensors").write_text("c" * 64)
+    assert small_easyvqa.run(*arguments) == 2 and not list(Path("results").rglob("result.json"))
+    assert "runs/a/export was not trained from the encoder in mine: its provenance says digest aaaaaaaa" in capsys.readouterr().err
+    Path("mine/model.safetensors").write_text("a" * 64)
+    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.run(*arguments) == 0 and looked == ["mine=mine"] * 2  # then it is known
+    assert small_easyvqa.run("--encoder", "mine", *arguments[2:]) == 0  # a folder's own name is a folder, too
+    said = json.loads(Path("runs/a/export/provenance.json").read_text()) | {"encoder_digest_before": None, "frozen": None}
+    Path("runs/a/export/provenance.json").write_text(json.dumps(said))
+    assert small_easyvqa.run(*arguments) == 0
+    assert "note: runs/a/export does not record which encoder it began with" in capsys.readouterr().err
+
+
 def test_a_result_copied_from_another_row_is_not_taken_for_done(small_easyvqa, capsys):
     for name, encoder in (("a", "genlip-tiny"), ("b", "clip-tiny")):
         small_easyvqa.export(name, encoder)
