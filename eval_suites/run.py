@@ -13,7 +13,7 @@ Exit code: 0 every asked column is complete; 1 a task failed; 2 refused before a
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if not __package__:  # run as a script: the folder above is the package's root, and this folder's files are nobody's top level
@@ -52,6 +52,10 @@ exit code: 0 every asked column complete, 1 a task failed, 2 refused before anyt
     parser.add_argument(
         "--data-root", type=Path, default=Path("data"), metavar="DIR", help="DIR/<org>/<set>/..., as hub snapshots lie (default: data)"
     )
+    parser.add_argument(
+        "--generation", choices=("ours", "authors"), default="ours",
+        help="ours: greedy, no penalties; authors: as the MLLM's generation_config.json says, in a row of its own (default: ours)",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="questions at a time; changes no answer (default: 16)")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="tasks at a time, each on a GPU of its own (default: 1)")
     parser.add_argument("--compare", metavar="KEY[@EXPORT],...", help="encoders evaluated before, to compare with, question by question")
@@ -102,7 +106,7 @@ def plan_run(args: argparse.Namespace) -> EvalPlan:
     wanted = suites.select(suite, args.tasks)
     problems, export, jobs = [], None, []
     try:
-        export = preflight.find_export(args.encoder, args.mllm, args.llm)
+        export = replace(preflight.find_export(args.encoder, args.mllm, args.llm), generation=args.generation)
     except preflight.NotTrained as error:
         problems.append(str(error))
     folder = preflight.result_folder(args, suite, export) if export else args.out / "results" / suite.name

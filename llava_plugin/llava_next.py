@@ -15,6 +15,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import os
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -517,6 +518,8 @@ def to_native(checkpoint: Path, export: Path) -> None:
         "protocol": {"converted_from": "LLaVA-NeXT"},
     }
     mllm.save(model, tokenizer, export, said)
+    if (authors := checkpoint / "generation_config.json").exists():  # read where a user asks for the authors' word, and nowhere else
+        shutil.copyfile(authors, export / "generation_config.json")
 
 
 def _frozen(config, name: str, tower) -> bool | None:

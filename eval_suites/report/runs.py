@@ -160,6 +160,7 @@ def commands(row: EncoderResult, suite: str, found: list[tuple[str, Run]]) -> li
         "",
     )
     evaluation = ["python", "eval_suites/run.py", "--encoder", row.encoder, "--suite", suite]
+    evaluation += ["--generation", "authors"] if row.by_authors else []
     lines.append(shlex.join([*evaluation, *(["--mllm", export] if export else [])]))
     return [line for line in lines if line]
 

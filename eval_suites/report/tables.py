@@ -162,6 +162,8 @@ def footnotes(suite: Suite, rows: list[EncoderResult], printed: list[tuple[str, 
         notes += [f"{DAGGER} {name}: samples left out whose pictures cannot be read: {', '.join(let_in)}."] if let_in else []
     if old := [row.label for row in rows if row.schema == 1]:
         notes.append(f"{', '.join(old)}: trained or evaluated before exports and results had versions; ranked among themselves alone.")
+    if own := [row.label for row in rows if row.by_authors]:
+        notes.append(f"{', '.join(own)}: decoded as the MLLM's generation_config.json says, not greedily without penalties as the others.")
     elsewhere = [row for row in rows if row.elsewhere]
     if elsewhere:
         notes.append(

@@ -25,10 +25,11 @@ from genlip.common.schema import Provenance, parse
 
 @dataclass(frozen=True)
 class Export:
-    """A trained MLLM: its folder and what its provenance.json says."""
+    """A trained MLLM: its folder, what its provenance.json says, and whose settings of generation answers are decoded by."""
 
     folder: Path
     provenance: Provenance
+    generation: str = "ours"
 
     @property
     def encoder(self) -> str:
@@ -37,7 +38,7 @@ class Export:
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """As its files lie there when it is first asked for."""
-        return fingerprint.of_export(self.folder, self.provenance.weights_digest)
+        return fingerprint.of_export(self.folder, self.provenance.weights_digest, generation=self.generation)
 
     @property
     def digest(self) -> str:

@@ -106,7 +106,7 @@ def _loaded(export: Export):
 
     files = weight_files(export)
     seen = digests.stamp(files)
-    model = mllm.load(export.folder)
+    model = mllm.load(export.folder, generation=export.generation)
     if changed := export.fingerprint.differing(model.fingerprint):
         raise ValueError(f"{export.folder} was replaced while it was evaluated ({', '.join(changed)}): run the same command again")
     digests.vouch(files, seen, model.digest)

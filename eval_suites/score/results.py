@@ -121,10 +121,16 @@ class EncoderResult:
         return int(min(said, default=SCHEMA))
 
     @property
+    def by_authors(self) -> bool:
+        """Whether answers were decoded by the settings of the MLLM's authors, not by ours."""
+        parts = next((result["fingerprint"] for result in self.results.values()), None) if not self.elsewhere else None
+        return bool(parts) and str(parts.get("generation")).startswith("authors")
+
+    @property
     def label(self) -> str:
         stage = self.provenance.get("stage", "sft")
         marks = ["untrained"] * self.untrained + [f"{stage} stage"] * (stage != "sft") + [f"{self.seeds} seeds"] * bool(self.members)
-        marks += ["schema 1"] * (self.schema == 1)
+        marks += ["schema 1"] * (self.schema == 1) + ["authors' generation"] * self.by_authors
         return self.encoder + (f" ({', '.join(marks)})" if marks else "")
 
 

@@ -161,6 +161,24 @@ def test_an_encoders_folder_is_held_against_the_mllm(small_easyvqa, monkeypatch,
     assert "note: runs/a/export does not record which encoder it began with" in capsys.readouterr().err
 
 
+def test_an_mllm_decoded_as_its_authors_do_is_a_row_of_its_own_that_says_so(small_easyvqa, capsys):
+    settings = small_easyvqa.export("a", "genlip-tiny") / "generation_config.json"
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
+    assert small_easyvqa.run(*arguments, "--generation", "authors") == 2  # nothing there to go by
+    settings.write_text('{"do_sample": true}')
+    assert small_easyvqa.run(*arguments, "--generation", "authors") == 2
+    assert "generation_config.json samples (do_sample)" in capsys.readouterr().err and not Path("results").exists()
+    settings.write_text('{"repetition_penalty": 1.1}')
+    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.run(*arguments, "--generation", "authors") == 0
+    assert len(small_easyvqa.asked("a")) == 80 and len(table()) == 2
+    text = Path("tables/easyvqa.md").read_text()
+    assert "genlip-tiny (authors' generation): decoded as the MLLM's generation_config.json says" in text
+    a, b = results.read_rows(Path("results"), suites.get("easyvqa"))
+    (difference,) = comparison.differences(a, b)
+    assert difference.startswith("answers.generation: ") and "greedy" in difference and "authors " in difference
+    assert "**" not in text  # not ranked together
+
+
 def test_a_result_copied_from_another_row_is_not_taken_for_done(small_easyvqa, capsys):
     for name, encoder in (("a", "genlip-tiny"), ("b", "clip-tiny")):
         small_easyvqa.export(name, encoder)
@@ -410,7 +428,7 @@ def test_digests_that_do_not_match_are_refused_before_a_task_runs(small_easyvqa,
     assert small_easyvqa.run(*arguments) == 0
     weights.write_bytes(b"another")  # in the same folder, under the same provenance
 
-    def mismatch(export, device=None, dtype=None):
+    def mismatch(export, device=None, dtype=None, generation="ours"):
         raise ValueError(f"{export}: its weights have digest x, its provenance says y")
 
     monkeypatch.setattr("llava_plugin.mllm.load", mismatch)

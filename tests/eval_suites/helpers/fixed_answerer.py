@@ -83,7 +83,7 @@ def ours(reply, seconds: float, arguments: list[str]) -> int:
             time.sleep(seconds)  # asked, and not yet in the journal: this batch a kill may cost
             return texts
 
-    def load(export, device=None, dtype=None):
+    def load(export, device=None, dtype=None, generation="ours"):
         return Slow(reply, json.loads((Path(export) / "provenance.json").read_text()), Path("asked.jsonl"))
 
     llava_plugin.mllm.load = load

@@ -147,12 +147,12 @@ class Place:
         """How often a model was loaded, by whatever process."""
         return len((self.folder / "loads.txt").read_text()) if (self.folder / "loads.txt").exists() else 0
 
-    def _load(self, export, device=None, dtype=None):
+    def _load(self, export, device=None, dtype=None, generation="ours"):
         with (self.folder / "loads.txt").open("a") as stream:
             stream.write(".")
         model = self.models[Path(export)]
         model.provenance = json.loads((Path(export) / "provenance.json").read_text())
-        model.fingerprint = of_export(Path(export), model.digest)
+        model.fingerprint = of_export(Path(export), model.digest, generation=generation)
         return model
 
     def asked(self, name: str) -> list[str]:
