@@ -138,17 +138,31 @@ def _measured(suite: Suite, rows: list[EncoderResult], folders: list[Path], call
             cells[column.name] = _cell(row.cells[column.name], folder)
         for name, ranks in rank.items():
             cells[name]["rank"] = ranks.get(i)
-        told = runs.provenance(row)
         lines.append(
             {
                 "name": called[i], "encoder": row.encoder, "arch": row.arch, "llm": row.llm, "frozen": row.frozen, "pixels": row.resolution,
                 "tokens": row.tokens, "digest": row.digest, "source": "measured", "colour": i % len(svg.COLOURS),
                 "complete": f"{tables.complete_columns(row)}/{len(row.cells)}", "cells": cells,
-                "provenance": told.as_json() if told else {},
+                "provenance": _told(row),
                 "differs": comparison.differences(row, rows[0]) if i else [],
             }
         )  # fmt: skip
     return lines
+
+
+def _told(row: EncoderResult) -> dict:
+    """What the MLLM's provenance says, of a row that joins seeds what all of theirs say; {} where no result is believed."""
+    said = [told.as_json() for member in row.members or (row,) if (told := runs.provenance(member))]
+    return _merged(said) if said else {}
+
+
+def _merged(values: list):
+    """Several seeds' values as one: what all have in common, objects part by part, and else each of them, in words."""
+    if all(value == values[0] for value in values):
+        return values[0]
+    if all(isinstance(value, dict) for value in values):
+        return {name: _merged([value.get(name) for value in values]) for name in dict.fromkeys(name for value in values for name in value)}
+    return ", ".join(dict.fromkeys(value if isinstance(value, str) else json.dumps(value) for value in values))
 
 
 def _holes(columns: tuple[Column, ...], row: EncoderResult) -> str:

@@ -176,6 +176,7 @@ def footnotes(suite: Suite, rows: list[EncoderResult], printed: list[tuple[str, 
             for said in cell.note.split("; ") if cell.note and cell.value is not None else []:
                 of_note.setdefault(said, []).append(cell.benchmark)
         notes += [f"{row.label}: {said} ({', '.join(names)})." for said, names in of_note.items()]
+    notes += [f"{why}." for why in seeds.unjoined(rows)]
     ours = [row for row in rows if row.results and not row.elsewhere]
     for row in ours[1:]:
         others = comparison.differences(row, ours[0])

@@ -123,8 +123,8 @@ class EncoderResult:
     @property
     def by_authors(self) -> bool:
         """Whether answers were decoded by the settings of the MLLM's authors, not by ours."""
-        parts = next((result["fingerprint"] for result in self.results.values()), None) if not self.elsewhere else None
-        return bool(parts) and str(parts.get("generation")).startswith("authors")
+        parts = {} if self.elsewhere else next((result["fingerprint"] for result in self.results.values()), {})
+        return str(parts.get("generation")).startswith("authors")
 
     @property
     def label(self) -> str:

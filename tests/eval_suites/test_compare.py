@@ -156,12 +156,43 @@ def test_rows_with_one_seed_twice_or_other_questions_stay_apart(world):
     said = {"lr": 0.001, "encoder": "mine", "seed": 0}
     write_results(world[0], world[1], "mine", right_share(5, 0.6), recipe=said, git_commit="1" * 40)
     assert not any(row.members for row in read(world))
+    (why,) = seeds.unjoined(read(world))
+    assert why.startswith("mine: ") and why.count("(seed 0)") == 2 and why.endswith("of one recipe, and not joined: a seed is there twice")
     seeded(world, "yours", [0.5, 0.6])
+    assert len(seeds.unjoined(read(world))) == 1  # which are one row
     file = next(world[0].glob("easyvqa/yours/*/easyvqa_shape/result.json"))
     result = json.loads(file.read_text())
     result["key"]["data"] = "other"
     file.write_text(json.dumps(result))
     assert not any(row.members for row in read(world))
+    _, why = seeds.unjoined(read(world))
+    assert why.endswith("not joined: not asked the same in easyvqa_shape")
+    (file.parents[1] / "easyvqa_colour" / "result.json").unlink()
+    *_, why = seeds.unjoined(read(world))
+    assert why.endswith("not asked the same in easyvqa_shape, easyvqa_colour; not the same is there of colour")
+    assert tables.markdown(SUITE, read(world), [], []).count(why) == 1
+
+
+def test_seeds_that_began_with_other_weights_of_the_encoder_say_so(world):
+    for seed in (0, 1):
+        said = {"lr": 0.001, "encoder": "mine", "seed": seed}
+        write_results(world[0], world[1], "mine", right_share(seed, 0.5), recipe=said, encoder_digest_before=f"{seed}" * 64)
+    (why,) = seeds.unjoined(read(world))
+    assert why.endswith("of one recipe, and not joined: they did not begin with the same encoder")
+
+
+def test_what_is_recorded_of_a_joined_row_is_that_of_all_its_seeds(world):
+    from tests.eval_suites.test_report import made
+
+    for seed, version in ((0, "2.13.0"), (1, "2.14.0"), (2, "2.13.0")):
+        said = {"lr": 0.001, "encoder": "mine", "seed": seed}
+        write_results(world[0], world[1], "mine", right_share(seed, 0.5), recipe=said, versions={"torch": version, "numpy": "2"})
+    mine = next(row for row in read(world) if row.members)
+    good = next(row for row in read(world) if row.encoder == "good")
+    assert "training's torch: 2.13.0 against 2.13.0, 2.14.0" in comparison.recorded(good, mine)
+    told = next(row["provenance"] for row in made("results").data["data"]["rows"] if row["name"] == "mine (3 seeds)")
+    assert told["versions"] == {"torch": "2.13.0, 2.14.0", "numpy": "2"} and told["recipe"]["seed"] == "0, 1, 2" and told["stage"] == "sft"
+    assert told["weights_digest"] == ", ".join(member.weights_digest for member in mine.members)
 
 
 def test_the_variance_of_joined_rows_is_pictures_and_seeds(world):

@@ -84,7 +84,9 @@ def ours(reply, seconds: float, arguments: list[str]) -> int:
             return texts
 
     def load(export, device=None, dtype=None, generation="ours"):
-        return Slow(reply, json.loads((Path(export) / "provenance.json").read_text()), Path("asked.jsonl"))
+        model = Slow(reply, json.loads((Path(export) / "provenance.json").read_text()), Path("asked.jsonl"))
+        model.fingerprint = small.of_export(Path(export), model.digest, generation=generation)
+        return model
 
     llava_plugin.mllm.load = load
     return run.main(arguments)
