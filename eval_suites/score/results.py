@@ -23,7 +23,7 @@ from eval_suites.suites import Column, Suite
 from genlip.common.fingerprint import Fingerprint, of_export
 from genlip.common.schema import SCHEMA, Provenance, Result, read
 
-AGAIN = "delete the task's folder and run it again"
+AGAIN = "delete its result.json and run the task again"  # whose answers are in the journal
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class EncoderResult:
     @property
     def by_authors(self) -> bool:
         """Whether answers were decoded by the settings of the MLLM's authors, not by ours."""
-        parts = {} if self.elsewhere else next((result["fingerprint"] for result in self.results.values()), {})
+        parts: Mapping[str, Any] = {} if self.elsewhere else next((result["fingerprint"] for result in self.results.values()), {})
         return str(parts.get("generation")).startswith("authors")
 
     @property
