@@ -52,7 +52,7 @@ exit code: 0 every asked column complete, 1 a task failed, 2 refused before anyt
     parser.add_argument(
         "--data-root", type=Path, default=Path("data"), metavar="DIR", help="DIR/<org>/<set>/..., as hub snapshots lie (default: data)"
     )
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="questions at a time; changes no answer (default: 16)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="questions at a time; changes no fp32 answer (default: 16)")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="tasks at a time, each on a GPU of its own (default: 1)")
     parser.add_argument("--compare", metavar="KEY[@EXPORT],...", help="encoders evaluated before, to compare with, question by question")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="results/ and tables/ go there (default: here)")
