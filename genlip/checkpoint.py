@@ -1,7 +1,7 @@
 """What a pretraining run keeps: torch.distributed.checkpoint folders, on any number of ranks, and the export; written aside and renamed.
 
 `checkpoints/step-NNNNNN/` holds the tensors of model and optimizer and, written last, state.json: the step, the streams' positions
-and ledgers, the digest of the data, and the size of every file. A run goes on from the newest folder in which all sizes are right;
+and ledgers, and the size of every file. A run goes on from the newest folder in which all sizes are right;
 one that a crash cut short is passed over with a sentence. Saving is synchronous: split over the ranks, the three fp32 copies of So/16
 are 10 GB in all, seconds beside the minutes between two checkpoints.
 """
@@ -19,7 +19,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 
-from .common.files import read_json, sha256, write_json, written_aside
+from .common import digests
+from .common.files import read_json, write_json, written_aside
 from .common.versions import git_commit, package_versions
 from .recipes import Recipe
 
@@ -110,6 +111,11 @@ def _write(file: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
+def weights_digest(export: Path) -> str:
+    """Of an export's weights: of the digests of its safetensors files."""
+    return hashlib.sha256(b"".join(bytes.fromhex(each) for each in digests.of_files(sorted(export.glob("*.safetensors"))))).hexdigest()
+
+
 def write_export(model, tokenizer, recipe: Recipe, data: tuple[str, str], export: Path, rank: int = 0) -> None:
     """A plain from_pretrained folder: weights, config, image processor, tokenizer, provenance; written aside and renamed.
 
@@ -129,12 +135,11 @@ def write_export(model, tokenizer, recipe: Recipe, data: tuple[str, str], export
         )
         GenLIPImageProcessor(**size, patch_size=model.config.patch_size).save_pretrained(part)
         tokenizer.save_pretrained(part)
-        weights = b"".join(bytes.fromhex(sha256(file)) for file in sorted(part.glob("*.safetensors")))
         earlier = Path(recipe.init) / "provenance.json" if recipe.init else None
         provenance = {
             "stage": "pretrain",
             "recipe": asdict(recipe),
-            "weights_digest": hashlib.sha256(weights).hexdigest(),
+            "weights_digest": weights_digest(part),
             "data_digest": data[0],
             "data_digest_covers": data[1],
             "init": read_json(earlier) if earlier and earlier.is_file() else None,

@@ -127,13 +127,13 @@ def arguments(recipe: Recipe, llm: str, folder: Path, accumulation: int, on_gpu:
     return [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
 
-def write_inputs(setup: Setup, run: Path, data: Path, start: "Mllm | None") -> None:
+def write_inputs(recipe: Recipe, run: Path, data: Path, start: "Mllm | None") -> None:
     """Write what LLaVA-NeXT reads into RUN/llava_next/, once: conversations, pictures, and the projector that training starts from."""
     folder = run / "llava_next"
     if not (folder / "conversations.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         if start is not None:
-            write_projector(start, setup.recipe.init, folder / "mm_projector.bin")
+            write_projector(start, recipe.init, folder / "mm_projector.bin")
         write_data(data, folder)  # last: where its file is, all is there
 
 
@@ -159,14 +159,14 @@ def prepare_run(setup: Setup, run: Path, data: Path, zero: int) -> RunRecord:
         "head_digest": digest(language.get_output_embeddings()),
         "tokenizer_digest": tokenizer["tokenizer"],
         "chat_template": tokenizer["chat_template"],
-        "init_digest": start and start.provenance.weights_digest,
-        "projector_made_for": start and start.provenance.encoder_digest,
+        "init_digest": None if start is None else start.provenance.weights_digest,
+        "projector_made_for": None if start is None else start.provenance.encoder_digest,
     }
     accumulation = micro_steps(began, setup.processes, setup.accumulation, run)
     ledger = read_json(data / "ledger.json")
     record = setup.record(digests, ledger["digest"], accumulation, zero, str(dtype).removeprefix("torch."), on_gpu)
     pin(run, record)
-    write_inputs(setup, run, data, start)
+    write_inputs(recipe, run, data, start)
     write_json(run / "ledger.json", ledger)
     return record
 

@@ -63,12 +63,12 @@ def llm_shape(name: str, source: str | None) -> LlmShape | None:
     folder = Path(source)
     try:
         config = read_json(folder / "config.json")
-        sizes = [config[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")]
+        layers, hidden, ffn, words = (config[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"))
     except (OSError, ValueError, KeyError):
         return None
     if not any(folder.glob("*.safetensors")):
         return None
-    return LlmShape(*sizes, stored_parameters(folder), tied=config.get("tie_word_embeddings", False))
+    return LlmShape(layers, hidden, ffn, words, stored_parameters(folder), tied=config.get("tie_word_embeddings", False))
 
 
 def stored_parameters(folder: Path) -> int:
@@ -180,7 +180,7 @@ class Setup:
         return RunRecord(
             schema=SCHEMA,
             stage=recipe.stage,
-            encoder=self.spec and self.spec.key,
+            encoder=None if self.spec is None else self.spec.key,
             encoder_source=self.encoder,
             llm=Path(recipe.llm).name,
             llm_source=self.llm,

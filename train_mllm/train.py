@@ -139,8 +139,9 @@ def build_model(setup: Setup) -> Built:
     freeze_parts(model, recipe)
     digests = mllm.identity(model, tokenizer)
     guard = FreezeCheck(tower, recipe.train_encoder, digests["encoder_digest"])
-    made_for = {"init_digest": before and before.weights_digest, "projector_made_for": before and before.encoder_digest}
-    return Built(model, tokenizer, dtype, guard, digests | made_for, before)
+    if before is not None:
+        digests |= {"init_digest": before.weights_digest, "projector_made_for": before.encoder_digest}
+    return Built(model, tokenizer, dtype, guard, digests, before)
 
 
 @dataclass(frozen=True)

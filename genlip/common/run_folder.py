@@ -115,7 +115,9 @@ def pin(run: Path, record: RunRecord) -> None:
         )
     what, place = PINNED[changed[0]]
     (there, now), where = (str(each[changed[0]])[:8] for each in (began, record)), str(place and (record[place] or began[place]))
-    more = f" ({', '.join(PINNED[name][0] for name in changed[1:])} differ too)" if changed[1:] else ""
+    others = [PINNED[name][0] for name in changed[1:]]
+    others += [f"{name} {began.versions.get(name)} before" for name in record.versions if record.versions[name] != began.versions.get(name)]
+    more = f" (differing too: {', '.join(others)})" if others else ""
     raise ValueError(
         f"{run} began with {what} {there}, and {where} holds {now} now{more}: bring back what it began with, or give another --out"
     )

@@ -14,6 +14,7 @@ from llava_plugin import mllm
 from train_mllm import estimate, llava_next
 from train_mllm.prepare_data import prepare
 from train_mllm.recipes import PRESETS
+from train_mllm.setup import resolve
 from train_mllm.train import check_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,7 @@ def test_what_llava_next_cannot_follow_is_refused(change, message):
 def test_an_absent_checkout_is_missing(monkeypatch):
     monkeypatch.delenv("LLAVA_NEXT_ROOT", raising=False)
     monkeypatch.setattr(estimate.llava_next.importlib.util, "find_spec", lambda name: None)
-    assert "export LLAVA_NEXT_ROOT=" in estimate.missing(RECIPE)[0]
+    assert "export LLAVA_NEXT_ROOT=" in estimate.missing(resolve(RECIPE, 8))[0]
 
 
 def said(*turns):
