@@ -28,8 +28,6 @@ from .common.flags import add_recipe, check_choices, read_recipe
 from .common.hardware import peak_bf16
 from .common.locks import one_at_a_time
 from .common.run_folder import claim_run_folder, pin
-from .common.schema import SCHEMA, RunRecord
-from .common.versions import git_commit, package_versions
 from .recipes import LAPTOP, PRESETS, Recipe
 
 HELD_PICTURES = 4  # captioned at every look
@@ -76,8 +74,10 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     # The model and what trains it.
     newest = checkpoint.newest(run)
     model = build_model(recipe, len(tokenizer), from_init=newest is None).to(device).train()
+    earlier = Path(recipe.init) / "provenance.json"  # a released checkpoint has none
+    earlier = read_json(earlier) if recipe.init and earlier.is_file() else None
     with one_at_a_time(run):
-        pin(run, run_record(recipe, tokenizer, digest, world))
+        pin(run, checkpoint.run_record(recipe, tokenizer, digest, world))
     config = model.config
     net = wrap_parallel(model, recipe, world)
     optimizer = adamw(model, recipe)
@@ -147,7 +147,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
                     write_json(run / "ledger.json", ledger)
                 state = {"streams": [everything[r] for r in range(recipe.rows)]}
                 checkpoint.save(run, step, model, optimizer, state, recipe.keep, recipe.milestone_every)
-    checkpoint.write_export(model, tokenizer, recipe, (digest, covers), export, rank)
+    checkpoint.write_export(model, tokenizer, recipe, (digest, covers), earlier, export, rank)
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -303,33 +303,6 @@ def vocab_size_of(recipe: Recipe, words: int) -> int:
     if recipe.vocab_size and recipe.vocab_size < words:
         raise ValueError(f"the tokenizer has {words} words, the model {recipe.vocab_size}: raise --vocab-size")
     return recipe.vocab_size or math.ceil(words / 64) * 64
-
-
-def run_record(recipe: Recipe, tokenizer: Any, data_digest: str, processes: int) -> RunRecord:
-    """What the run was resolved to. An earlier stage's weights are hashed as its provenance has them, once for as long as no file moves."""
-    from .checkpoint import weights_digest
-    from .common import fingerprint
-
-    words = fingerprint.of_loaded_tokenizer(tokenizer)
-    return RunRecord(
-        schema=SCHEMA,
-        stage="pretrain",
-        tokenizer_source=recipe.tokenizer or recipe.init,
-        tokenizer_digest=words["tokenizer"],
-        chat_template=words["chat_template"],
-        init=recipe.init or None,
-        init_digest=weights_digest(Path(recipe.init)) if recipe.init else None,
-        data=recipe.data,
-        data_digest=data_digest,
-        per_step=f"{recipe.rows} rows of {recipe.row_tokens} tokens",
-        dtype="float32",
-        processes=processes,
-        accumulation=recipe.rows // processes,
-        zero=0,
-        kernels=f"attention {recipe.attention}, {'compiled' if recipe.compile else 'eager'} layers",
-        versions=package_versions(("torch", "transformers", "genlip-eval")),
-        git_commit=git_commit(),
-    )
 
 
 def build_model(recipe: Recipe, words: int, from_init: bool = True):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from genlip.common.run_folder import recorded
+from llava_plugin import mllm, tower
 from llava_plugin.tower import VisionTower
 from tests.train_mllm.test_train import assert_same, provenance, start
 from train_mllm.freeze_check import FreezeCheck
@@ -223,3 +224,23 @@ def test_two_processes_killed_and_one_that_goes_on_are_one_run(recipe):
     export = train(part)
     assert provenance(export)["accumulation"] == 2
     assert_same(Path(whole.out) / "export", export, 1e-4)
+
+
+def test_weights_are_hashed_once_before_the_first_step(recipe, monkeypatch):
+    """For the check on the encoder, the names of cached features and the record alike."""
+    hashed, real = [], tower.tensor_digests
+
+    def counted(module):
+        hashed.append(sum(t.numel() for t in module.state_dict().values()))
+        return real(module)
+
+    for module in (tower, mllm):
+        monkeypatch.setattr(module, "tensor_digests", counted)
+
+    def stop(self, args, state, control, model, **kwargs):
+        assert sum(hashed) == sum(t.numel() for t in model.state_dict().values())
+        raise Killed
+
+    monkeypatch.setattr(FreezeCheck, "on_train_begin", stop)
+    with pytest.raises(Killed):
+        train(replace(recipe, cache_features=True))
