@@ -32,9 +32,11 @@ def initialise_from(model, setup: Setup) -> Provenance:
         model.model.language_model.load_state_dict(theirs.model.language_model.state_dict())
         model.lm_head.load_state_dict(theirs.lm_head.state_dict())
         return before
-    unused = {"embed_tokens.weight": model.config.image_token_id}  # the placeholder's row, drawn from the seed, is never looked up
-    if not same_weights(model.model.language_model, theirs.model.language_model, unused):
-        now = digest_of(model.model.language_model)
+    language = model.model.language_model
+    words = next(name for name, p in language.named_parameters() if p is language.get_input_embeddings().weight)
+    unused = {words: model.config.image_token_id}  # the placeholder's row, at times drawn from the seed, is never looked up
+    if not same_weights(language, theirs.model.language_model, unused):
+        now = digest_of(language)
         raise ValueError(
             f"{recipe.init} was trained with the language model {before.llm} {str(before.llm_digest)[:8]}, and {setup.llm} holds "
             f"{now[:8]}: bring that one back, or train the projector again"

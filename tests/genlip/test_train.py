@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 from genlip import modeling_genlip, speak
 from genlip import train as train_module
+from genlip.common.schema import RunRecord, json_schema
 from genlip.train import learning_rate, main, train
+from tests.json_schema import complaints
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +52,7 @@ def test_learns_and_speaks(recipe, capsys):
     assert speak.main([str(export), recipe.data + "/train-0.tar"]) == 0
     assert "4 of 4 captions word for word" in capsys.readouterr().out
     provenance = json.loads((export / "provenance.json").read_text())
+    assert complaints(json.loads((export.parent / "run.json").read_text()), json_schema(RunRecord)) == []
     assert len(provenance["weights_digest"]) == 64 and provenance["recipe"]["max_steps"] == 120
     assert main(["tiny-s1", "--data", recipe.data, "--tokenizer", recipe.tokenizer, "--out", str(export.parent)]) == 2  # another recipe
     assert "--max-steps 120 there, --max-steps 2200 asked" in capsys.readouterr().err

@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from genlip.common.run_folder import recorded
+from genlip.common.schema import Provenance, RunRecord, json_schema
 from llava_plugin import mllm, tower
 from llava_plugin.tower import VisionTower
+from tests.json_schema import complaints
 from tests.train_mllm.test_train import assert_same, provenance, start
 from train_mllm.freeze_check import FreezeCheck
 from train_mllm.model import same_weights
@@ -114,6 +116,7 @@ def test_a_folder_overwritten_meanwhile_is_refused_and_put_back_the_run_goes_on(
     ended = provenance(train(recipe))
     assert ended["weights_digest"] == undisturbed["weights_digest"] and ended["frozen"]
     began = json.loads((Path(recipe.out) / "run.json").read_text())
+    assert complaints(began, json_schema(RunRecord)) == complaints(ended, json_schema(Provenance)) == []
     assert (began["encoder_digest"], began["llm_digest"]) == (ended["encoder_digest"], ended["llm_digest_before"])
 
 
