@@ -161,7 +161,7 @@ def time_trainers(checkout: str, n: int, scale: float, batch: int, hidden: int, 
         tokenizer = tiny_qwen(folder / "qwen-tiny", hidden, layers, seed)  # theirs takes a model for Qwen by its path
         recipe = recipe_for(folder / "qwen-tiny", folder / "data", batch, steps)
         prepare(str(write_conversations(folder, mix(n, scale, seed), tokenizer, recipe.encoder, seed)), str(folder / "images"), recipe.data)
-        llava_next.write_inputs(recipe, folder, Path(recipe.data), None)
+        llava_next.write_inputs(recipe, folder, Path(recipe.data))
         for r in range(rounds):
             for way in list(seconds)[:: 1 if r % 2 else -1]:  # nobody is always first
                 with tempfile.TemporaryDirectory(dir=folder) as run:

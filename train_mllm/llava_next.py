@@ -127,18 +127,19 @@ def arguments(recipe: Recipe, llm: str, folder: Path, accumulation: int, on_gpu:
     return [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
 
-def write_inputs(recipe: Recipe, run: Path, data: Path, start: "Mllm | None") -> None:
-    """Write what LLaVA-NeXT reads into RUN/llava_next/, once: conversations, pictures, and the projector that training starts from."""
+def write_inputs(recipe: Recipe, run: Path, data: Path, start: "Mllm | None" = None) -> None:
+    """Write what LLaVA-NeXT reads into RUN/llava_next/, once: conversations, pictures, and the projector that training starts from, of the
+    export `start` where that is loaded already."""
     folder = run / "llava_next"
     if not (folder / "conversations.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        if start is not None:
+        if recipe.init:
             write_projector(start, recipe.init, folder / "mm_projector.bin")
         write_data(data, folder)  # last: where its file is, all is there
 
 
 def prepare_run(setup: Setup, run: Path, data: Path, zero: int) -> RunRecord:
-    """Hold what LLaVA-NeXT will load against what the run began with, and write its inputs: of one process, the others only train."""
+    """Hold what LLaVA-NeXT will load against what the run began with, and write its inputs."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -186,7 +187,8 @@ def train(setup: Setup, run: Path, data: Path) -> Path:
     accumulation = micro_steps(began, setup.processes, setup.accumulation, run)
     earlier = stages_of(read(Provenance, Path(recipe.init) / "provenance.json", "export that stage again")) if recipe.init else []
     with one_at_a_time(run):
-        record = prepare_run(setup, run, data, zero) if first else None
+        record = prepare_run(setup, run, data, zero) if first else None  # of one process: a large model is loaded for it
+        write_inputs(recipe, run, data)  # by whichever comes first
 
     command = [sys.executable, "-m", "llava_plugin.llava_next"]
     environment = os.environ if on_gpu else os.environ | {"ACCELERATE_USE_CPU": "1"}
@@ -233,10 +235,13 @@ def train(setup: Setup, run: Path, data: Path) -> Path:
     return export
 
 
-def write_projector(start: "Mllm", init: str, file: Path) -> None:
-    """A loaded export's projector in the one form that LLaVA-NeXT starts from."""
+def write_projector(start: "Mllm | None", init: str, file: Path) -> None:
+    """An export's projector in the one form that LLaVA-NeXT starts from."""
     import torch
 
+    from llava_plugin import mllm
+
+    start = start or mllm.load(init, device="cpu")
     if start.provenance.stage != "projector" or start.provenance.projector != "mlp2x_gelu":
         raise ValueError(f"{init} is no mlp2x_gelu export of a projector stage, from which LLaVA-NeXT can start")
     names = {"linear_1": "0", "linear_2": "2"}

@@ -92,7 +92,7 @@ def train(recipe: Recipe) -> Path:
         print(laid.record.kernels)
         tokens = laid.ledger["tokens"]["sentence"]
         print(f"encoder {built.tower.spec.key}: {how}; {learns:,} of {total:,} parameters learn; {tokens}", flush=True)
-    run_trainer(trainer, run, first, zero)
+    run_trainer(trainer, built.model, run, first, zero)
     if first:
         write_export(setup, built, laid, trainer, groups)
     trainer.accelerator.wait_for_everyone()
@@ -172,9 +172,6 @@ def lay_out_data(setup: Setup, built: Built, run: Path, data: Path, zero: int, b
     kept = (lengths[:, 2] >= 0).nonzero()[0]
     dataset, accumulation = in_batches(conversations, lengths, kept, setup)
     accumulation = micro_steps(began, setup.processes, accumulation, run)
-    if began and os.environ.get("RANK", "0") == "0" and began.processes != setup.processes:
-        was = f"{began.processes} x {began.accumulation} micro-steps"
-        print(f"going on at {began.per_step} per step, now {setup.processes} x {accumulation} micro-steps where it was {was}")
     record = setup.record(built.digests, ledger["digest"], accumulation, zero, str(built.dtype).removeprefix("torch."), on_gpu)
     pin(run, record)
     ledger = ledger | {"tokens": token_ledger(lengths, conversations, recipe)}
@@ -222,7 +219,7 @@ def make_trainer(setup: Setup, built: Built, laid: LaidOut, run: Path):
     return trainer
 
 
-def run_trainer(trainer, run: Path, first: bool, zero: int) -> None:
+def run_trainer(trainer, model, run: Path, first: bool, zero: int) -> None:
     """The loop, from the newest whole checkpoint on. Afterwards the first process holds the whole model."""
     from transformers import TrainerState
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -243,7 +240,7 @@ def run_trainer(trainer, run: Path, first: bool, zero: int) -> None:
         state = trainer.accelerator.get_state_dict(trainer.deepspeed)
         unset_hf_deepspeed_config()  # from here on the model is whole and one process's own
         if first:
-            trainer.model.load_state_dict(state, assign=True)
+            model.load_state_dict(state, assign=True)
 
 
 def write_export(setup: Setup, built: Built, laid: LaidOut, trainer, groups: dict[str, dict[str, int]]) -> None:

@@ -2,6 +2,7 @@
 every later start."""
 
 import json
+import os
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,9 @@ def pin(run: Path, record: RunRecord) -> None:
         return
     changed = [name for name in PINNED if began[name] != record[name]]
     if not changed:
+        if began.processes != record.processes and os.environ.get("RANK", "0") == "0":
+            was = f"{began.processes} x {began.accumulation}"
+            print(f"going on at {began.per_step} per step, now {record.processes} x {record.accumulation} micro-steps where it was {was}")
         return
     if changed[0] == "dtype":
         raise ValueError(
@@ -114,7 +118,7 @@ def pin(run: Path, record: RunRecord) -> None:
             "start, or give another --out"
         )
     what, place = PINNED[changed[0]]
-    (there, now), where = (str(each[changed[0]])[:8] for each in (began, record)), str(place and (record[place] or began[place]))
+    (there, now), where = (str(each[changed[0]])[:8] for each in (began, record)), (place and (record[place] or began[place])) or "its seed"
     others = [PINNED[name][0] for name in changed[1:]]
     others += [f"{name} {began.versions.get(name)} before" for name in record.versions if record.versions[name] != began.versions.get(name)]
     more = f" (differing too: {', '.join(others)})" if others else ""
