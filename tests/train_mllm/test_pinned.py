@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from genlip.common.run_folder import recorded
 from genlip.common.schema import Provenance, RunRecord, json_schema
 from llava_plugin import mllm, tower
 from llava_plugin.tower import VisionTower
@@ -17,7 +16,7 @@ from tests.json_schema import complaints
 from tests.train_mllm.test_train import assert_same, provenance, start
 from train_mllm.freeze_check import FreezeCheck
 from train_mllm.model import same_weights
-from train_mllm.setup import micro_steps
+from train_mllm.setup import micro_steps, resolve
 from train_mllm.train import train
 
 
@@ -96,8 +95,8 @@ CHANGES = {
     ("how", "changes"),
     [
         ({}, list(CHANGES)),
-        ({"lora_rank": 4}, ["the encoder's weights", "the language model's weights"]),
-        ({"stage": "projector"}, ["the language model's weights"]),
+        pytest.param({"lora_rank": 4}, ["the encoder's weights", "the language model's weights"], marks=pytest.mark.slow),
+        pytest.param({"stage": "projector"}, ["the language model's weights"], marks=pytest.mark.slow),
     ],
     ids=["sft", "lora", "projector"],
 )
@@ -176,16 +175,6 @@ def test_weights_are_compared_in_the_coarser_of_two_dtypes():
     assert same_weights(ours, other, {"weight": 1}) and not same_weights(ours, other, {"weight": 2})
 
 
-def test_a_run_that_stopped_before_its_first_step_is_begun_anew(recipe):
-    (Path(recipe.out)).mkdir()
-    train(recipe)
-    export = Path(recipe.out) / "export"
-    shutil.rmtree(export)
-    (Path(recipe.out) / "run.json").unlink()
-    shutil.rmtree(Path(recipe.out) / "checkpoints")
-    assert train(recipe) == export
-
-
 # --- the step ---------------------------------------------------------------------------------------------------------------
 
 
@@ -198,10 +187,9 @@ def test_a_run_that_goes_on_on_fewer_processes_keeps_its_step(recipe, killed, ca
     assert "going on at 8 conversations per step, now 1 x 2 micro-steps where it was 2 x 1" in capsys.readouterr().out
 
 
-def test_a_step_that_does_not_split_is_refused(recipe, killed):
-    killed(replace(recipe, accumulation=2))
+def test_a_step_that_does_not_split_is_refused(recipe):
     run = Path(recipe.out)
-    began = replace(recorded(run), processes=2)
+    began = resolve(recipe, 2).record({}, "d", 2, 0, "float32", on_gpu=False)
     assert [micro_steps(began, n, planned, run) for n, planned in ((1, 2), (2, 2), (4, 2))] == [4, 2, 1]
     with pytest.raises(ValueError, match=r"on 2 x 2 micro-steps, which do not split over 3 processes: go on with PROCESSES=2"):
         micro_steps(began, 3, 2, run)
