@@ -48,7 +48,9 @@ def check_made_for(start, tower, setup: Setup) -> None:
     """Raises ValueError where the loaded export `start` has another encoder than `tower`, or one that is given other pixels; resolutions
     may differ, since a projector works token by token."""
     own, theirs, before = tower.spec, start.tower.spec, start.provenance
-    labels = {name: getattr(own, name) for name in ("key", "hub_id", "path", "licence", "seed", "parameters", "resolution")}
+    labels = {name: getattr(own, name) for name in ("key", "hub_id", "path", "licence", "seed", "parameters", "resolution", "why")}
+    if own.view == "square":
+        labels["crop"] = own.crop  # which acts in the other view alone
     if replace(theirs, **labels) != own:
         raise ValueError(
             f"{setup.recipe.init} has a projector for {before.encoder} with other preprocessing than {setup.recipe.encoder} has now: bring "

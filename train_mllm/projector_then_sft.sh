@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Projector stage, then SFT, by the recipe named first; the four sft_*.sh call this one. Further flags go to the SFT stage, those in
-# PROJECTOR_FLAGS to the projector stage, --resolution and --view to both: a projector serves one grid of tokens.
+# PROJECTOR_FLAGS to the projector stage, --resolution and --view to both.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)  # relative paths are the caller's
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"

@@ -92,6 +92,8 @@ def train(recipe: Recipe) -> Path:
         print(laid.record.kernels)
         tokens = laid.ledger["tokens"]["sentence"]
         print(f"pictures: {built.tower.spec.size_in_words}")
+        if size := estimate.another_size(setup):
+            print(f"note: {size}")
         print(f"encoder {built.tower.spec.key}: {how}; {learns:,} of {total:,} parameters learn; {tokens}", flush=True)
     run_trainer(trainer, built.model, run, first, zero)
     if first:
