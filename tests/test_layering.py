@@ -32,7 +32,6 @@ TORCH_FREE = (
     "llava_plugin.llava_next",
     "train_mllm.recipes",
     "train_mllm.estimate",
-    "train_mllm.sources",
     "train_mllm.conversations",
     "benchmarks.packing",
     "benchmarks.finetuning",

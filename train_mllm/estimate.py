@@ -18,12 +18,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from genlip.common import sources
 from genlip.common.files import read_json
 from genlip.common.hardware import PEAK_BF16
 from llava_plugin import encoders, llava_next
 from llava_plugin.projectors import PROJECTORS
 
-from . import sources
 from .recipes import Recipe
 
 NO_ANYRES = "no anyres: not the setting of the paper's unfrozen table"

@@ -1,27 +1,34 @@
-"""Which rows a data source means, and reading them a piece at a time: parquet, JSON lists and lines, folders, YAML mixes. Torch-free.
+"""Which rows of conversations a data source means, and reading them a piece at a time: parquet, JSON lists and lines, folders, YAML
+mixes. Torch-free.
 
 A source becomes a list of pieces of bounded size, each readable by itself from any process: row groups of a parquet file, or a byte
 range of a JSON file, which is parsed as a stream and never held whole.
 
-LLaVA-NeXT's mixes name JSON files and how much of each is taken:
+LLaVA-NeXT's mixes name JSON files and how much of each is taken. What else stands in a mix is ours, and optional:
 
+    obtainable: 3136000                    # rows that the mix takes of what can be had
     datasets:
-      - json_path: chartqa.json
+      - json_path: chartqa.json            # or a folder of parquet and JSON files
         sampling_strategy: "first:10%"     # all, first:N, end:N, random:N, each with or without %
-        rows: 18265                        # optional, ours: how many the file is said to hold
+        rows: 18265                        # how many it is said to hold
+      - json_path: private.json
+        published: false                   # nobody can have it: named, and left out
 """
 
 import codecs
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .conversations import ImageRef, plain_turns
+from .columns import of_batch
 
+SUFFIXES = (".json", ".jsonl", ".parquet")
 PARQUET_COLUMNS = ("id", "image", "images", "conversations", "messages", "data_source")
 PIECE_BYTES = 256 << 20  # of a parquet file, uncompressed
 PIECE_ROWS = 20_000  # of a JSON file
@@ -35,12 +42,25 @@ RULE = re.compile(r"(?:all|(first|end|random):(\d+(?:\.\d+)?)(%?))")
 
 @dataclass(frozen=True)
 class Source:
-    """One line of a mix, or all there is: files read one behind another, the rule that samples them, rows they are said to hold."""
+    """One line of a mix, or all there is: files read one behind another, the rule that samples them, rows they are said to hold, and
+    JSON files beside them that hold no conversations."""
 
     name: str
     files: tuple[Path, ...]
     rule: str = "all"
     rows: int | None = None
+    passed_over: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Sources that are trained on together; the rows that they are said to give where all of them are there (None: not said), the rows
+    with those that were never published, and the names of these."""
+
+    sources: tuple[Source, ...]
+    obtainable: int | None = None
+    authors: int | None = None
+    unpublished: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,59 +81,101 @@ class Piece:
         return self.rows if self.wanted is None else len(self.wanted)
 
 
-def find_sources(source: Path) -> list[Source]:
+def find_mix(source: Path) -> Mix:
     """The sources that a path means. Raises ValueError for what holds no conversations, and for a mix that names absent files."""
     if source.suffix in (".yaml", ".yml") and source.is_file():
         return _mix(source)
-    files = _files(source)
+    files, others = _files(source)
     if not files:
         raise ValueError(
-            f"no conversations at {source}: give a .json, .jsonl or .parquet file, a folder of parquet files, a .yaml mix, "
+            f"no conversations at {source}: give a .json, .jsonl or .parquet file, a folder of such files, a .yaml mix, "
             "or a folder made by train_mllm.prepare_data"
         )
     if source.is_file():
-        return [Source(source.stem, files)]
-    folders = sorted({file.parent for file in files})  # a hub snapshot keeps each subset in a folder of its own
-    return [
-        Source(str(folder.relative_to(source)) if folder != source else source.name, tuple(f for f in files if f.parent == folder))
-        for folder in folders
-    ]
+        return Mix((Source(source.stem, files),))
+    folders = sorted({file.parent for file in files + others})  # a hub snapshot keeps each subset in a folder of its own
+    return Mix(
+        tuple(
+            Source(
+                str(folder.relative_to(source)) if folder != source else source.name,
+                tuple(f for f in files if f.parent == folder),
+                passed_over=tuple(f for f in others if f.parent == folder),
+            )
+            for folder in folders
+        )
+    )
 
 
-def _files(path: Path) -> tuple[Path, ...]:
-    if path.is_file() and path.suffix in (".json", ".jsonl", ".parquet"):
-        return (path,)
-    return tuple(sorted(path.rglob("*.parquet"))) if path.is_dir() else ()
+def find_sources(source: Path) -> tuple[Source, ...]:
+    """`find_mix`'s sources alone."""
+    return find_mix(source).sources
 
 
-def _mix(file: Path) -> list[Source]:
+def _files(path: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """(files of conversations, JSON files that are none) of a file, or of a folder and all below it."""
+    if not path.is_dir():
+        return ((path,) if path.is_file() and path.suffix in SUFFIXES else ()), ()
+    found = []
+    for folder, below, names in os.walk(path):
+        below[:] = [name for name in below if not name.startswith(".")]  # the hub's own notes lie in .cache
+        found += [Path(folder, name) for name in names if name.endswith(SUFFIXES)]
+    found.sort()
+    others = tuple(file for file in found if file.suffix != ".parquet" and not _holds_conversations(file))
+    return tuple(file for file in found if file not in others), others
+
+
+def _holds_conversations(file: Path) -> bool:
+    """Whether the first row of a JSON file is a conversation."""
+    try:
+        _, row = next(json_rows(file))
+    except (ValueError, StopIteration):
+        return False
+    return isinstance(row, dict) and bool({"conversations", "messages"} & row.keys())
+
+
+def mix_entries(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(what a mix says of itself, its entries). ValueError where the YAML is no mix."""
     import yaml
 
     try:
-        entries = (yaml.safe_load(file.read_text()) or {}).get("datasets")
-    except (yaml.YAMLError, AttributeError) as e:
+        said = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        entries = said.get("datasets")
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as e:
         raise ValueError(f"{file} is no mix of data sets ({e}): it wants `datasets:`, a list of json_path and sampling_strategy") from e
-    if not isinstance(entries, list) or not all(isinstance(e, dict) and e.get("json_path") for e in entries):
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and isinstance(e.get("json_path"), str) for e in entries):
         raise ValueError(f"{file}: `datasets` must be a list whose entries have a json_path")
-    found, absent = [], []
     for entry in entries:
-        path = Path(entry["json_path"])
-        path = path if path.is_absolute() else file.parent / path
         rule = str(entry.get("sampling_strategy", "all"))
         if not RULE.fullmatch(rule):
             raise ValueError(
-                f"{file}: sampling_strategy {rule!r} of {path}: it is all, first:N, end:N or random:N, N a count or a share like 10%"
+                f"{file}: sampling_strategy {rule!r} of {entry['json_path']}: it is all, first:N, end:N or random:N, N a count or a share "
+                "like 10%"
             )
-        files = _files(path)
+    said_rows = [(name, said.get(name)) for name in ("obtainable", "authors")] + [("rows", entry.get("rows")) for entry in entries]
+    for name, rows in said_rows:
+        if rows is not None and (type(rows) is not int or rows < 0):
+            raise ValueError(f"{file}: {name}: {rows!r} is no number of rows")
+    return said, entries
+
+
+def _mix(file: Path) -> Mix:
+    said, entries = mix_entries(file)
+    published = [entry for entry in entries if entry.get("published", True)]
+    found, absent = [], []
+    for entry in published:
+        path = file.parent / entry["json_path"]
+        files, others = _files(path)
         if not files:
             absent.append(str(path))
-        found.append(Source(path.stem, files, rule, entry.get("rows")))
+        name = path.name if path.is_dir() else path.stem
+        found.append(Source(name, files, str(entry.get("sampling_strategy", "all")), entry.get("rows"), others))
     if absent:
         raise ValueError(
-            f"{file} names {len(absent)} of {len(entries)} files that are not there: {', '.join(absent)}. "
-            "Correct the paths, or take them out"
+            f"{file} names {len(absent)} of {len(published)} files that are not there: {', '.join(absent)}. "
+            "Correct the paths, or take them out; a mix of ours is brought by python -m train_mllm.fetch"
         )
-    return found
+    names = tuple(Path(entry["json_path"]).name for entry in entries if entry not in published)
+    return Mix(tuple(found), said.get("obtainable"), said.get("authors"), names)
 
 
 def pieces(source: Source, seed: int) -> tuple[list[Piece], int]:
@@ -134,7 +196,10 @@ def pieces(source: Source, seed: int) -> tuple[list[Piece], int]:
 
 def sample(rule: str, total: int, seed: str) -> range | list[int]:
     """Row numbers that a rule takes of `total`, in order: "first:10%" is rounded up, as LLaVA-NeXT does; "random" is drawn by seed."""
-    how, number, percent = RULE.fullmatch(rule).groups()
+    matched = RULE.fullmatch(rule)
+    if matched is None:
+        raise ValueError(f"{rule!r} is no sampling rule")
+    how, number, percent = matched.groups()
     if how is None:
         return range(total)
     n = min(total, math.ceil(float(number) * total / 100) if percent else int(float(number)))
@@ -156,7 +221,9 @@ def _of_parquet(name: str, file: Path) -> list[Piece]:
     columns = parquet.schema_arrow.names
     if not {"conversations", "messages"} & set(columns):
         raise ValueError(f"{file} has no column 'conversations' or 'messages' (it has {', '.join(columns)})")
-    out, groups, rows, size, first = [], [], 0, 0, 0
+    out: list[Piece] = []
+    groups: list[int] = []
+    rows = size = first = 0
     for g in range(parquet.num_row_groups):
         group = parquet.metadata.row_group(g)
         if groups and size + group.total_byte_size > PIECE_BYTES:
@@ -179,12 +246,12 @@ def _of_json(name: str, file: Path) -> list[Piece]:
 @dataclass(frozen=True)
 class Chunk:
     """Rows that were read together, by their numbers in the file. `pictures` is an Arrow array of the bytes in their picture column,
-    `turns` one of the turns in their column of turns, where there is one; a row's rows.Picture and rows.Turns say its places in them."""
+    `turns` one of the turns in their column of turns, where there is one; a row's ImageRef and Turns say its places in them."""
 
     numbers: list[int]
     rows: list
-    pictures: object = None
-    turns: object = None
+    pictures: Any = None
+    turns: Any = None
 
 
 def read(piece: Piece) -> Iterator[Chunk]:
@@ -192,7 +259,7 @@ def read(piece: Piece) -> Iterator[Chunk]:
     is used again, where fresh memory for each chunk costs as much time as reading it."""
     numbers, wanted = itertools.count(piece.first), None if piece.wanted is None else set(piece.wanted)
 
-    def chunk(found: tuple[list, object, object]) -> Chunk:
+    def chunk(found: tuple[list, Any, Any]) -> Chunk:
         rows, *arrays = found
         taken = [(number, row) for row, number in zip(rows, numbers) if wanted is None or number in wanted]
         return Chunk([number for number, _ in taken], [row for _, row in taken], *arrays)
@@ -206,7 +273,7 @@ def _json_rows(piece: Piece) -> Iterator[tuple[list, None, None]]:
         yield list(itertools.islice(rows, min(CHUNK_ROWS, piece.rows - start))), None, None
 
 
-def _parquet_rows(piece: Piece) -> Iterator[tuple[list[dict], object, object]]:
+def _parquet_rows(piece: Piece) -> Iterator[tuple[list[dict], Any, Any]]:
     import pyarrow.parquet as pq
 
     parquet = pq.ParquetFile(piece.file)
@@ -214,109 +281,59 @@ def _parquet_rows(piece: Piece) -> Iterator[tuple[list[dict], object, object]]:
     for g in piece.groups:  # one by one: the reader keeps no more than a group
         group = parquet.metadata.row_group(g)
         batch = max(1, min(CHUNK_ROWS, group.num_rows * CHUNK_BYTES // max(group.total_byte_size, 1)))
-        yield from map(_of_batch, parquet.iter_batches(batch_size=batch, row_groups=[g], columns=columns))
+        yield from map(of_batch, parquet.iter_batches(batch_size=batch, row_groups=[g], columns=columns))
 
 
-def _of_batch(batch) -> tuple[list[dict], object, object]:
-    """(rows, their array of pictures, their array of turns) of a record batch."""
-    values, found, said = {name: batch.column(name) for name in batch.schema.names}, None, None
-    for name in ("image", "images"):
-        if name in values and found is None:
-            values[name], found = _pictures(values[name])
-    for name in ("conversations", "messages"):
-        if name in values and said is None:
-            values[name], said = _turns(values[name])
-    lists = [_python(column) for column in values.values()]
-    return [dict(zip(values, row)) for row in zip(*lists)], found, said
-
-
-def _python(column) -> list:
-    """A column as Python's objects. Lists of turns are taken apart first: one by one Arrow makes them ten times slower."""
-    import pyarrow as pa
-
-    if isinstance(column, list):
-        return column
-    if pa.types.is_string(column.type):  # a tenth of to_pylist's time
-        return column.to_numpy(zero_copy_only=False).tolist()
-    if not (pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type)) or column.null_count:
-        return column.to_pylist()
-    flat = column.flatten()
-    if flat.null_count:
-        return column.to_pylist()
-    names = [field.name for field in column.type.value_type]
-    turns = [dict(zip(names, turn)) for turn in zip(*(_python(values) for values in flat.flatten()))]
-    return _apart(turns, column)
-
-
-def _apart(flat: list, column) -> list[list]:
-    """The flat values of a list column as one list for each row."""
-    ends = itertools.accumulate(column.value_lengths().to_numpy().tolist(), initial=0)
-    return [flat[start:end] for start, end in itertools.pairwise(ends)]
-
-
-def _turns(column) -> tuple[list, object]:
-    """(a column of turns, as rows.Turns where they are plain and as Python's objects elsewhere; the array that the Turns' places mean)"""
-    import pyarrow as pa
-
-    turns, said = plain_turns(column)
-    odd = [i for i, some in enumerate(turns) if some is None]
-    for i, some in zip(odd, _python(column.take(pa.array(odd, pa.int64())))):
-        turns[i] = some
-    return turns, said
-
-
-def _pictures(column) -> tuple[object, object]:
-    """(a picture column's rows as rows.Picture, None or a list of them; the array of all their bytes). A column of another kind, or
-    with other fields, is handed back as it is, with None: its bytes stay where parquet's reader has put them and are not copied."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    listed = pa.types.is_list(column.type) and not column.null_count
-    flat = column.flatten() if listed else column
-    if not pa.types.is_struct(flat.type) or flat.type.get_field_index("bytes") < 0:
-        return column, None
-    data = pc.struct_field(flat, "bytes")
-    if not pa.types.is_binary(data.type):
-        return column, None
-    paths = _python(pc.struct_field(flat, "path")) if flat.type.get_field_index("path") >= 0 else [None] * len(flat)
-    present = data.is_valid().to_numpy(zero_copy_only=False).tolist()
-    _, ends, body = data.buffers()
-    ends = memoryview(ends).cast("B").cast("i")[data.offset : data.offset + len(data) + 1].tolist() if len(data) else [0]
-    body = memoryview(body or b"").cast("B")  # Arrow's own is of signed bytes
-    shown = []
-    for i, (there, path, (start, end)) in enumerate(zip(present, paths, itertools.pairwise(ends))):
-        shown.append(ImageRef(path, body[start:end], i) if there else ImageRef(path, None) if path is not None else None)
-    return _apart(shown, column) if listed else shown, data
-
-
-def json_rows(file: Path, offset: int = 0) -> Iterator[tuple[int, object]]:
-    """(byte offset, row) of a JSON list or JSON lines, from the row that starts at `offset`. Raises ValueError where it is neither."""
+def json_rows(file: Path, offset: int = 0) -> Iterator[tuple[int, Any]]:
+    """(byte offset, row) of a JSON list or JSON lines, from the row that starts at `offset`. Raises ValueError where it is neither, and
+    where something follows the list's end."""
     decoder, utf8 = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
     lines = file.suffix == ".jsonl"
     with file.open("rb") as stream:
+        begun, ended = offset > 0 or lines, False
+        if not offset and stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+            offset = len(codecs.BOM_UTF8)
         stream.seek(offset)
-        text, at, begun = "", offset, offset > 0 or lines
+        text, at = "", offset
         while piece := stream.read(READ_BYTES):
-            text += utf8.decode(piece)
+            try:
+                text += utf8.decode(piece)
+            except UnicodeDecodeError as e:
+                raise ValueError(f"{file} is no text in UTF-8 behind byte {at} ({e}): write it anew in UTF-8") from e
             position = counted = 0  # `at` is the byte where text[counted] stands
             if not begun:
-                position = SEPARATORS.match(text).end()
+                position = _skip(text)
                 if not text.startswith("[", position):
                     raise ValueError(f"{file} is not a JSON list of conversations")
                 position, begun = position + 1, True
-            while (position := SEPARATORS.match(text, position).end()) < len(text):
+            while (position := _skip(text, position)) < len(text):
+                if ended:
+                    raise ValueError(
+                        f"{file} goes on behind the end of its list, byte {at + len(text[counted:position].encode())}: write all rows as "
+                        "one list, or name the files that were joined one by one in a mix"
+                    )
                 if text[position] == "]" and not lines:
-                    return
+                    position, ended = position + 1, True
+                    continue
                 try:
                     row, end = decoder.raw_decode(text, position)
                 except json.JSONDecodeError as e:
                     if len(text) - position > ROW_BYTES:
                         raise ValueError(f"{file} is no JSON after byte {at}: {e}") from e
                     break  # the row goes on in what has not been read yet
+                except (RecursionError, ValueError) as e:  # nested thousands of levels deep; a number of thousands of digits
+                    start = at + len(text[counted:position].encode())
+                    raise ValueError(f"{file}: the row at byte {start} cannot be read ({e}): take it out") from e
                 at, counted = at + len(text[counted:position].encode()), position
                 yield at, row
                 position = end
             at += len(text[counted:position].encode())
             text = text[position:]
-    if not lines or text.strip():
+    if not (lines or ended) or text.strip():
         raise ValueError(f"{file} is no whole JSON: what starts at byte {at} does not end. Copy the file again")
+
+
+def _skip(text: str, position: int = 0) -> int:
+    """Where what stands between two rows ends."""
+    found = SEPARATORS.match(text, position)
+    return found.end() if found else position

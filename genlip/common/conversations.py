@@ -1,0 +1,199 @@
+"""The one reader of a conversation, whoever wrote it: a row -> checked turns, and its pictures. Torch-free.
+
+Read are LLaVA's form (`conversations`: from/value), OpenAI's and the hub's (`messages`: role/content, a text or a list of parts) and pairs
+({"human": ..., "gpt": ...}). A picture is a path, bytes, a `data:` address, or a struct of bytes and path; it stands where `<image>` does.
+Fine-tuning, pretraining and a benchmark of one's own read through here; what does not pass is a ValueError whose text is the reason that
+the row is counted under.
+"""
+
+import base64
+import os
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from . import digests
+
+IMAGE = "<image>"
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+PICTURE_KEYS = ("image", "image_url", "url", "path", "base64")  # of a part of OpenAI's and the hub's form
+ALTERNATE = "turns do not alternate user, assistant"
+MISMATCH = f"{IMAGE} markers and pictures do not match"
+
+
+class Turns(NamedTuple):
+    """A row's turns, checked: what the digest takes of them, their <image> markers, and the turns themselves: a list of {"role",
+    "content"}, or their places in the chunk's own array of turns."""
+
+    said: str | memoryview
+    markers: int
+    messages: list[dict] | range
+
+
+class ImageRef(NamedTuple):
+    """A picture's absolute path, or its bytes; `at` is its place in the chunk's own array of pictures, None where it is not there.
+    `seen` is the signature that the file had when it was read."""
+
+    path: str | None
+    data: bytes | memoryview | None
+    at: int | None = None
+    seen: digests.Signature | None = None
+
+
+def read_row(row: Any) -> tuple[Turns, list]:
+    """(a row's turns, its pictures as given, one for each `<image>` marker). ValueError with the reason.
+
+    A part of a message may bring its own picture; a marker without one takes the next of the row's `images` (or `image`).
+    """
+    if not isinstance(row, dict):
+        raise ValueError("malformed row")
+    shown = row.get("images") or row.get("image") or []
+    shown = list(shown) if isinstance(shown, (list, tuple)) and not isinstance(shown, ImageRef) else [shown]
+    turns = row.get("conversations") or row.get("messages") or []
+    if isinstance(turns, Turns):
+        if turns.markers != len(shown):
+            raise ValueError(MISMATCH)
+        return turns, shown
+    turns, own = _checked(turns)
+    if own.count(None) != len(shown):
+        raise ValueError(MISMATCH)
+    left = iter(shown)
+    return turns, [next(left) if picture is None else picture for picture in own]
+
+
+def said(role: str, content: str) -> str:
+    """What the digest takes of a turn."""
+    return f"{role} {len(content)} {content}"
+
+
+def _checked(turns: Any) -> tuple[Turns, list]:
+    """(a row's turns, looked at one by one; for each marker the picture that its own part brings, or None). ValueError with the reason."""
+    if not isinstance(turns, list):
+        raise ValueError("malformed turn")
+    messages, own, due = [], [], "user"
+    for turn in turns:
+        for role, content, pictures in _spoken(turn):
+            if role != "system":
+                if role != due:
+                    raise ValueError(ALTERNATE)
+                due = "assistant" if role == "user" else "user"
+            if role == "assistant":
+                if not content:
+                    raise ValueError("empty answer")
+                if IMAGE in content:
+                    raise ValueError(f"{IMAGE} marker in an answer")
+            own += pictures
+            messages.append({"role": role, "content": content})
+    if due == "assistant":
+        raise ValueError(ALTERNATE)
+    if not messages or messages[-1]["role"] == "system":
+        raise ValueError("no turns")
+    text = "".join(said(message["role"], message["content"]) for message in messages)
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:  # half a surrogate pair, which JSON can hold and no text can
+        raise ValueError("malformed turn") from e
+    return Turns(text, len(own), messages), own
+
+
+def _spoken(turn: Any) -> Iterable[tuple[str, str, list]]:
+    """(role, content, pictures) of what a turn says: one thing, or a question and its answer where it is a pair."""
+    if not isinstance(turn, dict):
+        raise ValueError("malformed turn")
+    if "from" not in turn and "role" not in turn:
+        pair = [(ROLES[name], turn[name]) for name in ("system", "human", "user", "gpt", "assistant") if turn.get(name) is not None]
+        if not pair:
+            raise ValueError("malformed turn")
+        return [_turn(role, content) for role, content in pair]
+    name = turn.get("from", turn.get("role"))
+    role = ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
+        raise ValueError("malformed turn")
+    return [_turn(role, turn.get("value", turn.get("content")))]
+
+
+def _turn(role: str, content: Any) -> tuple[str, str, list]:
+    """(role, content, for each `<image>` in it the picture that its part brings, or None)."""
+    pictures: list = []
+    if isinstance(content, list):
+        pieces = []
+        for i, part in enumerate(content):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind == "text" and isinstance(part.get("text"), str):
+                pieces.append(part["text"])
+                pictures += [None] * part["text"].count(IMAGE)
+            elif kind in ("image", "image_url"):
+                pieces.append(IMAGE + "\n" * (i + 1 < len(content)))  # a line of its own, as at evaluation
+                pictures.append(next((part[key] for key in PICTURE_KEYS if part.get(key) is not None), None))
+            else:
+                raise ValueError("malformed turn")
+        content = "".join(pieces)
+    elif isinstance(content, str):
+        pictures = [None] * content.count(IMAGE)
+    else:
+        raise ValueError("malformed turn")
+    return role, content.strip() if role == "assistant" else content, pictures
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------------
+
+
+def read_picture(picture: Any, images: Path) -> tuple[ImageRef, bytes | memoryview]:
+    """(what is kept, bytes) of a picture given as bytes, as a `data:` address, or as a path.
+
+    ValueError with the reason.
+    """
+    if isinstance(picture, dict):
+        url = picture.get("url")
+        picture = ImageRef(picture.get("path"), picture.get("bytes")) if url is None else url
+    if isinstance(picture, bytes):
+        picture = ImageRef(None, picture)
+    if isinstance(picture, ImageRef):
+        if isinstance(picture.data, (bytes, memoryview)):
+            return ImageRef(None, picture.data, picture.at), picture.data
+        picture = picture.path
+    if not isinstance(picture, str):
+        raise ValueError("malformed picture")
+    if picture.startswith("data:"):
+        data = _of_data_address(picture)
+        return ImageRef(None, data), data
+    if picture.startswith(("http://", "https://")):
+        raise ValueError("picture is a web address")
+    try:
+        path = find_picture(picture, images)
+        with path.open("rb") as stream:
+            seen = digests.signature(os.fstat(stream.fileno()))
+            return ImageRef(str(path.absolute()), None, seen=seen), stream.read()
+    except FileNotFoundError as e:
+        raise ValueError("missing picture") from e
+    except OSError as e:
+        raise ValueError("unreadable picture file") from e
+
+
+def find_picture(name: str, images: Path) -> Path:
+    """The file that a path means: as seen from `images`, or from where the path itself names that folder on (`x/images/1.jpg` in
+    `images/`), as other tools export it. Never by its last part alone, which would be some other picture of that name.
+
+    FileNotFoundError where there is none.
+    """
+    parts, folder = PurePosixPath(name).parts, images.absolute().name
+    tried = [images / name]
+    if folder in parts[:-1]:
+        tried.append(images.joinpath(*parts[parts.index(folder) + 1 :]))
+    for path in tried:
+        try:
+            if path.is_file():
+                return path
+        except (OSError, ValueError):  # a name too long for a file, or no text at all
+            continue
+    raise FileNotFoundError(name)
+
+
+def _of_data_address(address: str) -> bytes:
+    head, _, body = address.partition(",")
+    try:
+        if not head.endswith(";base64"):
+            raise ValueError("malformed picture")
+        return base64.b64decode(body, validate=True)
+    except ValueError as e:
+        raise ValueError("malformed picture") from e
