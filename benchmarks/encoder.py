@@ -106,15 +106,15 @@ def import_open_clip(repository: Path) -> None:
     sys.modules["open_clip"] = package
 
 
-def open_clip_twin(model, vocabulary: int, **trunk):
-    """open_clip's GenLIP with the shape and the weights of our encoder, or of our whole model (whose words are `vocabulary` in all)."""
+def open_clip_twin(model, vocab_size: int, **trunk):
+    """open_clip's GenLIP with the shape and the weights of our encoder, or of our whole model (whose words are `vocab_size` in all)."""
     from open_clip.naflex_genlip_model import NaFlexGenLip
 
     config = model.config
     trunk |= {"width": config.hidden_size, "depth": config.num_hidden_layers, "num_heads": config.num_attention_heads}
     trunk |= {"intermediate_size": config.intermediate_size, "text_embed_dim": config.hidden_size}
     trunk |= {"mrope_section": tuple(config.mrope_section), "attention_bias": True, "mlp_bias": True}
-    text = {"vocab_size": vocabulary, "pad_id": 1, "bos_id": 2, "eos_id": 3}
+    text = {"vocab_size": vocab_size, "pad_id": 1, "bos_id": 2, "eos_id": 3}
     theirs = NaFlexGenLip(embed_dim=config.hidden_size, vision_cfg={"image_size": 224}, text_cfg=text, genlip_cfg=trunk)
     state = model.state_dict()
     renamed = {key.replace("visual.", "trunk."): value for key, value in state.items() if key.startswith("visual.")}
@@ -145,7 +145,7 @@ def padded_picture(patches, grids) -> dict:
 def open_clip_genlip(repository: Path, model, device, dtype):
     """open_clip's GenLIP encoder holding the weights of `model`."""
     import_open_clip(repository)
-    theirs = open_clip_twin(model, vocabulary=4).visual.to(device, dtype).eval()
+    theirs = open_clip_twin(model, vocab_size=4).visual.to(device, dtype).eval()
 
     def prepare(pictures, patches, grids):
         image = padded_picture(patches, grids)

@@ -60,7 +60,7 @@ def random_mllm(recipe: Recipe, dtype, device):
     if recipe.llm in estimate.LLMS:
         shape = estimate.LLMS[recipe.llm]
         config = Qwen2Config(
-            vocab_size=shape.vocabulary,
+            vocab_size=shape.vocab_size,
             hidden_size=shape.hidden,
             intermediate_size=shape.ffn,
             num_hidden_layers=shape.layers,

@@ -33,14 +33,14 @@ AGREE = 1e-4  # of the logits of models that hold the same weights
 # --- training steps --------------------------------------------------------------------------------------------------------
 
 
-def mixed(batch: int, vocabulary: int):
+def mixed(batch: int, vocab_size: int):
     """patches (N, 3, 16, 16), grids (B, 2), text_lens (B,), ids (T,): seeded noise in the shapes of stage 2, 16 to 1,024 patches."""
     import torch
 
     torch.manual_seed(0)
     grids = torch.randint(4, 33, (batch, 2))
     lens = torch.exp(torch.empty(batch).uniform_(*torch.tensor(WORDS).log().tolist())).long()  # many short ones, some long
-    return torch.randn(int(grids.prod(dim=1).sum()), 3, 16, 16), grids, lens, torch.randint(4, vocabulary, (int(lens.sum()),))
+    return torch.randn(int(grids.prod(dim=1).sum()), 3, 16, 16), grids, lens, torch.randint(4, vocab_size, (int(lens.sum()),))
 
 
 def training_steps(args) -> list[str]:
@@ -55,22 +55,22 @@ def training_steps(args) -> list[str]:
     from open_clip.task.genlip_task import GenLipTask
 
     width, sizes = args.width, genlip_sizes(args.width, args.depth, args.heads)
-    config = GenLIPConfig(**sizes, vocab_size=args.vocabulary, text_embed_dim=width, drop_path_rate=0.0)
+    config = GenLIPConfig(**sizes, vocab_size=args.vocab_size, text_embed_dim=width, drop_path_rate=0.0)
     torch.manual_seed(0)
     model = GenLIPForPretraining(config).train()
-    patches, grids, lens, ids = mixed(args.batch, args.vocabulary)
+    patches, grids, lens, ids = mixed(args.batch, args.vocab_size)
     row = {"input_ids": ids[None], "pixel_values": patches, "grid_hw": grids, "text_lens": lens}
     text = torch.nn.utils.rnn.pad_sequence(ids.split(lens.tolist()), batch_first=True, padding_value=1)
     batch = {"image": padded_picture(patches, grids), "text": text, "text_valid": text != 1}
     with torch.no_grad():
-        theirs = open_clip_twin(model, args.vocabulary)(**batch)["logits"][:, -text.shape[1] :][batch["text_valid"]]
+        theirs = open_clip_twin(model, args.vocab_size)(**batch)["logits"][:, -text.shape[1] :][batch["text_valid"]]
         difference = (model(**row).logits[0] - theirs).abs().max().item()
     if not difference < AGREE:
         raise ValueError(f"open_clip's logits differ from ours by {difference:.2g}: is its clone at 89fb801?")
 
     losses = {"genlip (ours), packed": (model, lambda: model(**row, labels=row["input_ids"]).loss)}
     for name, packed in (("open_clip task, padded", False), ("open_clip task, pack_prefix", True)):
-        twin = open_clip_twin(model, args.vocabulary, pack_prefix=packed).train()
+        twin = open_clip_twin(model, args.vocab_size, pack_prefix=packed).train()
         task = GenLipTask(twin, verbose=False)
         losses[name] = twin, lambda task=task: task.training_forward(batch)[0]["loss"]
 
@@ -87,7 +87,7 @@ def training_steps(args) -> list[str]:
     seconds = interleaved_timing({name: step(*each) for name, each in losses.items()}, args.rounds, "cpu")
     tokens, longest = len(patches) + len(ids), int((grids.prod(dim=1) + lens).max())
     lines = [
-        f"Width {width}, {args.depth} layers, {args.vocabulary:,} words; {args.batch} samples of {len(patches) // args.batch} patches and "
+        f"Width {width}, {args.depth} layers, {args.vocab_size:,} words; {args.batch} samples of {len(patches) // args.batch} patches and "
         f"{len(ids) // args.batch} words in the mean, the longest {longest:,} tokens; {torch.get_num_threads()} threads, fp32, torch "
         f"{torch.__version__}; logits agree to {difference:.1g}.",
         "",
@@ -148,7 +148,7 @@ def data_path(args) -> list[str]:
         raise ValueError(f"no preset {args.preset!r}: there are {', '.join(PRESETS)}")
     if importlib.util.find_spec("webdataset") is None:
         raise ValueError("webdataset is not installed: pip install webdataset")
-    recipe = replace(PRESETS[args.preset](), data=args.shards, rows=1, workers=0, kept_mib=0)
+    recipe = replace(PRESETS[args.preset](), data=args.shards, rows=1, workers=0, sample_cache_mib=0)
     tokenizer = load_tokenizer(args.tokenizer)
     sources = list_sources(args.shards)
     files = [shard.path for source in sources for shard in source.shards]
@@ -186,7 +186,7 @@ def data_path(args) -> list[str]:
 # --- a recipe at its true sizes --------------------------------------------------------------------------------------------
 
 
-def full_row(recipe, vocabulary: int, seed: int):
+def full_row(recipe, vocab_size: int, seed: int):
     """One packed row of samples as the recipe expects them: pictures of its size or of mixed shapes, captions around its mean length."""
     import numpy as np
     import torch
@@ -207,7 +207,7 @@ def full_row(recipe, vocabulary: int, seed: int):
         lens.append(words)
     if not grids:
         raise ValueError(f"no sample fits into --row-tokens {recipe.row_tokens}: raise it")
-    ids = torch.from_numpy(random.integers(4, vocabulary, sum(lens)))[None]
+    ids = torch.from_numpy(random.integers(4, vocab_size, sum(lens)))[None]
     labels, start = ids.clone(), 0
     for words in lens:
         labels[0, start : start + min(6, words // 2)] = -100  # the prompt
@@ -224,16 +224,16 @@ def recipe_steps(recipe, steps: int) -> list[str]:
     from genlip.train import adamw, backward, build_model, init_distributed, wrap_parallel
 
     if recipe.init or steps < 1:
-        raise ValueError("--steps must be at least 1, and --init is not read: the weights are random")
-    recipe = replace(recipe, steps=steps)
+        raise ValueError("--max-steps must be at least 1, and --init is not read: the weights are random")
+    recipe = replace(recipe, max_steps=steps)
     _, world, device = init_distributed(recipe)
     if world > 1:
         raise ValueError("one process is measured: start it without torchrun")
     with torch.device(device):
-        model = build_model(recipe, recipe.vocabulary or 512).train()
+        model = build_model(recipe, recipe.vocab_size or 512).train()
     net, optimizer, on_gpu = wrap_parallel(model, recipe, world), adamw(model, recipe), device.type == "cuda"
-    config, vocabulary = model.config, model.config.vocab_size
-    drawn = [[full_row(recipe, vocabulary, recipe.rows * i + j) for j in range(recipe.rows)] for i in range(steps + 2)]
+    config, vocab_size = model.config, model.config.vocab_size
+    drawn = [[full_row(recipe, vocab_size, recipe.rows * i + j) for j in range(recipe.rows)] for i in range(steps + 2)]
 
     # Two to warm up: a compiled graph is made for the first row's shape, then once more for all others'.
     if on_gpu:
@@ -243,9 +243,9 @@ def recipe_steps(recipe, steps: int) -> list[str]:
         if on_gpu:
             torch.cuda.synchronize()
         started = time.perf_counter()
-        labelled = sum(int((row.labels != -100).sum()) for row in rows)
-        backward(net, rows, labelled, i, recipe, world, device)
-        float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip))  # waits for the device, as training does
+        supervised = sum(int((row.labels != -100).sum()) for row in rows)
+        backward(net, rows, supervised, i, recipe, world, device)
+        float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm))  # waits for the device, as training does
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if on_gpu:
@@ -254,16 +254,16 @@ def recipe_steps(recipe, steps: int) -> list[str]:
         if i > 1:
             lens = [row.grid_hw.prod(dim=1) + row.text_lens for row in rows]
             tokens += sum(row.tokens for row in rows)
-            work += step_flops(config, sum(row.tokens for row in rows), sum(int((n**2).sum()) for n in lens), labelled)
-    labelled_share = sum(int((r.labels != -100).sum()) for rows in drawn for r in rows) / sum(r.tokens for rows in drawn for r in rows)
-    parts = memory(recipe, config, model.num_parameters(), labelled_share, 1)
+            work += step_flops(config, sum(row.tokens for row in rows), sum(int((n**2).sum()) for n in lens), supervised)
+    supervised_share = sum(int((r.labels != -100).sum()) for rows in drawn for r in rows) / sum(r.tokens for rows in drawn for r in rows)
+    parts = memory(recipe, config, model.num_parameters(), supervised_share, 1)
     taken = sum(seconds[2:])
     where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads"
     measured = torch.cuda.max_memory_allocated() if on_gpu else None
     return [
         f"{recipe.preset}, {model.num_parameters():,} parameters, {recipe.rows} row(s) of {recipe.row_tokens:,} tokens per step, "
         f"{recipe.attention}, layers {'' if recipe.compile else 'not '}compiled, "
-        f"{'' if recipe.checkpoint_layers else 'no '}activation checkpointing, {'bf16 on fp32 weights' if recipe.bf16 else 'fp32'}; "
+        f"{'' if recipe.gradient_checkpointing else 'no '}activation checkpointing, {'bf16 on fp32 weights' if recipe.bf16 else 'fp32'}; "
         f"{where}, torch {torch.__version__}; {steps} steps after two of {seconds[0]:.1f} and {seconds[1]:.1f} s.",
         "",
         "| tokens/s | seconds per step | TFLOP/s | MFU | peak memory, GiB | planned | measured / planned |",
@@ -292,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
         ("width", 256, "of both models"),
         ("depth", 6, "layers of both models"),
         ("heads", 4, "of both models"),
-        ("vocabulary", 8192, "words: at this width the head takes the share of a step that Qwen's takes at So/16's"),
+        ("vocab-size", 8192, "words: at this width the head takes the share of a step that Qwen's takes at So/16's"),
         ("batch", 16, "samples per step"),
         ("rounds", 5, "turns of each"),
     )
@@ -303,12 +303,12 @@ def main(argv: list[str] | None = None) -> int:
     data.add_argument("--samples", type=int, default=200, metavar="N", help="a turn (default: %(default)s)")
     data.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each (default: %(default)s)")
     full = commands.add_parser("recipe", help="tokens/s, MFU and memory of a recipe's training step at its true sizes")
-    one_process = {name: lambda make=make: replace(make(), rows=1, steps=4, init="") for name, make in PRESETS.items()}
+    one_process = {name: lambda make=make: replace(make(), rows=1, max_steps=4, init="") for name, make in PRESETS.items()}
     add_recipe(full, one_process, argv)
     args = parser.parse_args(argv)
     if args.command == "recipe":
         recipe = read_recipe(full, one_process, args)
-        print("\n".join(recipe_steps(recipe, recipe.steps)))
+        print("\n".join(recipe_steps(recipe, recipe.max_steps)))
     else:
         print("\n".join(training_steps(args) if args.command == "steps" else data_path(args)))
     return 0

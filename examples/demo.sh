@@ -54,11 +54,11 @@ start_beside beside "$out/beside.log"
 # question's one and the first eight of a caption: more pictures per step teach more than whole captions do (after the same time a linear
 # probe on held-out pictures reads 74 % of the stamps' shapes, not 63 %). Fewer words name the stamp alone, and captions get worse.
 done_before "$out/runs/tiny-s1" || step python -m genlip.train tiny-s1 --data "$mini/captions/stage1" --tokenizer "$out/weights/llama-tiny" \
-  --model initializer_range=0.088 --workers 0 --row-tokens 768 --max-tokens 25 --lr 2e-3 --steps "$s1" --seed "$seed" \
+  --model initializer_range=0.088 --workers 0 --row-tokens 768 --max-length 25 --lr 2e-3 --max-steps "$s1" --seed "$seed" \
   --out "$out/runs/tiny-s1"
 done_before "$out/runs/tiny-s2" || {
   step python -m genlip.train tiny-s2 --init "$out/runs/tiny-s1/export" --data "$mini/captions/stage2" \
-    --tokenizer "$out/weights/llama-tiny" --workers 0 --row-tokens 1024 --lr 5e-4 --steps "$s2" --seed "$seed" --out "$out/runs/tiny-s2"
+    --tokenizer "$out/weights/llama-tiny" --workers 0 --row-tokens 1024 --lr 5e-4 --max-steps "$s2" --seed "$seed" --out "$out/runs/tiny-s2"
   step python -m genlip.speak "$out/runs/tiny-s1/export" "$mini"/sft/images/000000/mini_000000{0..5}.jpg --max-new-tokens 8
 }
 fine_tune genlip-tiny "genlip-tiny=$out/runs/tiny-s2/export" 64

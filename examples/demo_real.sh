@@ -30,7 +30,7 @@ evaluate() { # name, run, suite, options
 [ -f demo-real/data/genlip-eval/easy-vqa/manifest.json ] || step python -m small_data.easyvqa --out demo-real/data --copies 1
 step python -m llava_plugin.fetch smollm2-135m dinov2-s14
 done_before demo-real/runs/tiny-s1 || step python -m genlip.train tiny-s1 --data demo-real/data/mini/captions/stage1 \
-  --tokenizer demo-real/weights/smollm2-135m --steps "$pretraining" --out demo-real/runs/tiny-s1
+  --tokenizer demo-real/weights/smollm2-135m --max-steps "$pretraining" --out demo-real/runs/tiny-s1
 
 # 4 x 4 visual tokens for both: 64 x 64 pixels at patch 16, 56 x 56 at patch 14.
 fine_tune dinov2-s14 dinov2-s14 56

@@ -199,7 +199,7 @@ class PackedRows(IterableDataset):
         mine = self.streams if worker is None else self.streams[worker.id :: worker.num_workers]
         self.size = size_rule(self.recipe)
         largest = 3 * (self.recipe.max_pixels if self.recipe.native else self.recipe.resolution**2) + SAMPLE_OVERHEAD_BYTES
-        kept = self.recipe.kept_mib * 2**20 // (worker.num_workers if worker else 1) // largest
+        kept = self.recipe.sample_cache_mib * 2**20 // (worker.num_workers if worker else 1) // largest
         self.load = functools.lru_cache(maxsize=kept)(self._load)
         self.tokenize_prompt = functools.lru_cache(maxsize=1024)(self._tokenize)  # captions share one question, and conversations many
         # A shard in work for every stream and source; a resume opens a few more for what waits.
@@ -271,7 +271,7 @@ class PackedRows(IterableDataset):
             ids = question + self._tokenize(answer) + self.end
             notes = [note] if note else []
             patches = pixels.shape[0] * pixels.shape[1] // self.patch_size**2
-            most = min(self.recipe.max_tokens, self.recipe.row_tokens) - patches
+            most = min(self.recipe.max_length, self.recipe.row_tokens) - patches
             if most <= len(question):
                 raise ValueError("picture and question fill a row")
             if len(ids) > most:  # the end tokens go too: the caption does not end here

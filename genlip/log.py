@@ -19,21 +19,21 @@ class Log:
             return
         self.files = {}
         for name in ("metrics", "captions"):
-            if name == "metrics" or recipe.held_out:
+            if name == "metrics" or recipe.eval_data:
                 keep_until(file := run / f"{name}.jsonl", step - 1)
                 self.files[name] = file.open("a", buffering=1, encoding="utf-8")  # a line is there once it is written
-        if recipe.tracker == "tensorboard":
+        if recipe.report == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(run / "tensorboard", purge_step=step)
-        elif recipe.tracker == "wandb":
+        elif recipe.report == "wandb":
             try:
                 import wandb
             except ImportError as e:
-                raise ValueError("wandb is not installed: pip install wandb, or leave --tracker out") from e
+                raise ValueError("wandb is not installed: pip install wandb, or leave --report out") from e
             self.wandb = wandb.init(dir=run, name=run.name, id=run.name, resume="allow", config=asdict(recipe))
         self.progress = bars("{task.fields[note]}")
-        self.bar = self.progress.add_task("pretrain", total=recipe.steps, completed=step, note="")
+        self.bar = self.progress.add_task("pretrain", total=recipe.max_steps, completed=step, note="")
 
     def __enter__(self):
         if not self.silent:
@@ -56,13 +56,12 @@ class Log:
             return
         self.files["metrics"].write(json.dumps(record) + "\n")
         done = record["step"] + 1
-        note = (
-            f"loss {record['loss']:.3f}  norm {record['grad_norm']:.2f}  waste {record['waste']:.1%}  {record['tokens_per_s']:,} tokens/s"
-        )
+        note = f"loss {record['loss']:.3f}  norm {record['grad_norm']:.2f}  waste {record['waste']:.1%}"
+        note += f"  {record['tokens_per_second']:,} tokens/s"
         note += f"  MFU {record['mfu']:.0%}" if "mfu" in record else ""
         self.progress.update(self.bar, completed=done, note=note)
-        if not sys.stderr.isatty() and (done % 100 == 0 or done == self.recipe.steps):
-            print(f"step {done}/{self.recipe.steps}  {note}", flush=True)
+        if not sys.stderr.isatty() and (done % 100 == 0 or done == self.recipe.max_steps):
+            print(f"step {done}/{self.recipe.max_steps}  {note}", flush=True)
         if self.writer:
             for name, value in record.items():
                 self.writer.add_scalar(name, value, record["step"])

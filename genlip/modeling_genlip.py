@@ -533,7 +533,7 @@ class GenLIPForPretraining(GenLIPVisionModel, GenerationMixin):
         after the first call and the keys of picture and text so far come from `past_key_values`.
 
         With `labels` (as input_ids; -100 = no loss) the head runs only where there is a label, `logits` is None, and
-        loss = sum over labelled tokens / `num_items_in_batch` (their number here, if not given). Raises ValueError for word ids
+        loss = sum over supervised tokens / `num_items_in_batch` (their number here, if not given). Raises ValueError for word ids
         beyond the vocabulary, text beyond `max_position_embeddings`, grids or lengths that do not add up.
         """
         if past_key_values is not None and past_key_values.get_seq_length():
@@ -603,8 +603,8 @@ class GenLIPForPretraining(GenLIPVisionModel, GenerationMixin):
         target = F.pad(labels[:, 1:], (0, 1), value=-100)
         target[:, :-1].masked_fill_(sample[1:] != sample[:-1], -100)
         target = target.reshape(-1)
-        labelled = target != -100
-        text, target = text[labelled], target[labelled]
+        supervised = target != -100
+        text, target = text[supervised], target[supervised]
 
         total = ChunkedLinearCrossEntropy.apply(self.proj(text), self.lm_head.weight, target, torch.is_grad_enabled())
         return total / (max(1, len(target)) if num_items is None else num_items)

@@ -25,7 +25,7 @@ TINY = {
 }
 
 B = 1_000_000_000
-VOCABULARY = 151_936  # Qwen3's rows in the released checkpoints; its tokenizer knows 151,669 of them
+VOCAB_SIZE = 151_936  # Qwen3's rows in the released checkpoints; its tokenizer knows 151,669 of them
 MODEL_FIELDS = (
     "hidden_size",
     "intermediate_size",
@@ -52,7 +52,7 @@ class Recipe:
     model: dict = option(MISSING, "fields of GenLIPConfig", "model", (*MODEL_FIELDS, "vocab_size"), MODEL_FIELDS)
     data: str = option("", "PATH[@WEIGHT],...: tar or parquet shards; each PATH a folder, a glob, a file or a .txt list", "data")
     tokenizer: str = option("", "a folder or hub id; empty: the tokenizer of --init", "data")
-    vocabulary: int = option(0, "rows of the word matrices; 0: the tokenizer's, rounded up to a multiple of 64", "model")
+    vocab_size: int = option(0, "rows of the word matrices; 0: the tokenizer's, rounded up to a multiple of 64", "model")
     out: str = option("", "the run folder: recipe, metrics, checkpoints, export", "run")
     init: str = option("", "an earlier stage's export to start from, at any resolution; empty: random weights", "model")
     prompt: str = option("Describe the image in detail.", "instruction before a caption; conversations bring their own", "data")
@@ -64,31 +64,31 @@ class Recipe:
     max_pixels: int = option(262_144, "largest area of a picture; a larger one is reduced", "data", needs=("native", True))
     row_tokens: int = option(16_384, "tokens per packed row (paper: 16,384)", "data")
     rows: int = option(1, "packed rows per step, over all ranks; each rank runs its share as micro-steps", "optimisation")
-    max_tokens: int = option(4096, "tokens per sample; longer text is cut, and counted (released code: 4,096)", "data")
+    max_length: int = option(4096, "tokens per sample; longer text is cut, and counted (released code: 4,096)", "data")
     look_ahead: int = option(200, "samples that wait to be packed, first fit (released code: 200); 1: in order", "data")
-    steps: int = option(0, "optimizer steps of the run", "optimisation")
+    max_steps: int = option(0, "optimizer steps of the run", "optimisation")
     lr: float = option(1e-3, "peak learning rate, cosine (paper: 1e-3 in stage 1, 1e-4 in stage 2)", "optimisation")
     min_lr: float = option(1e-6, "learning rate at the last step (paper: 1e-6)", "optimisation")
     warmup: float = option(0.007, "linear warm-up, a share of the steps (paper: 0.007; g/16 in stage 1: 0.02)", "optimisation")
     betas: tuple[float, float] = option((0.9, 0.95), "of AdamW (paper: 0.9 0.95)", "optimisation")
     eps: float = option(1e-8, "of AdamW (paper: 1e-8)", "optimisation")
     weight_decay: float = option(0.01, "of AdamW, on all parameters (released code: 0.01)", "optimisation")
-    clip: float = option(1.0, "gradients are clipped to this norm (paper: 1.0)", "optimisation")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm (paper: 1.0)", "optimisation")
     seed: int = option(0, "of the initial weights, the order of the data and drop path", "run")
     bf16: bool = option(False, "bf16 compute on fp32 master weights", "speed")
     parallel: str = option("ddp", "fsdp splits parameters, gradients and optimizer state over the ranks", "speed", ("ddp", "fsdp"))
-    checkpoint_layers: bool = option(False, "recompute each layer in the backward pass instead of keeping its activations", "speed")
+    gradient_checkpointing: bool = option(False, "recompute each layer in the backward pass instead of keeping its activations", "speed")
     compile: bool = option(False, "torch.compile, layer by layer", "speed")
     attention: str = option("sdpa", "attention kernel; the maths is the same", "speed", ("sdpa", "flex_attention", "eager"))
     workers: int = option(1, "processes per rank that decode and tokenise; 0: the rank itself", "speed")
-    kept_mib: int = option(128, "MiB of decoded samples that a rank keeps, for small data read epoch after epoch", "speed")
+    sample_cache_mib: int = option(128, "MiB of decoded samples that a rank keeps, for small data read epoch after epoch", "speed")
     max_bad: float = option(0.01, "share of unusable samples above which the run stops", "data")
     save_every: int = option(500, "steps from one checkpoint to the next", "run")
     keep: int = option(2, "newest checkpoints that are kept", "run")
     milestone_every: int = option(0, "checkpoints at multiples of so many steps are kept for good; 0: none", "run")
-    held_out: str = option("", "shards, as in --data: a few pictures are captioned, and a loss taken, as the run goes", "run")
-    look_every: int = option(500, "steps from one look at the held-out shards to the next", "run", needs=("held_out",))
-    tracker: str = option("", "where the metrics go beside metrics.jsonl; empty: nowhere", "run", ("", "tensorboard", "wandb"))
+    eval_data: str = option("", "shards, as in --data: a few pictures are captioned, and a loss taken, as the run goes", "run")
+    eval_every: int = option(500, "steps from one evaluation on --eval-data to the next", "run", needs=("eval_data",))
+    report: str = option("none", "where the metrics go beside metrics.jsonl", "run", ("none", "tensorboard", "wandb"))
     mean_tokens: int = option(270, "expected tokens per sample, for the plan of --dry-run alone (paper: 270 and 1,200)", "run")
 
 
@@ -105,16 +105,16 @@ def _size(name: str) -> dict:
 
 def _stage1(preset: str, size: str, samples: int = 8_000_000_000, rows: int = 512, warmup: float = 0.007, **model) -> Recipe:
     """8 epochs of Recap-DataComp-1B at 224 x 224. 512 rows are 32 GPUs x 16 rows, and hold the paper's batch of 32K samples."""
-    recipe = Recipe(preset, _size(size) | model, vocabulary=VOCABULARY, tokenizer="Qwen/Qwen3-0.6B", rows=rows, warmup=warmup, bf16=True)
-    recipe = replace(recipe, checkpoint_layers=True, workers=8, milestone_every=20_000)
-    return replace(recipe, steps=steps_for(samples, recipe))
+    recipe = Recipe(preset, _size(size) | model, vocab_size=VOCAB_SIZE, tokenizer="Qwen/Qwen3-0.6B", rows=rows, warmup=warmup, bf16=True)
+    recipe = replace(recipe, gradient_checkpointing=True, workers=8, milestone_every=20_000)
+    return replace(recipe, max_steps=steps_for(samples, recipe))
 
 
 def _stage2(preset: str, size: str, stage1: str) -> Recipe:
     """One epoch of BLIP3o-Long-Caption (27M) and Infinity-MM stage 1 (10M), native shapes. 256 rows hold the batch of 3.6K samples."""
     recipe = replace(_stage1(preset, size), init=f"runs/{stage1}/export", text_key="conversations", native=True, lr=1e-4)
     recipe = replace(recipe, rows=256, mean_tokens=1200, milestone_every=2000)
-    return replace(recipe, steps=steps_for(37_000_000, recipe))
+    return replace(recipe, max_steps=steps_for(37_000_000, recipe))
 
 
 def tiny_s1() -> Recipe:
@@ -122,13 +122,13 @@ def tiny_s1() -> Recipe:
 
     Many small steps: a linear probe on the patches reads 96 % of easy-VQA's shapes, against 89 % after the time in rows twice as long.
     """
-    return Recipe("tiny-s1", TINY, resolution=64, row_tokens=1024, steps=2200, warmup=0.03, look_ahead=1)
+    return Recipe("tiny-s1", TINY, resolution=64, row_tokens=1024, max_steps=2200, warmup=0.03, look_ahead=1)
 
 
 def tiny_s2() -> Recipe:
     """Stage 2 for two cores, from `tiny-s1`'s export: pictures in their own shape, 16 to 64 patches each."""
     recipe = replace(tiny_s1(), preset="tiny-s2", init="runs/tiny-s1/export", text_key="conversations", native=True)
-    return replace(recipe, max_pixels=16_384, row_tokens=2048, look_ahead=50, steps=300, lr=1e-4)
+    return replace(recipe, max_pixels=16_384, row_tokens=2048, look_ahead=50, max_steps=300, lr=1e-4)
 
 
 def captions32() -> Recipe:
@@ -139,7 +139,7 @@ def captions32() -> Recipe:
     """
     model = TINY | {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 8, "text_embed_dim": 64}
     model |= {"initializer_range": 0.0625}
-    recipe = Recipe("captions-32", model, vocabulary=VOCABULARY, resolution=96, row_tokens=400, steps=300, lr=2e-3, warmup=0.05)
+    recipe = Recipe("captions-32", model, vocab_size=VOCAB_SIZE, resolution=96, row_tokens=400, max_steps=300, lr=2e-3, warmup=0.05)
     return replace(recipe, look_ahead=1, betas=(0.9, 0.99), weight_decay=0.0, save_every=100)
 
 
@@ -147,7 +147,7 @@ def _larger(preset: str, resolution: int) -> Recipe:
     """So/16's stage 1 over 1B samples at another resolution; the text keeps its 74 tokens."""
     recipe = _stage1(preset, "genlip-so16")
     recipe = replace(recipe, resolution=resolution, mean_tokens=recipe.mean_tokens + (resolution // 16) ** 2 - 196)
-    return replace(recipe, steps=steps_for(B, recipe))
+    return replace(recipe, max_steps=steps_for(B, recipe))
 
 
 PRESETS: dict[str, Callable[[], Recipe]] = {

@@ -5,10 +5,10 @@
     python -m genlip.train so16-s1 --dry-run --gpus 64
 
 On two cores `tiny-s1` takes about three minutes. The run folder holds recipe.json (written before step 0), metrics.jsonl,
-ledger.json, captions.jsonl (with --held-out), checkpoints/ and, at the end, export/: a plain from_pretrained folder. The same
+ledger.json, captions.jsonl (with --eval-data), checkpoints/ and, at the end, export/: a plain from_pretrained folder. The same
 command again goes on where the run stopped, also on another number of ranks, or says that it is done.
 
-Differences from the reference: the loss is the sum over labelled tokens over their number in the whole step, not a mean of
+Differences from the reference: the loss is the sum over supervised tokens over their number in the whole step, not a mean of
 means, so ranks and accumulation do not change it; a stop and resume is bit-equal to an undisturbed run; bad samples are counted.
 """
 
@@ -32,10 +32,10 @@ HELD_PICTURES = 4  # captioned at every look
 
 def learning_rate(step: int, recipe: Recipe) -> float:
     """Linear warm-up, then cosine down to `min_lr` at the last step."""
-    warmup = max(1, round(recipe.warmup * recipe.steps))
+    warmup = max(1, round(recipe.warmup * recipe.max_steps))
     if step < warmup:
         return recipe.lr * (step + 1) / warmup
-    done = (step - warmup) / max(1, recipe.steps - warmup)
+    done = (step - warmup) / max(1, recipe.max_steps - warmup)
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -89,12 +89,12 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
         print0(rank, f"going on from step {step}")
     batches = packed_rows(recipe, tokenizer, sources, rank, world, streams)
     mine = {r: streams[r] for r in range(rank, recipe.rows, world)} if streams else {}
-    held = held_out(recipe, tokenizer)
+    held = eval_row(recipe, tokenizer)
     peak = peak_of(device, rank)
     log = Log(run, recipe, step, rank)
 
     with log:
-        while step < recipe.steps:
+        while step < recipe.max_steps:
             started = time.perf_counter()
 
             # One global step: all its rows are read first, because the loss is over their common number of labels.
@@ -106,11 +106,11 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
             counts = [sum(int((row.labels != -100).sum()) for row in rows), sum(row.tokens for row in rows), sum(map(len, lens))]
             counts += [sum(int((n**2).sum()) for n in lens)]
             counts += [sum(s["ledger"][k] for s in mine.values()) for k in ("read", "used")]
-            labelled, tokens, samples, squares, read, used = map(int, all_reduce_sum(counts, device, world))
+            supervised, tokens, samples, squares, read, used = map(int, all_reduce_sum(counts, device, world))
             check_ledger(read, read - used, [s["ledger"] for s in mine.values()], recipe)
 
-            losses = backward(net, rows, labelled, step, recipe, world, device)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            losses = backward(net, rows, supervised, step, recipe, world, device)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
             norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
             losses = torch.stack(losses).tolist()
             (total,) = all_reduce_sum([sum(losses)], device, world)
@@ -126,16 +126,16 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
 
             # Say and keep what happened.
             seconds = time.perf_counter() - started
-            record = {"step": step - 1, "loss": total, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"], "labelled": labelled}
+            record = {"step": step - 1, "loss": total, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"], "supervised": supervised}
             record |= {"tokens": tokens, "samples": samples, "epoch": rows[-1].position["places"][0]["epoch"]}
-            record |= {"waste": 1 - tokens / (recipe.rows * recipe.row_tokens), "tokens_per_s": round(tokens / seconds)}
+            record |= {"waste": 1 - tokens / (recipe.rows * recipe.row_tokens), "tokens_per_second": round(tokens / seconds)}
             if peak:
-                record["mfu"] = step_flops(config, tokens, squares, labelled) / seconds / world / peak
-            if held and (step % recipe.look_every == 0 or step == recipe.steps):
-                record["held_out_loss"], said = evaluate_held_out(model, tokenizer, held, recipe, device)
+                record["mfu"] = step_flops(config, tokens, squares, supervised) / seconds / world / peak
+            if held and (step % recipe.eval_every == 0 or step == recipe.max_steps):
+                record["eval_loss"], said = evaluate_held_out(model, tokenizer, held, recipe, device)
                 log.captions(step - 1, said)
             log.step(record)
-            if step % recipe.save_every == 0 or step == recipe.steps:
+            if step % recipe.save_every == 0 or step == recipe.max_steps:
                 everything = all_gather_dict(mine, world)
                 if rank == 0:
                     ledger = Ledger.merged([everything[r]["ledger"] for r in range(recipe.rows)]).as_dict()
@@ -158,8 +158,8 @@ def init_distributed(recipe: Recipe):
     import torch.distributed as dist
 
     check_choices(recipe)
-    if recipe.steps < 1:
-        raise ValueError("--steps must be at least 1")
+    if recipe.max_steps < 1:
+        raise ValueError("--max-steps must be at least 1")
     if recipe.look_ahead < 1 or recipe.rows < 1:
         raise ValueError("--look-ahead and --rows must be at least 1")
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
@@ -177,7 +177,7 @@ def wrap_parallel(model, recipe: Recipe, world: int):
     """The module to call: the model itself on one process, else DDP around it, or FSDP2 in place. Compiles the layers if asked."""
     import torch
 
-    if recipe.checkpoint_layers:
+    if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if recipe.compile:
         for layer in model.visual.layers:
@@ -203,8 +203,8 @@ def adamw(model, recipe: Recipe):
     )
 
 
-def backward(net, rows: list, labelled: int, step: int, recipe: Recipe, world: int, device) -> list:
-    """Forward and backward of this rank's rows of a step with `labelled` labels in all; each row's part of the loss."""
+def backward(net, rows: list, supervised: int, step: int, recipe: Recipe, world: int, device) -> list:
+    """Forward and backward of this rank's rows of a step with `supervised` labels in all; each row's part of the loss."""
     import torch
 
     from .data import normalised
@@ -221,7 +221,7 @@ def backward(net, rows: list, labelled: int, step: int, recipe: Recipe, world: i
                     grid_hw=row.grid_hw.to(device),
                     text_lens=row.text_lens.to(device),
                     labels=row.labels.to(device),
-                    num_items_in_batch=labelled,
+                    num_items_in_batch=supervised,
                 ).loss
             (loss * world).backward()  # DDP and FSDP average the ranks' gradients
         losses.append(loss.detach())
@@ -282,11 +282,11 @@ def print0(rank: int, text: str) -> None:
 # --- model, tokenizer, data ------------------------------------------------------------------------------------------------
 
 
-def vocabulary_of(recipe: Recipe, words: int) -> int:
+def vocab_size_of(recipe: Recipe, words: int) -> int:
     """Rows of the word matrices: the recipe's own number, or the tokenizer's `words` rounded up to a multiple of 64."""
-    if recipe.vocabulary and recipe.vocabulary < words:
-        raise ValueError(f"the tokenizer has {words} words, the model {recipe.vocabulary}: raise --vocabulary")
-    return recipe.vocabulary or math.ceil(words / 64) * 64
+    if recipe.vocab_size and recipe.vocab_size < words:
+        raise ValueError(f"the tokenizer has {words} words, the model {recipe.vocab_size}: raise --vocab-size")
+    return recipe.vocab_size or math.ceil(words / 64) * 64
 
 
 def build_model(recipe: Recipe, words: int, from_init: bool = True):
@@ -300,7 +300,7 @@ def build_model(recipe: Recipe, words: int, from_init: bool = True):
     from .modeling_genlip import GenLIPForPretraining
 
     torch.manual_seed(recipe.seed)
-    config = GenLIPConfig(**recipe.model | {"vocab_size": vocabulary_of(recipe, words)})
+    config = GenLIPConfig(**recipe.model | {"vocab_size": vocab_size_of(recipe, words)})
     if recipe.init:
         theirs = GenLIPConfig.from_pretrained(recipe.init) if (Path(recipe.init) / "config.json").is_file() else None
         if theirs is None:
@@ -332,17 +332,17 @@ def check_ledger(read: int, bad: int, ledgers: list[dict], recipe: Recipe) -> No
         )
 
 
-def held_out(recipe: Recipe, tokenizer):
+def eval_row(recipe: Recipe, tokenizer):
     """One packed row of held-out samples, or None: the same at every look."""
-    if not recipe.held_out:
+    if not recipe.eval_data:
         return None
     from dataclasses import replace
 
     from .data import packed_rows
     from .shards import list_sources
 
-    alone = replace(recipe, data=recipe.held_out, rows=1, workers=0, look_ahead=1)
-    return next(packed_rows(alone, tokenizer, list_sources(recipe.held_out)))
+    alone = replace(recipe, data=recipe.eval_data, rows=1, workers=0, look_ahead=1)
+    return next(packed_rows(alone, tokenizer, list_sources(recipe.eval_data)))
 
 
 def evaluate_held_out(model, tokenizer, row, recipe: Recipe, device) -> tuple[float, list[dict]]:
@@ -404,7 +404,7 @@ def dry_run(recipe: Recipe, gpus: int, mfu: float) -> int:
     from .estimate import estimate
 
     print(json.dumps(asdict(recipe), indent=1))
-    words = recipe.vocabulary or vocabulary_of(recipe, len(load_tokenizer(recipe.tokenizer)) if recipe.tokenizer else 512)
+    words = recipe.vocab_size or vocab_size_of(recipe, len(load_tokenizer(recipe.tokenizer)) if recipe.tokenizer else 512)
     print("\n".join(estimate(recipe, words, gpus, mfu)))
     return 0
 

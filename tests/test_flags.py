@@ -20,7 +20,7 @@ from train_mllm import llava_next
 ROOT = Path(__file__).parents[1]
 TRAINERS = {"genlip": genlip.train, "train_mllm": train_mllm.train}
 # What recipe.json holds, by preset after preset: a run made before goes on only where it stays so.
-STORED = {"genlip": "b30163b34aa00736", "train_mllm": "956d8f2a978d70af"}
+STORED = {"genlip": "ce159ac20ca17c5f", "train_mllm": "3b7936be85af8a27"}
 
 
 def resolved(trainer: str, words: list[str], monkeypatch):
@@ -74,7 +74,7 @@ def test_help_shows_the_presets_values(capsys):
     ("trainer", "words", "said"),
     [
         ("genlip", ["--parallel", "banana", "--dry-run"], "'ddp', 'fsdp'"),
-        ("genlip", ["tiny-s1", "--tracker", "mlflow"], "'tensorboard', 'wandb'"),
+        ("genlip", ["tiny-s1", "--report", "mlflow"], "'tensorboard', 'wandb'"),
         ("train_mllm", ["tiny-sft", "--zero", "1"], "choose from -1, 0, 2, 3"),
         ("train_mllm", ["tiny-sfft"], "Did you mean 'tiny-sft'"),
         ("train_mllm", [], "name a preset (projector, "),
@@ -93,7 +93,7 @@ def test_help_shows_the_presets_values(capsys):
         ("genlip", ["so16-s2", "--resolution", "384"], "--resolution 384 has no effect beside --native of so16-s2: give --no-native"),
         ("genlip", ["tiny-s1", "--min-pixels", "64"], "give --native"),
         ("genlip", ["tiny-s1", "--max-pixels", "64"], "give --native"),
-        ("genlip", ["tiny-s1", "--look-every", "9"], "beside --held-out '' of tiny-s1: give --held-out"),
+        ("genlip", ["tiny-s1", "--eval-every", "9"], "beside --eval-data '' of tiny-s1: give --eval-data"),
     ],
 )
 def test_what_cannot_count_is_refused(trainer, words, said, capsys):
@@ -148,9 +148,9 @@ def test_a_recipe_file_starts_a_run_and_flags_win(trainer, preset, tmp_path, mon
 @pytest.mark.parametrize(
     ("change", "words", "said"),
     [
-        ({"stesp": 5}, [], "unknown field of {file}: 'stesp'. Did you mean 'steps'"),
-        ({"steps": "5"}, [], 'steps of {file} is "5": it takes what 2200 is'),
-        ({"steps": True}, [], "steps of {file} is true"),
+        ({"max_stesp": 5}, [], "unknown field of {file}: 'max_stesp'. Did you mean 'max_steps'"),
+        ({"max_steps": "5"}, [], 'max_steps of {file} is "5": it takes what 2200 is'),
+        ({"max_steps": True}, [], "max_steps of {file} is true"),
         ({"native": 1}, [], "native of {file} is 1"),
         ({"betas": [0.9]}, [], "betas of {file} is [0.9]"),
         ({"betas": [0.9, "x"]}, [], 'betas of {file} is [0.9, "x"]'),

@@ -28,7 +28,7 @@ OPTIONAL = {  # imported, and in no extra
     "lmms_eval": "installed with --no-deps from eval_suites/requirements-nodeps.txt",
     "llava": "the LLaVA-NeXT repository, cloned and put on PYTHONPATH",
     "liger_kernel": "faster layers on a GPU, where it is there",
-    "wandb": "asked for by --tracker wandb, which says how to install it",
+    "wandb": "asked for by --report wandb, which says how to install it",
 }
 UNSEEN = {  # declared, and imported by somebody else on our behalf
     "gguf": "transformers reads GGUF files by it",

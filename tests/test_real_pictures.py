@@ -70,7 +70,7 @@ def test_the_pages_commands_end_in_a_table_marked_for_what_it_is(tmp_path, share
     (tmp_path / "shared").symlink_to(shared.parent)
     *before, last = (re.sub(r"--max-steps \d+", "--max-steps 2", line) for line in pages.commands(PAGE))
     for command in before:
-        done = shell(tmp_path / "checkout", command + " --steps 2" * ("genlip.train" in command))
+        done = shell(tmp_path / "checkout", command + " --max-steps 2" * ("genlip.train" in command))
         assert done.returncode == 0, f"$ {command}\n{done.stdout[-1000:]}{done.stderr[-3000:]}"
     done = shell(tmp_path / "checkout", last)
     assert done.returncode == 3, done.stdout[-1000:] + done.stderr[-3000:]

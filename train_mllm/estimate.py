@@ -45,19 +45,19 @@ class LlmShape:
     layers: int
     hidden: int
     ffn: int
-    vocabulary: int
+    vocab_size: int
     parameters: int
     heads: int = 0
     kv_heads: int = 0
     tied: bool = False
 
 
-def _qwen2(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocabulary: int, tied: bool) -> LlmShape:
+def _qwen2(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocab_size: int, tied: bool) -> LlmShape:
     """Counted from the shape: biases on q, k and v only, SwiGLU, two norms a layer and one at the end."""
     kv = kv_heads * hidden // heads
     attention = hidden * (2 * hidden + 2 * kv) + hidden + 2 * kv
-    total = layers * (attention + 3 * hidden * ffn + 2 * hidden) + hidden + vocabulary * hidden * (1 if tied else 2)
-    return LlmShape(layers, hidden, ffn, vocabulary, total, heads, kv_heads, tied)
+    total = layers * (attention + 3 * hidden * ffn + 2 * hidden) + hidden + vocab_size * hidden * (1 if tied else 2)
+    return LlmShape(layers, hidden, ffn, vocab_size, total, heads, kv_heads, tied)
 
 
 LLMS = {
@@ -141,13 +141,13 @@ def state_bytes(trained: int, frozen: int, stage: int, gpus: int, half: bool) ->
     return still + copy + shared if stage == 2 else (still + copy) / gpus + shared
 
 
-def activation_bytes(shape: LlmShape, tokens: int, learned: int, half: bool) -> float:
+def activation_bytes(shape: LlmShape, tokens: int, supervised: int, half: bool) -> float:
     """Bytes of a micro-step over `tokens` tokens with gradient checkpointing: each layer's input, and the larger of one layer at work and
-    the logits. Those are of the `learned` tokens alone: in the backward pass log-probabilities, their gradient and that of the logits
+    the logits. Those are of the `supervised` tokens alone: in the backward pass log-probabilities, their gradient and that of the logits
     stand side by side in fp32. `half`: the layers' inputs are bf16 (see half_stream); else fp32, and a layer holds its products in both.
     """
     width, at_work = (2, 16 * shape.hidden + 8 * shape.ffn) if half else (4, 44 * shape.hidden + 14 * shape.ffn)
-    return tokens * shape.layers * shape.hidden * width + max(tokens * at_work, learned * shape.vocabulary * 12)
+    return tokens * shape.layers * shape.hidden * width + max(tokens * at_work, supervised * shape.vocab_size * 12)
 
 
 def half_stream(recipe: Recipe, stage: int) -> bool:
@@ -155,7 +155,7 @@ def half_stream(recipe: Recipe, stage: int) -> bool:
     return recipe.bf16 and bool(stage or recipe.stage == "projector" or recipe.lora_rank)
 
 
-def peak_bytes(recipe: Recipe, stage: int, gpus: int, tokens: int, learned: int) -> tuple[float, float] | None:
+def peak_bytes(recipe: Recipe, stage: int, gpus: int, tokens: int, supervised: int) -> tuple[float, float] | None:
     """(in the passes, in the optimizer's step) bytes per GPU, the first the larger; None where the models are not known well enough.
 
     Without ZeRO autocast keeps a bf16 copy of what learns through the passes; torch's fused AdamW needs nothing beside its state.
@@ -166,7 +166,7 @@ def peak_bytes(recipe: Recipe, stage: int, gpus: int, tokens: int, learned: int)
         return None
     state = state_bytes(counted.trained, counted.total - counted.trained, stage, gpus, recipe.bf16)
     copy = 2 * counted.trained if recipe.bf16 and not stage else 0
-    passes = state + copy + activation_bytes(llm_shape(recipe.llm), tokens, learned, half_stream(recipe, stage))
+    passes = state + copy + activation_bytes(llm_shape(recipe.llm), tokens, supervised, half_stream(recipe, stage))
     return passes, state
 
 
@@ -281,7 +281,7 @@ def conversation_flops(recipe: Recipe) -> float | None:
     visual = _visual_tokens(recipe)
     tokens = visual + TEXT_TOKENS[recipe.stage]
     passes = 2 if recipe.stage == "projector" or recipe.lora_rank else 3
-    looked_up = 0 if shape.tied else shape.vocabulary * shape.hidden
+    looked_up = 0 if shape.tied else shape.vocab_size * shape.hidden
     language = 2 * passes * (counted.llm - looked_up) * tokens
     return language + 2 * (3 if recipe.train_encoder else 1) * counted.encoder * _spec(recipe).tokens + 6 * counted.projector * visual
 

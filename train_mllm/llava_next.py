@@ -103,7 +103,7 @@ def arguments(recipe: Recipe, llm: str, folder: Path, processes: int, on_gpu: bo
         "weight_decay": recipe.weight_decay,
         "warmup_steps": recipe.warmup,  # a share below 1 is read as a ratio
         "lr_scheduler_type": "cosine",
-        "max_grad_norm": recipe.clip,
+        "max_grad_norm": recipe.max_grad_norm,
         "seed": recipe.seed,
         "bf16": True,
         "use_cpu": not on_gpu,

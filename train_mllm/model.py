@@ -8,7 +8,7 @@ from .recipes import Recipe
 
 
 def initialise_from(model, recipe: Recipe) -> dict:
-    """Take over what an earlier stage taught: the projector, and of an SFT stage the language model too. The encoder stays the recipe's.
+    """Take over what an earlier stage learned: the projector, and of an SFT stage the language model too. The encoder stays the recipe's.
 
     Returns the provenance that is handed on: "llm_digest_before", of the language model before the first of the stages, and "earlier",
     what each of them was, oldest first. Raises ValueError where the export was made for another encoder or language model.

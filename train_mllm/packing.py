@@ -162,15 +162,15 @@ def padded(rows: list[TokenizedConversation], pad: int) -> dict[str, torch.Tenso
 def packed(rows: list[TokenizedConversation], flash: bool = False) -> dict[str, torch.Tensor | list[torch.Tensor] | int]:
     """The packed batch of some rows: see Collator."""
     labels = torch.tensor([label for r in rows for label in r.labels])
-    learned = (labels[1:] != IGNORED).nonzero()[:, 0]  # a token's logits are for the one behind it
+    supervised = (labels[1:] != IGNORED).nonzero()[:, 0]  # a token's logits are for the one behind it
     blocks = [r.block for r in rows]
     return {
         "input_ids": torch.tensor([[i for r in rows for i in r.ids]]),
         "labels": labels[None],
         "position_ids": torch.tensor([[i for r in rows for i in r.positions]]),
         **(_one_behind_another(blocks) if flash else _side_by_side(blocks)),
-        "logits_to_keep": learned,
-        "shift_labels": labels[None, learned + 1],
+        "logits_to_keep": supervised,
+        "shift_labels": labels[None, supervised + 1],
     }
 
 

@@ -57,7 +57,7 @@ class Recipe:
     encoder_lr: float = option(2e-6, "the encoder's (LLaVA-NeXT: 2e-6)", "optimisation", needs=("train_encoder", True), kind="compared")
     weight_decay: float = option(0.0, "of AdamW (LLaVA-NeXT: 0)", "optimisation", kind="compared")
     warmup: float = option(0.03, "linear warm-up, a share of the steps (LLaVA-NeXT: 0.03)", "optimisation", kind="compared")
-    clip: float = option(1.0, "gradients are clipped to this norm", "optimisation", kind="compared")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm", "optimisation", kind="compared")
     lora_rank: int = option(
         0, "rank of LoRA adapters, merged into the export; 0: the language model itself is trained", "model", kind="compared"
     )

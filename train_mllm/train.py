@@ -249,7 +249,7 @@ def arguments(recipe: Recipe, run: Path, accumulation: int, zero: int, processes
         gradient_accumulation_steps=accumulation,
         learning_rate=recipe.lr,
         weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.clip,
+        max_grad_norm=recipe.max_grad_norm,
         num_train_epochs=recipe.epochs,
         max_steps=recipe.max_steps or -1,
         lr_scheduler_type="cosine",
@@ -284,7 +284,7 @@ def token_ledger(lengths, dataset, recipe: Recipe) -> dict:
             f"{', '.join(names)}. Raise it, or allow more with --max-bad"
         )
     tokens, supervised, cut = int(lengths[:, 0].sum()), int(lengths[:, 1].sum()), int((lengths[:, 2] > 0).sum())
-    share = f"{tokens:,} tokens, {supervised / tokens:.1%} of them taught; {cut} conversations cut at a turn, {len(left_out)} left out"
+    share = f"{tokens:,} tokens, {supervised / tokens:.1%} of them supervised; {cut} conversations cut at a turn, {len(left_out)} left out"
     return {
         "tokens": tokens,
         "supervised": supervised,

@@ -128,7 +128,7 @@ def _records(run: Run):
 def spoken(run: Run) -> list[dict]:
     """Captions that the encoder spoke while it learned: the last SPOKEN of RUN/captions.jsonl, `{"step", "name", "said", "true"}`.
 
-    `python -m genlip.train --held-out SHARDS` writes them.
+    `python -m genlip.train --eval-data SHARDS` writes them.
     """
     file = run.folder / "captions.jsonl"
     records = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()

@@ -45,8 +45,8 @@ def test_the_mix_keeps_its_median_and_every_conversation_its_picture():
     assert abs(lengths[2000] / 700 - 1) < 0.05 and abs(lengths[3800] / 2500 - 1) < 0.1 and lengths[0] == 576 + finetuning.TEXT
     for row in rows[:50]:
         assert row.ids.count(9) == 576 and len(row.ids) == len(row.labels) == len(row.positions)
-        taught = [i for i, label in zip(row.ids, row.labels) if label != -100]
-        assert len(taught) == (len(row.ids) - 576) // 2 and 9 not in taught
+        supervised = [i for i, label in zip(row.ids, row.labels) if label != -100]
+        assert len(supervised) == (len(row.ids) - 576) // 2 and 9 not in supervised
 
 
 @pytest.mark.parametrize("make", [packed, lambda rows: padded(rows, 0)])
@@ -64,13 +64,13 @@ def test_flop_are_those_of_the_shapes(llama_tiny, train_encoder, lora):
     model = finetuning.random_mllm(recipe, torch.float32, "cpu")
     freeze_parts(model, recipe)
     prepare_for_training(model, recipe, torch.float32, False, False)
-    lengths, taught, pictures = [50, 70], 30, 2
+    lengths, supervised, pictures = [50, 70], 30, 2
     words = model.config.text_config.vocab_size
     linear, rank = 2 * (4 * 128**2 + 3 * 128 * 256), lora * 2 * (4 * 256 + 3 * 384)
-    language = (4 if lora else 6) * (120 * linear + taught * words * 128) + 6 * 120 * rank + 6 * 2 * 128 * (50**2 + 70**2)
+    language = (4 if lora else 6) * (120 * linear + supervised * words * 128) + 6 * 120 * rank + 6 * 2 * 128 * (50**2 + 70**2)
     encoder = 2 * (4 * (5 * 128**2 + 3 * 128 * 352) + 768 * 128) * 32 + 4 * 4 * 128 * 16 * 32
     projector = (6 if train_encoder else 4) * 2 * 128**2 * 32
-    assert finetuning.flops(model, recipe, lengths, taught, pictures) == language + encoder * (3 if train_encoder else 1) + projector
+    assert finetuning.flops(model, recipe, lengths, supervised, pictures) == language + encoder * (3 if train_encoder else 1) + projector
 
 
 @pytest.mark.parametrize("preset", ["sft-qwen1.5b-frozen", "sft-qwen7b-unfrozen"])
@@ -123,7 +123,7 @@ def test_batches_on_a_gpu_equal_one_by_one(way, tmp_path):
     tower = model.model.vision_tower.freeze()
     drawn = finetuning.SyntheticConversations(finetuning.conversations(6, 2, 16, model.config.image_token_id, seed=0))
     samples = [drawn[i] for i in range(len(drawn))]
-    taught = sum(label != -100 for sample in samples for label in sample["row"].labels)
+    supervised = sum(label != -100 for sample in samples for label in sample["row"].labels)
 
     def learnt(batches):
         model.zero_grad()
@@ -131,7 +131,7 @@ def test_batches_on_a_gpu_equal_one_by_one(way, tmp_path):
         for batch in batches:
             on_gpu = send_to_device(batch, "cuda")
             with torch.autocast("cuda", torch.bfloat16):
-                loss = model(**on_gpu, num_items_in_batch=taught).loss
+                loss = model(**on_gpu, num_items_in_batch=supervised).loss
             loss.backward()
             total += loss.item()
         return total, {n: p.grad.flatten() for n, p in model.named_parameters() if p.grad is not None}

@@ -57,9 +57,9 @@ def test_a_clone_is_needed(capsys):
         pretraining.main(["steps"])
 
 
-@pytest.mark.parametrize("flags", [["tiny-s1"], ["tiny-s2", "--rows", "2", "--checkpoint-layers"]])
+@pytest.mark.parametrize("flags", [["tiny-s1"], ["tiny-s2", "--rows", "2", "--gradient-checkpointing"]])
 def test_a_recipes_step_is_measured(flags, capsys):
-    assert pretraining.main(["recipe", *flags, "--steps", "1", "--row-tokens", "900", "--model", "num_hidden_layers=1"]) == 0
+    assert pretraining.main(["recipe", *flags, "--max-steps", "1", "--row-tokens", "900", "--model", "num_hidden_layers=1"]) == 0
     row = rows_of(capsys.readouterr().out)[0]
     assert float(row[0].replace(",", "")) > 0 and float(row[1]) > 0 and len(row) == 7
 
@@ -73,8 +73,8 @@ def test_rows_are_full_of_samples_as_the_recipe_expects_them():
         assert recipe.native or (row.grid_hw == 14).all()
         mean = row.tokens / len(row.text_lens)
         assert abs(mean / recipe.mean_tokens - 1) < 0.25
-        labelled = row.labels != -100
-        assert row.labels[labelled].equal(row.input_ids[labelled]) and 0.5 < labelled.float().mean() < 1
+        supervised = row.labels != -100
+        assert row.labels[supervised].equal(row.input_ids[supervised]) and 0.5 < supervised.float().mean() < 1
 
 
 def test_what_a_recipe_cannot_be_measured_with(capsys):

@@ -55,5 +55,5 @@ def recipe(shards, llama_tiny, tmp_path):
     base = PRESETS["tiny-s1"]()
     sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "text_embed_dim": 48}
     model = base.model | sizes | {"mrope_section": [4, 4, 4]}
-    changes = {"data": str(shards), "tokenizer": str(llama_tiny), "out": str(tmp_path / "run"), "steps": 8, "row_tokens": 150}
+    changes = {"data": str(shards), "tokenizer": str(llama_tiny), "out": str(tmp_path / "run"), "max_steps": 8, "row_tokens": 150}
     return replace(base, model=model, resolution=32, save_every=3, workers=0, warmup=0.1, look_ahead=4, **changes)

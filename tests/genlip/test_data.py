@@ -118,7 +118,7 @@ def test_small_data_is_decoded_once_and_what_is_kept_changes_no_row(recipe, monk
     rows = rows_of(recipe, 40)
     distinct = len({name for row in rows for name in row.names})
     assert rows[-1].position["places"][0]["epoch"] >= 2 and len(decoded) == distinct
-    assert all(map(equal, rows, rows_of(replace(recipe, kept_mib=0), 40)))
+    assert all(map(equal, rows, rows_of(replace(recipe, sample_cache_mib=0), 40)))
     assert len(decoded) > 3 * distinct  # nothing is kept where nothing may be
 
 
@@ -168,7 +168,7 @@ def test_bad_samples_are_counted_by_reason(recipe, shards, tar, draw, monkeypatc
         check_ledger(100, 11, [ledger], recipe)
     check_ledger(2000, 11, [ledger], recipe)
     with pytest.raises(ValueError, match="--max-bad"):
-        train(replace(recipe, steps=50))
+        train(replace(recipe, max_steps=50))
 
 
 def test_a_300_megapixel_picture_is_refused_before_it_is_decoded(recipe, tmp_path, tar, draw):
@@ -186,13 +186,13 @@ def test_a_300_megapixel_picture_is_refused_before_it_is_decoded(recipe, tmp_pat
 
 def test_long_text_is_cut_and_counted(recipe, tmp_path, tar, draw, monkeypatch):
     tar(tmp_path / "long.tar", {"a.png": draw("red"), "a.txt": b"a red circle " * 50})
-    row = rows_of(replace(recipe, data=str(tmp_path / "long.tar"), max_tokens=100), 1)[0]
+    row = rows_of(replace(recipe, data=str(tmp_path / "long.tar"), max_length=100), 1)[0]
     tokenizer = load_tokenizer(recipe.tokenizer)
     assert row.tokens == 100 and row.ledger["noted"] == {"cut": 1} and row.ledger["names"] == {"cut": ["a in long.tar"]}
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in row.input_ids  # the caption does not end there
     monkeypatch.setattr(data_module, "MAX_CONSECUTIVE_BAD", 20)
     with pytest.raises(ValueError, match=r"unusable samples in turn.*picture and question fill a row"):
-        rows_of(replace(recipe, data=str(tmp_path / "long.tar"), max_tokens=5), 1)
+        rows_of(replace(recipe, data=str(tmp_path / "long.tar"), max_length=5), 1)
 
 
 def test_native_pictures_keep_their_shape(recipe, tmp_path, tar, draw):
@@ -269,18 +269,18 @@ def test_a_missing_shard_is_named(recipe, shards, tmp_path):
 
 def test_shards_that_changed_are_refused_on_resume(recipe, shards, tar, draw):
     before = listing_digest(list_sources(recipe.data))
-    train(replace(recipe, steps=4))
+    train(replace(recipe, max_steps=4))
 
     shutil.rmtree(recipe.out + "/export")
     tar(shards / "train-5.tar", {"a.png": draw("red"), "a.txt": b"red"})
     assert listing_digest(list_sources(recipe.data)) != before
     with pytest.raises(ValueError, match="not those that"):
-        train(replace(recipe, steps=4))
+        train(replace(recipe, max_steps=4))
 
 
 def test_a_byte_of_a_shard_is_noticed_where_the_run_goes_on_and_where_it_is_done(recipe, shards, capsys):
     """Equal size, date put back."""
-    recipe = replace(recipe, steps=4)
+    recipe = replace(recipe, max_steps=4)
     provenance = json.loads((train(recipe) / "provenance.json").read_text())
     assert provenance["data_digest_covers"] == "names, sizes and all bytes of the shards"
     train(recipe)
@@ -342,7 +342,7 @@ def test_memory_stays_flat(recipe, tmp_path, tar, draw):
         for i in range(1000):
             members |= {f"{i}.png": red, f"{i}.txt": b"" if i % 200 == 7 else b"a red picture %d" % i}
         tar(tmp_path / f"many-{s:02d}.tar", members)
-    recipe = replace(recipe, data=str(tmp_path / "many-*.tar"), row_tokens=2048, look_ahead=200, kept_mib=4)
+    recipe = replace(recipe, data=str(tmp_path / "many-*.tar"), row_tokens=2048, look_ahead=200, sample_cache_mib=4)
     sizes, samples = [], 0
     for row in packed_rows(recipe, load_tokenizer(recipe.tokenizer), list_sources(recipe.data)):
         samples += len(row.names)

@@ -13,7 +13,7 @@ from genlip.modeling_genlip import GenLIPForPretraining
 from genlip.recipes import PRESETS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-VOCABULARY = 1024
+VOCAB_SIZE = 1024
 
 
 def learnt(model, row):
@@ -34,10 +34,10 @@ def learnt(model, row):
 @pytest.mark.parametrize("size", ["genlip-so16", "genlip-g16"])
 def test_flex_attention_equals_sdpa(size):
     """Heads of 72 and 96 channels, which no power of two holds."""
-    config = GenLIPConfig(**SIZES[size] | {"num_hidden_layers": 2, "drop_path_rate": 0.0, "vocab_size": VOCABULARY})
+    config = GenLIPConfig(**SIZES[size] | {"num_hidden_layers": 2, "drop_path_rate": 0.0, "vocab_size": VOCAB_SIZE})
     torch.manual_seed(0)
     model = GenLIPForPretraining(config).cuda().train()
-    row = full_row(replace(PRESETS["so16-s2"](), row_tokens=4096), VOCABULARY, seed=0)
+    row = full_row(replace(PRESETS["so16-s2"](), row_tokens=4096), VOCAB_SIZE, seed=0)
     loss, gradients = learnt(model, row)
     model.set_attn_implementation("flex_attention")
     other, found = learnt(model, row)
@@ -48,10 +48,10 @@ def test_flex_attention_equals_sdpa(size):
 
 @pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
 def test_a_packed_row_equals_its_samples_alone(attention):
-    config = GenLIPConfig(**SIZES["genlip-so16"] | {"num_hidden_layers": 2, "vocab_size": VOCABULARY})
+    config = GenLIPConfig(**SIZES["genlip-so16"] | {"num_hidden_layers": 2, "vocab_size": VOCAB_SIZE})
     torch.manual_seed(0)
     model = GenLIPForPretraining(config).cuda().eval()
-    row = full_row(replace(PRESETS["so16-s2"](), row_tokens=4096), VOCABULARY, seed=1)
+    row = full_row(replace(PRESETS["so16-s2"](), row_tokens=4096), VOCAB_SIZE, seed=1)
     patches = normalised(row.patches.cuda())
     model.set_attn_implementation(attention)
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):

@@ -15,7 +15,7 @@ def test_tensorboard_holds_what_metrics_hold(recipe):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = train(replace(recipe, steps=3, tracker="tensorboard")).parent
+    run = train(replace(recipe, max_steps=3, report="tensorboard")).parent
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
@@ -33,18 +33,18 @@ def test_wandb_is_given_the_recipe_and_every_step(recipe, monkeypatch):
     stand_in = types.ModuleType("wandb")
     stand_in.init = lambda **options: begun.update(options) or run
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    folder = train(replace(recipe, steps=3, tracker="wandb")).parent
+    folder = train(replace(recipe, max_steps=3, report="wandb")).parent
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert logged == [(line["step"], line["loss"]) for line in lines] and finished == [True]
-    assert begun["config"]["steps"] == 3 and begun["resume"] == "allow" and begun["id"] == Path(recipe.out).name
+    assert begun["config"]["max_steps"] == 3 and begun["resume"] == "allow" and begun["id"] == Path(recipe.out).name
 
 
 def test_a_tracker_that_is_not_there_is_said(recipe, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="pip install wandb"):
-        train(replace(recipe, tracker="wandb"))
-    with pytest.raises(ValueError, match="--tracker is one of '', tensorboard, wandb; not 'mlflow'"):
-        train(replace(recipe, tracker="mlflow"))
+        train(replace(recipe, report="wandb"))
+    with pytest.raises(ValueError, match="--report is one of none, tensorboard, wandb; not 'mlflow'"):
+        train(replace(recipe, report="mlflow"))
 
 
 def test_the_ledger_and_the_metrics_tell_the_same_story(recipe):

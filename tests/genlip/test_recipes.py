@@ -33,10 +33,10 @@ def test_presets_are_the_papers_numbers():
         batch = 48_000 if size == "g16" else 32_000
         assert s1.rows * s1.row_tokens / s1.mean_tokens == pytest.approx(batch, rel=0.05)
         assert s2.rows * s2.row_tokens / s2.mean_tokens == pytest.approx(3600, rel=0.05)
-        seen = [r.steps * r.rows * r.row_tokens / r.mean_tokens for r in (s1, s2)]
+        seen = [r.max_steps * r.rows * r.row_tokens / r.mean_tokens for r in (s1, s2)]
         assert seen == pytest.approx([8e9, 37e6], rel=1e-3)
         for r in (s1, s2):
-            assert (r.betas, r.eps, r.weight_decay, r.clip, r.vocabulary) == ((0.9, 0.95), 1e-8, 0.01, 1.0, 151_936)
+            assert (r.betas, r.eps, r.weight_decay, r.max_grad_norm, r.vocab_size) == ((0.9, 0.95), 1e-8, 0.01, 1.0, 151_936)
     assert PRESETS["so16-s1-nogate"]().model["gated_attention"] is False
     assert [PRESETS[f"so16-s1-reg{n}"]().model["num_register_tokens"] for n in (1, 4)] == [1, 4]
 

@@ -14,12 +14,12 @@ from genlip.train import train
 
 @pytest.fixture
 def export(recipe):
-    return train(replace(recipe, steps=120, save_every=200, lr=3e-3))
+    return train(replace(recipe, max_steps=120, save_every=200, lr=3e-3))
 
 
 @pytest.fixture
 def novice(recipe):
-    return train(replace(recipe, steps=1))
+    return train(replace(recipe, max_steps=1))
 
 
 def test_captions_of_files_folders_and_shards(export, recipe, tmp_path, capsys, tar, draw):

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def metrics(run) -> list[dict]:
-    return [json.loads(line) | {"tokens_per_s": 0} for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) | {"tokens_per_second": 0} for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
 
 
 def same(a, b) -> bool:
@@ -33,10 +33,10 @@ def same(a, b) -> bool:
 def flags(recipe) -> list[str]:
     """The command line of a recipe made of tiny-s1."""
     model = [f"{k}={json.dumps(v)}" for k, v in recipe.model.items() if k != "vocab_size"]
-    given = ("data", "tokenizer", "out", "resolution", "row_tokens", "rows", "steps", "warmup", "save_every", "workers", "look_ahead")
+    given = ("data", "tokenizer", "out", "resolution", "row_tokens", "rows", "max_steps", "warmup", "save_every", "workers", "look_ahead")
     given += ("parallel", "lr")
     pairs = [word for name in given for word in (f"--{name.replace('_', '-')}", str(getattr(recipe, name)))]
-    return ["tiny-s1", *pairs, "--model", *model, *(["--checkpoint-layers"] if recipe.checkpoint_layers else [])]
+    return ["tiny-s1", *pairs, "--model", *model, *(["--gradient-checkpointing"] if recipe.gradient_checkpointing else [])]
 
 
 def environment() -> dict:
@@ -44,19 +44,19 @@ def environment() -> dict:
 
 
 def test_learns_and_speaks(recipe, capsys):
-    export = train(replace(recipe, steps=120, save_every=60, lr=3e-3))
+    export = train(replace(recipe, max_steps=120, save_every=60, lr=3e-3))
     lines = metrics(export.parent)
     assert len(lines) == 120 and lines[-1]["loss"] < 0.1 * lines[0]["loss"]
     assert speak.main([str(export), recipe.data + "/train-0.tar"]) == 0
     assert "4 of 4 captions word for word" in capsys.readouterr().out
     provenance = json.loads((export / "provenance.json").read_text())
-    assert len(provenance["weights_digest"]) == 64 and provenance["recipe"]["steps"] == 120
+    assert len(provenance["weights_digest"]) == 64 and provenance["recipe"]["max_steps"] == 120
     assert main(["tiny-s1", "--data", recipe.data, "--tokenizer", recipe.tokenizer, "--out", str(export.parent)]) == 2  # another recipe
-    assert "--steps 120 there, --steps 2200 asked" in capsys.readouterr().err
+    assert "--max-steps 120 there, --max-steps 2200 asked" in capsys.readouterr().err
 
 
 def test_killed_at_any_step_and_resumed_it_is_bit_equal(recipe, tmp_path):
-    recipe = replace(recipe, steps=40, save_every=7, workers=1)
+    recipe = replace(recipe, max_steps=40, save_every=7, workers=1)
     undisturbed, command = (
         [sys.executable, "-m", "genlip.train", *flags(replace(recipe, out=str(tmp_path / name)))] for name in ("a", "b")
     )
@@ -103,7 +103,7 @@ def ranks(recipe, tmp_path):
     """Runs of the same four rows a step: one process, DDP and FSDP on two. The gradients with which the optimizer moves are kept."""
     torch.manual_seed(0)
     model = recipe.model | {"drop_path_rate": 0.2}
-    recipe = replace(recipe, rows=4, steps=4, save_every=2, look_ahead=2, row_tokens=90, model=model, checkpoint_layers=True)
+    recipe = replace(recipe, rows=4, max_steps=4, save_every=2, look_ahead=2, row_tokens=90, model=model, gradient_checkpointing=True)
     script = tmp_path / "keep_gradients.py"
     script.write_text(KEEP_GRADIENTS)
 
@@ -131,7 +131,7 @@ def test_one_process_ddp_and_fsdp_are_one_run(ranks):
         lines, their_weights, theirs, _ = ranks(parallel, 2, parallel=parallel)
         for a, b in zip(alone, lines, strict=True):
             assert abs(a["loss"] - b["loss"]) < 1e-5 and abs(a["grad_norm"] - b["grad_norm"]) < 1e-5 * a["grad_norm"]
-            assert all(a[k] == b[k] for k in ("labelled", "tokens", "samples"))
+            assert all(a[k] == b[k] for k in ("supervised", "tokens", "samples"))
         for mine, other in zip(gradients, theirs, strict=True):
             assert mine.keys() == other.keys() and all((mine[key] - other[key]).abs().max() < 1e-5 for key in mine)
         assert all((weights[key] - their_weights[key]).abs().max() < 2e-5 for key in weights)
@@ -159,13 +159,13 @@ def test_packed_padded_and_one_by_one_are_one_loss(recipe):
     tokenizer = load_tokenizer(recipe.tokenizer)
     model = train_module.build_model(recipe, len(tokenizer))
     row = next(packed_rows(replace(recipe, row_tokens=400), tokenizer, list_sources(recipe.data)))
-    labelled = int((row.labels != -100).sum())
+    supervised = int((row.labels != -100).sum())
 
     def gradient(calls):
         model.zero_grad()
         total = 0.0
         for inputs in calls:
-            loss = model(**inputs, num_items_in_batch=labelled).loss
+            loss = model(**inputs, num_items_in_batch=supervised).loss
             loss.backward()
             total += float(loss.detach())
         return total, torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -211,18 +211,18 @@ def test_the_head_in_pieces_gives_the_plain_loss_and_gradient(monkeypatch, token
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_move_and_names_samples(recipe):
     with pytest.raises(FloatingPointError, match=r"weights were not moved.*\d\d in train-\d\.tar"):
-        train(replace(recipe, lr=1e30, steps=50))
+        train(replace(recipe, lr=1e30, max_steps=50))
 
 
 def test_stage_2_starts_from_stage_1_at_another_resolution(recipe, tmp_path, tar, draw, capsys):
-    stage1 = train(replace(recipe, steps=4))
+    stage1 = train(replace(recipe, max_steps=4))
     turns = [{"from": "human", "value": "<image>\nwhat is in the picture"}, {"from": "gpt", "value": "a red circle"}]
     members = {}
     for i, size in enumerate(((100, 40), (30, 90), (64, 64))):
         members |= {f"{i}.png": draw("red", size), f"{i}.json": json.dumps({"conversations": turns}).encode()}
     tar(tmp_path / "talks.tar", members)
     changes = {"out": str(tmp_path / "s2"), "data": str(tmp_path / "talks.tar"), "init": str(stage1), "tokenizer": ""}
-    stage2 = replace(recipe, **changes, native=True, text_key="conversations", steps=30, lr=3e-3, max_pixels=8192)
+    stage2 = replace(recipe, **changes, native=True, text_key="conversations", max_steps=30, lr=3e-3, max_pixels=8192)
     with pytest.raises(ValueError, match="num_hidden_layers 2, not 3"):
         train(replace(stage2, model=stage2.model | {"num_hidden_layers": 3}))
     begun = train_module.build_model(stage2, 10)
@@ -237,9 +237,9 @@ def test_stage_2_starts_from_stage_1_at_another_resolution(recipe, tmp_path, tar
 
 def test_held_out_pictures_are_captioned_as_the_run_goes(recipe):
     plain = train(replace(recipe, out=recipe.out + "-plain"))
-    export = train(replace(recipe, held_out=recipe.data + "/train-0.tar", look_every=3))
+    export = train(replace(recipe, eval_data=recipe.data + "/train-0.tar", eval_every=3))
     lines = metrics(export.parent)
-    assert [line["step"] for line in lines if "held_out_loss" in line] == [2, 5, 7]
+    assert [line["step"] for line in lines if "eval_loss" in line] == [2, 5, 7]
     said = [json.loads(line) for line in (export.parent / "captions.jsonl").read_text().splitlines()]
     assert [each["step"] for each in said] == [2] * 4 + [5] * 4 + [7] * 4  # the number of the line that has the loss
     assert {each["true"] for each in said} == {f"a {colour} picture" for colour in ("red", "green", "blue", "white")}
@@ -248,11 +248,11 @@ def test_held_out_pictures_are_captioned_as_the_run_goes(recipe):
 
 def test_a_run_that_is_done_is_left_alone(recipe, capsys):
     """An export that exists is neither written again nor trained on; another recipe for the folder is refused, with the difference."""
-    export = train(replace(recipe, steps=2))
+    export = train(replace(recipe, max_steps=2))
     before = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in export.iterdir()}
-    assert train(replace(recipe, steps=2)) == export and "this run is done" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"another recipe \(--steps 2 there, --steps 5 asked\)"):
-        train(replace(recipe, steps=5))
+    assert train(replace(recipe, max_steps=2)) == export and "this run is done" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"another recipe \(--max-steps 2 there, --max-steps 5 asked\)"):
+        train(replace(recipe, max_steps=5))
     assert before == {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in export.iterdir()}
     assert len(metrics(export.parent)) == 2
 
@@ -266,7 +266,7 @@ def test_compiled_layers_train_the_same_run(recipe):
 
 
 def test_learning_rate_warms_up_and_ends_at_its_minimum(recipe):
-    recipe = replace(recipe, steps=100, warmup=0.1, lr=1.0, min_lr=0.01)
+    recipe = replace(recipe, max_steps=100, warmup=0.1, lr=1.0, min_lr=0.01)
     rates = [learning_rate(step, recipe) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and max(rates) == 1.0 and rates[100] == pytest.approx(0.01)
     assert rates[55] == pytest.approx(0.505)
@@ -281,8 +281,8 @@ def test_what_the_user_can_mend_is_a_sentence(recipe, capsys):
             del os.environ["WORLD_SIZE"]
     for changes, said in (
         ({"parallel": "zero"}, "--parallel is one of ddp, fsdp"),
-        ({"steps": 0}, "--steps"),
-        ({"vocabulary": 5}, "--vocabulary"),
+        ({"max_steps": 0}, "--max-steps"),
+        ({"vocab_size": 5}, "--vocab-size"),
     ):
         with pytest.raises(ValueError, match=said):
             train(replace(recipe, **changes))

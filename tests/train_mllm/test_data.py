@@ -22,7 +22,7 @@ def tokenizer(llama_tiny):
     return AutoTokenizer.from_pretrained(llama_tiny)
 
 
-def labelled(row, tokenizer):
+def supervised(row, tokenizer):
     return tokenizer.decode([label for label in row.labels if label != -100])
 
 
@@ -31,7 +31,7 @@ def test_dialogue_is_one_sequence_with_labels_on_answers_and_their_end(tokenizer
     assert tokenizer.decode(row.ids) == (
         "<|im_start|><image><image>\nwhat is in the picture\na red circle<|im_end|><|im_start|>no\nyes<|im_end|>"
     )
-    assert labelled(row, tokenizer) == "a red circle<|im_end|>yes<|im_end|>"
+    assert supervised(row, tokenizer) == "a red circle<|im_end|>yes<|im_end|>"
     assert row.positions == list(range(len(row.ids))) and not any(row.block)
 
 
@@ -41,7 +41,7 @@ def test_independent_turns_share_their_front_and_see_nothing_else(tokenizer):
     assert tokenizer.decode(row.ids[:front]) == "<|im_start|><image><image>"
     blocks = [[i for i, b in zip(row.ids, row.block) if b == k] for k in (1, 2)]
     assert tokenizer.decode(blocks[1]) == "\nno\nyes<|im_end|>"
-    assert labelled(row, tokenizer) == "a red circle<|im_end|>yes<|im_end|>"
+    assert supervised(row, tokenizer) == "a red circle<|im_end|>yes<|im_end|>"
     assert [row.positions[row.block.index(k)] for k in (1, 2)] == [front, front]
 
 
@@ -52,7 +52,7 @@ def test_real_tokenizers_train_on_the_prompt_of_evaluation(shared, name, turns):
     tokenizer = AutoTokenizer.from_pretrained(shared / name)
     image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
     row = encode(TWO_TURNS, tokenizer, image, 4, turns, 500)
-    assert labelled(row, tokenizer) == "a red circle<|im_end|>yes<|im_end|>"
+    assert supervised(row, tokenizer) == "a red circle<|im_end|>yes<|im_end|>"
     prompt = mllm.prompt_ids(tokenizer, TWO_TURNS[:1], image, 4)
     assert row.ids[: len(prompt)] == prompt and row.labels[: len(prompt)] == [-100] * len(prompt)
     assert "think" not in tokenizer.decode(row.ids)
@@ -62,7 +62,7 @@ def test_real_tokenizers_train_on_the_prompt_of_evaluation(shared, name, turns):
 def test_too_long_is_cut_at_a_turn(tokenizer):
     whole = encode(TWO_TURNS, tokenizer, 3, 2, "dialogue", 200)
     cut = encode(TWO_TURNS, tokenizer, 3, 2, "dialogue", len(whole.ids) - 1)
-    assert cut.cut and not whole.cut and labelled(cut, tokenizer) == "a red circle<|im_end|>"
+    assert cut.cut and not whole.cut and supervised(cut, tokenizer) == "a red circle<|im_end|>"
     with pytest.raises(ValueError, match="max-length"):
         encode(TWO_TURNS, tokenizer, 3, 2, "independent", 5)
 

@@ -25,7 +25,7 @@ def test_parameters_of_the_papers_language_models(name):
     heads, kv_heads, tied = (12, 2, True) if "1.5B" in name else (28, 4, False)
     with torch.device("meta"):
         config = Qwen2Config(
-            vocab_size=shape.vocabulary,
+            vocab_size=shape.vocab_size,
             hidden_size=shape.hidden,
             intermediate_size=shape.ffn,
             num_hidden_layers=shape.layers,
@@ -70,16 +70,16 @@ def test_logits_are_planned_for_the_tokens_that_are_learned():
     assert [estimate.learned_tokens(replace(recipe, batching=how), 776) for how in ("batch", "tokens", "padded")] == [200, 200, 776]
     shape = estimate.LLMS[recipe.llm]
     all_learned, answer_learned = (estimate.activation_bytes(shape, 776, learned, True) for learned in (776, 200))
-    assert all_learned - answer_learned == 576 * shape.vocabulary * 12
+    assert all_learned - answer_learned == 576 * shape.vocab_size * 12
     packed, padded = estimate.memory(recipe, 2, 8), estimate.memory(replace(recipe, batching="padded"), 2, 8)
-    assert abs((padded - packed) * 1e9 - recipe.batch * 576 * shape.vocabulary * 12) < 1
+    assert abs((padded - packed) * 1e9 - recipe.batch * 576 * shape.vocab_size * 12) < 1
 
 
 def test_the_plan_is_what_a_gpu_measured():
     """One H100, torch 2.11: `python -m benchmarks.finetuning sft-qwen1.5b-frozen --global-batch 64 --batch N`, N 16 and 4. Tokens and
-    taught tokens of the largest micro-step, and the peak in the passes; the optimizer's step had the same 27.5 GB in both."""
-    for tokens, taught, measured in ((18_361, 4_570, 40.5), (6_808, 2_251, 34.1)):
-        passes, update = estimate.peak_bytes(RECIPES["sft-qwen1.5b-frozen"], 0, 1, tokens, taught)
+    supervised tokens of the largest micro-step, and the peak in the passes; the optimizer's step had the same 27.5 GB in both."""
+    for tokens, supervised, measured in ((18_361, 4_570, 40.5), (6_808, 2_251, 34.1)):
+        passes, update = estimate.peak_bytes(RECIPES["sft-qwen1.5b-frozen"], 0, 1, tokens, supervised)
         assert passes / 1e9 == pytest.approx(measured, rel=0.05) and update / 1e9 == pytest.approx(27.5, rel=0.03)
 
 

@@ -32,10 +32,10 @@ def samples(conversations, model, tokenizer, turns):
     return [{"id": "x", "row": r, "pictures": [PICTURE] * (r.ids.count(model.config.image_token_id) // 16)} for r in rows]
 
 
-def step(model, batch, labelled):
-    """(loss, gradients) of a batch whose loss counts over `labelled` tokens in all."""
+def step(model, batch, supervised):
+    """(loss, gradients) of a batch whose loss counts over `supervised` tokens in all."""
     model.zero_grad()
-    loss = model(**batch, num_items_in_batch=labelled).loss
+    loss = model(**batch, num_items_in_batch=supervised).loss
     loss.backward()
     return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
@@ -121,19 +121,19 @@ def test_a_batch_gives_the_loss_and_gradients_of_each_sequence_alone(parts, turn
     if turns == "independent":
         alone = [TWO_TURNS[:2], [{"role": "user", "content": "<image>\nno"}, TWO_TURNS[3]], *conversations[1:]]
     together = samples(conversations, model, tokenizer, turns)
-    labelled = sum(label != IGNORED for s in together for label in s["row"].labels)
+    supervised = sum(label != IGNORED for s in together for label in s["row"].labels)
     losses, gradients = 0.0, {}
     for sample in samples(alone, model, tokenizer, turns):
         row = sample["row"]
         batch = {"input_ids": torch.tensor([row.ids]), "labels": torch.tensor([row.labels])}
         if sample["pictures"]:
             batch["pixel_values"] = tower.preprocess(sample["pictures"])
-        loss, some = step(model, batch, labelled)
+        loss, some = step(model, batch, supervised)
         losses += loss
         gradients = {n: gradients.get(n, 0) + some.get(n, 0) for n in gradients.keys() | some.keys()}
     if not padded:
         use_packed_attention(model)
-    loss, found = step(model, Collator(tower.preprocess, model.config, tokenizer.pad_token_id, padded)(together), labelled)
+    loss, found = step(model, Collator(tower.preprocess, model.config, tokenizer.pad_token_id, padded)(together), supervised)
     torch.testing.assert_close(loss, losses, atol=1e-5, rtol=0)
     assert found.keys() == gradients.keys() and len(found) > 20
     for name, gradient in gradients.items():

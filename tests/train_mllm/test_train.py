@@ -443,7 +443,7 @@ def test_killed_for_good_a_run_goes_on_to_the_same_weights(recipe, when):
 
 def test_a_loss_that_is_no_number_stops_the_run(recipe):
     with pytest.raises(RuntimeError, match=r"the loss is (nan|inf) at step \d+: nothing was updated with it"):
-        train(replace(recipe, lr=1e30, warmup=0.0, clip=1e30))
+        train(replace(recipe, lr=1e30, warmup=0.0, max_grad_norm=1e30))
     assert not (Path(recipe.out) / "export").exists()
 
 
