@@ -33,6 +33,7 @@ from PIL import Image
 
 from genlip.common.files import file_aside
 from genlip.common.progress import tracked
+from genlip.common.tokens import text_ids
 from llava_plugin.mllm import IMAGE, end_of_turn, prompt_ids
 
 from .conversations import open_conversations
@@ -67,22 +68,21 @@ def _prompt(tokenizer, said: tuple, image_token_id: int, image_tokens: int) -> l
 @functools.lru_cache(maxsize=4096)
 def _answer(tokenizer, text: str) -> list[int]:
     """Token ids of an answer and its end."""
-    return [*tokenizer(text, add_special_tokens=False).input_ids, end_of_turn(tokenizer)]
+    return [*text_ids(tokenizer, text), end_of_turn(tokenizer)]
 
 
 def encode(messages: list[dict], tokenizer, image_token_id: int, image_tokens: int, turns: str, max_length: int) -> TokenizedConversation:
     """Tokens of a conversation, cut at a turn's border at `max_length`. Raises ValueError where not even one turn fits, or where
     the chat template rewrites earlier turns, so that a dialogue is not one sequence."""
-    system = [m for m in messages if m["role"] == "system"]
-    spoken = [m for m in messages if m["role"] != "system"]
     parts = []
-    for k in range(1, len(spoken), 2):
-        history = spoken[:k]
+    for k in (i for i, m in enumerate(messages) if m["role"] == "assistant"):
+        history = messages[:k]  # a system turn stands where it was said
         if turns == "independent":
-            pictures = sum(m["content"].count(IMAGE) for m in history[:-1])
-            history = [{"role": "user", "content": f"{IMAGE}\n" * pictures + history[-1]["content"]}]
-        said = tuple((m["role"], m["content"]) for m in system + history)
-        parts.append((_prompt(tokenizer, said, image_token_id, image_tokens), _answer(tokenizer, spoken[k]["content"])))
+            system, spoken = ([m for m in history if (m["role"] == "system") == one] for one in (True, False))
+            pictures = sum(m["content"].count(IMAGE) for m in spoken[:-1])
+            history = [*system, {"role": "user", "content": f"{IMAGE}\n" * pictures + spoken[-1]["content"]}]
+        said = tuple((m["role"], m["content"]) for m in history)
+        parts.append((_prompt(tokenizer, said, image_token_id, image_tokens), _answer(tokenizer, messages[k]["content"])))
     return (_independent if turns == "independent" else _dialogue)(parts, image_token_id, max_length)
 
 

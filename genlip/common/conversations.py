@@ -17,8 +17,6 @@ from . import digests
 IMAGE = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PICTURE_KEYS = ("image", "image_url", "url", "path", "base64")  # of a part of OpenAI's and the hub's form
-ALTERNATE = "turns do not alternate user, assistant"
-MISMATCH = f"{IMAGE} markers and pictures do not match"
 
 
 class Turns(NamedTuple):
@@ -52,11 +50,11 @@ def read_row(row: Any) -> tuple[Turns, list]:
     turns = row.get("conversations") or row.get("messages") or []
     if isinstance(turns, Turns):
         if turns.markers != len(shown):
-            raise ValueError(MISMATCH)
+            raise ValueError(f"{IMAGE} markers and pictures do not match")
         return turns, shown
-    turns, own = _checked(turns)
+    turns, own = read_turns(turns)
     if own.count(None) != len(shown):
-        raise ValueError(MISMATCH)
+        raise ValueError(f"{IMAGE} markers and pictures do not match")
     left = iter(shown)
     return turns, [next(left) if picture is None else picture for picture in own]
 
@@ -66,7 +64,7 @@ def said(role: str, content: str) -> str:
     return f"{role} {len(content)} {content}"
 
 
-def _checked(turns: Any) -> tuple[Turns, list]:
+def read_turns(turns: Any) -> tuple[Turns, list]:
     """(a row's turns, looked at one by one; for each marker the picture that its own part brings, or None). ValueError with the reason."""
     if not isinstance(turns, list):
         raise ValueError("malformed turn")
@@ -75,7 +73,7 @@ def _checked(turns: Any) -> tuple[Turns, list]:
         for role, content, pictures in _spoken(turn):
             if role != "system":
                 if role != due:
-                    raise ValueError(ALTERNATE)
+                    raise ValueError("turns do not alternate user, assistant")
                 due = "assistant" if role == "user" else "user"
             if role == "assistant":
                 if not content:
@@ -85,7 +83,7 @@ def _checked(turns: Any) -> tuple[Turns, list]:
             own += pictures
             messages.append({"role": role, "content": content})
     if due == "assistant":
-        raise ValueError(ALTERNATE)
+        raise ValueError("turns do not alternate user, assistant")
     if not messages or messages[-1]["role"] == "system":
         raise ValueError("no turns")
     text = "".join(said(message["role"], message["content"]) for message in messages)

@@ -354,8 +354,8 @@ def test_turns_told_by_column_and_one_by_one_make_the_same_folder(images, monkey
     pq.write_table(pa.Table.from_pylist(rows, schema), images / "p.parquet")
     monkeypatch.setattr(sources, "CHUNK_ROWS", 37)
 
-    looked, real = [], reader._checked
-    monkeypatch.setattr(reader, "_checked", lambda turns: looked.append(turns) or real(turns))
+    looked, real = [], reader.read_turns
+    monkeypatch.setattr(reader, "read_turns", lambda turns: looked.append(turns) or real(turns))
     by_column = prepare(str(images / "p.parquet"), "", str(images / "column"), max_bad=1, workers=1)
     by_column_looked = len(looked)
     monkeypatch.setattr(columns, "plain_turns", lambda column: ([None] * len(column), None))
