@@ -22,6 +22,7 @@ from pathlib import Path
 from genlip.common.command import Failed, command, new_parser, sentence
 from genlip.common.files import keep_until, read_json, write_json, written_aside
 from genlip.common.flags import add_recipe, check_choices, flag, read_recipe
+from genlip.common.ledger import Ledger
 from genlip.common.locks import one_at_a_time
 from genlip.common.run_folder import claim_run_folder
 from genlip.common.versions import git_commit, package_versions
@@ -94,10 +95,11 @@ def train(recipe: Recipe) -> Path:
     from llava_plugin import mllm
     from llava_plugin.tower import VisionTower, digest
 
-    from .data import Conversations, token_lengths
+    from .data import Conversations, left_out, token_lengths
     from .features import cached_features, channel_statistics, fold_standardisation
     from .freeze_check import FreezeCheck
     from .packing import Collator, in_batches
+    from .skipped import Skipped, SkippedCheck
     from .trainer import StrictTrainer, newest_whole
 
     # The model. Trainable weights stay fp32 (bf16 under autocast on a GPU; DeepSpeed keeps its own fp32 copy), frozen ones are bf16.
@@ -124,7 +126,7 @@ def train(recipe: Recipe) -> Path:
         dataset = Conversations(data, tokenizer, model.config, recipe, features, mean, std)
         lengths = token_lengths(dataset, data, ledger["digest"])
         checkpoint = newest_whole(run / "checkpoints")
-        ledger = ledger | {"tokens": token_ledger(lengths, dataset, recipe)}
+        ledger = ledger | {"tokens": token_ledger(lengths, left_out(dataset, lengths, int(recipe.max_bad * len(lengths)) + 10), recipe)}
         write_json(run / "ledger.json", ledger)
     if recipe.standardise:
         mean, std = channel_statistics(features)
@@ -132,6 +134,14 @@ def train(recipe: Recipe) -> Path:
         if recipe.init:  # its projector was made for plain features: undo, for the time of training, what the end will fold in
             fold_standardisation(model.model.multi_modal_projector.linear_1, -mean / std, 1 / std)
     kept = (lengths[:, 2] >= 0).nonzero()[0]
+    dataset.skipped = Skipped(run / "skipped.jsonl")
+
+    def write_skipped(found) -> None:
+        if first:
+            write_json(run / "ledger.json", ledger | {"in_training": {"skipped": dict(found.skipped), "names": found.names}})
+
+    skipped = SkippedCheck(dataset.skipped, recipe.max_bad * len(lengths), write_skipped)
+    skipped.check()
     dataset, accumulation = in_batches(dataset, lengths, kept, recipe, processes)
     flash = on_gpu and estimate.kernels(recipe).flash
     collator = Collator(tower.preprocess, model.config, tokenizer.pad_token_id, recipe.batching == "padded", flash)
@@ -152,7 +162,7 @@ def train(recipe: Recipe) -> Path:
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run / "tensorboard"))
     args = arguments(recipe, run, accumulation, zero, processes)
     optimizers = (adamw(model, recipe), None)
-    trainer = StrictTrainer(model, args, data_collator=collator, train_dataset=dataset, optimizers=optimizers, callbacks=[guard])
+    trainer = StrictTrainer(model, args, data_collator=collator, train_dataset=dataset, optimizers=optimizers, callbacks=[guard, skipped])
     trainer.metrics = run / "metrics.jsonl"
     if first:
         keep_until(trainer.metrics, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
@@ -274,24 +284,22 @@ def arguments(recipe: Recipe, run: Path, accumulation: int, zero: int, processes
     )
 
 
-def token_ledger(lengths, dataset, recipe: Recipe) -> dict:
-    """What tokenising did to the conversations, for the run's ledger. Raises ValueError where more than --max-bad of them do not fit."""
-    left_out = (lengths[:, 2] < 0).nonzero()[0]
-    names = dataset.table["id"].take(left_out[:10]).to_pylist()
-    if len(left_out) > recipe.max_bad * len(lengths):
+def token_ledger(lengths, left_out: Ledger, recipe: Recipe) -> dict:
+    """What tokenising did to the conversations, for the run's ledger. Raises ValueError where more than --max-bad of them were left out."""
+    if (n := int((lengths[:, 2] < 0).sum())) > recipe.max_bad * len(lengths):
         raise ValueError(
-            f"{len(left_out)} of {len(lengths)} conversations have a first turn longer than --max-length {recipe.max_length}: "
-            f"{', '.join(names)}. Raise it, or allow more with --max-bad"
+            f"{n} of {len(lengths)} conversations cannot be learned from (first: {left_out.names}). "
+            f"Mend them, raise --max-length (now {recipe.max_length}), or allow more with --max-bad"
         )
     tokens, supervised, cut = int(lengths[:, 0].sum()), int(lengths[:, 1].sum()), int((lengths[:, 2] > 0).sum())
-    share = f"{tokens:,} tokens, {supervised / tokens:.1%} of them supervised; {cut} conversations cut at a turn, {len(left_out)} left out"
+    share = f"{tokens:,} tokens, {supervised / tokens:.1%} of them supervised; {cut} conversations cut at a turn, {n} left out"
     return {
         "tokens": tokens,
         "supervised": supervised,
         "longest": int(lengths[:, 0].max()),
         "cut": cut,
-        "left_out": len(left_out),
-        "left_out_names": names,
+        "left_out": dict(left_out.skipped),
+        "left_out_names": left_out.names,
         "sentence": share,
     }
 
