@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from .columns import of_batch
+from .conversations import read_row
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 PARQUET_COLUMNS = ("id", "image", "images", "conversations", "messages", "data_source")
@@ -265,6 +266,21 @@ def read(piece: Piece) -> Iterator[Chunk]:
         return Chunk([number for number, _ in taken], [row for _, row in taken], *arrays)
 
     return map(chunk, _parquet_rows(piece) if piece.file.suffix == ".parquet" else _json_rows(piece))
+
+
+def conversations(source: Path) -> Iterator[tuple[str, list[dict], list]]:
+    """(the row's place in words, its turns, its pictures as given) of all rows. ValueError that names one that is odd."""
+    for piece in (piece for one in find_sources(source) for piece in pieces(one, 0)[0]):
+        for chunk in read(piece):
+            for number, row in zip(chunk.numbers, chunk.rows):
+                place = f"row {number} of {piece.file}"
+                try:
+                    turns, shown = read_row(row)
+                except ValueError as e:
+                    raise ValueError(f"{place}: {e}") from e
+                said = turns.messages
+                messages = chunk.turns.slice(said.start, len(said)).to_pylist() if isinstance(said, range) else said
+                yield place, messages, shown
 
 
 def _json_rows(piece: Piece) -> Iterator[tuple[list, None, None]]:
