@@ -4,9 +4,10 @@
     python -m eval_suites.own ocrbench labels.json --images ocr/words --out data
     python -m eval_suites.own coco2017_cap_val captions.tar --out data
 
-Reads conversations of every form that fine-tuning reads (each question and its answer is a row), MMOCR's recognition labels (the text of a word's crop), and tars of
-.jpg and .json with a `caption`. Writes ROOT/<org>/<set>/... where run.py looks, in place of the real set: take a data root of its own.
-run.py knows how many rows the real set has, so yours need --allow-partial and are shown as "3 of 2500", without averages. Seconds.
+Reads conversations of every form that fine-tuning reads (each question and its answer is a row), MMOCR's recognition labels (the text of
+a word's crop), and tars of .jpg and .json with a `caption`. Writes ROOT/<org>/<set>/... where run.py looks, in place of the real set: take
+a data root of its own. run.py knows how many rows the real set has, so yours need --allow-partial and are shown as "3 of 2500", without
+averages. Seconds.
 """
 
 import json
@@ -17,7 +18,8 @@ from typing import Any
 from eval_suites import tasks
 from genlip.common import sources
 from genlip.common.command import command, new_parser
-from genlip.common.conversations import IMAGE, read_picture
+from genlip.common.conversations import IMAGE
+from genlip.common.picture_files import read_picture
 
 WORD = "what is written in the image?"  # OCRBench's own question about a word
 CAPTION = "Please carefully observe the image and come up with a caption for the image"  # COCO's of lmms-eval's set

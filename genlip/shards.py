@@ -120,7 +120,7 @@ def _check_end(file, end: int) -> None:
     """ValueError where what stands behind a tar's last member, from byte `end` on, is not the end of a tar alone."""
     size = os.fstat(file.fileno()).st_size
     if size - end < END_OF_TAR:
-        raise ValueError("its end is missing: it was cut off")
+        raise ValueError(f"its end is missing behind byte {end}: it was cut off")
     if any(os.pread(file.fileno(), END_OF_TAR + FILLING, end)):
         raise ValueError(f"something follows its end at byte {end}: another tar joined to it with cat, or damage; join tars with tar -A")
     if size - end > END_OF_TAR + FILLING:

@@ -39,10 +39,10 @@ SECTIONS = ("Fetch", "Train and evaluate", "Pretraining GenLIP")
 # What each command of these sections has to say of a machine with nothing, in order; and its exit code.
 ROAD = [
     (0, "weights/genlip-g16: from the hub, YanFang/GenLIP-g16-NaViT"),
-    (1, "repository cannot be accessed"),  # hf's own words: there is no hub here
-    (1, "repository cannot be accessed"),
+    (0, "liuhaotian/LLaVA-Pretrain: 2 parts"),
+    (0, "lmms-lab/LLaVA-OneVision-Data: 83 parts"),
     (0, "missing  textcaps_val: no val-*.parquet under data/lmms-lab-encoder/TextCaps"),
-    (0, "no conversations at 'data/llava-pretrain/blip_laion_cc_sbu_558k.json'"),
+    (0, "no conversations at 'data/llava-pretrain-558k.yaml'"),
     (0, "no projector export in runs/projector-genlip-g16/export"),
     (0, "no language model Qwen/Qwen2.5-1.5B-Instruct"),
     (0, "no weights of siglip2-g16-384: weights/siglip2-g16-384 does not exist. Bring them: python -m llava_plugin.fetch siglip2-g16-384"),

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from genlip.common import digests
 from genlip.common.columns import message_type
-from genlip.common.conversations import read_picture, read_row, said
+from genlip.common.conversations import read_row, said
 from genlip.common.files import file_aside
+from genlip.common.picture_files import read_picture
 
 from . import image_check
 

@@ -1,7 +1,7 @@
 """Conversations of any common form -> one indexed form and a ledger. Torch-free.
 
     python -m train_mllm.prepare_data mix.yaml --images images/ --out data/sft      # LLaVA-NeXT's mixes
-    python -m train_mllm.prepare_data data/llava-onevision --out data/sft           # a folder of parquet files
+    python -m train_mllm.prepare_data data/onevision-single-image.yaml --out data/sft   # what train_mllm.fetch brought
     python -m train_mllm.prepare_data show data/sft
 
 Reads conversations of every form that genlip/common/conversations.py knows, out of JSON, JSON lines and parquet. Writes
@@ -357,7 +357,7 @@ def show(folder: Path, samples: int, tokenizer: str) -> None:
 
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     step = max(1, len(table) // max(samples, 1))
-    for row in table.take(list(range(0, len(table), step))[:samples]).to_pylist():
+    for row in (table.slice(i, 1).to_pylist()[0] for i in range(0, len(table), step)[:samples]):
         seen = [image_check.check_image(p["bytes"] if p["bytes"] is not None else Path(p["path"]).read_bytes()) for p in row["images"]]
         print(f"\n{row['id'] or '(no id)'}: {', '.join(f'{w} x {h}' for w, h in seen) or 'no picture'}")
         if tokenizer:

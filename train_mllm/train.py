@@ -233,7 +233,7 @@ def prepared_data(recipe: Recipe, run: Path, first: bool) -> Path:
             if kept:
                 check_origin(data, kept["origin"], origin_of(recipe.data, recipe.images, recipe.seed))
         elif own:
-            prepare(recipe.data, recipe.images, str(data), recipe.max_bad, seed=recipe.seed)
+            prepare(recipe.data, recipe.images, str(data), recipe.max_bad, seed=recipe.seed, accept_mix=recipe.accept_mix)
         if done or not own:
             check_pictures(data)
         if began.is_file() and there.is_file():

@@ -6,7 +6,8 @@ A picture's bytes stay where parquet's reader has put them; plain turns are chec
 import itertools
 from typing import Any
 
-from .conversations import IMAGE, ROLES, ImageRef, Turns
+from .conversations import IMAGE, ROLES, Turns
+from .picture_files import ImageRef
 
 
 def message_type() -> Any:

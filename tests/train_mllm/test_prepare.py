@@ -18,7 +18,7 @@ from PIL import Image
 
 from genlip.common import columns, digests, sources
 from genlip.common import conversations as reader
-from genlip.common.conversations import ImageRef
+from genlip.common.picture_files import ImageRef
 from train_mllm import conversations as rows_module
 from train_mllm import image_check, prepare_data
 from train_mllm.conversations import normalise, open_conversations
