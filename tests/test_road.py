@@ -84,7 +84,7 @@ def test_the_roads_costs_are_those_of_the_dry_runs(road):
 
 def test_the_downloads_are_those_that_the_dry_runs_ask_for(road):
     asked = " ".join(done.stdout + done.stderr for _, done in road)
-    hubs = [command for command, _ in road if command.startswith("hf ")]
+    hubs = [command for command, _ in road if command.startswith("python -m train_mllm.fetch ")]
     assert len(hubs) == 2 and all(command in asked for command in hubs)
     fetched = road[0][0].split()[3:]
     assert fetched == ["genlip-g16", "siglip2-g16-384", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct"]

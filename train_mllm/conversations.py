@@ -26,7 +26,7 @@ def normalise(row: dict, images: Path, decode: bool = False) -> dict:
     counted.
     """
     turns, shown = read_row(row)
-    sha = hashlib.sha256(turns.said.encode() if isinstance(turns.said, str) else turns.said)
+    sha = hashlib.sha256(turns.said)
     kept = []
     for some in shown:
         picture, data = read_picture(some, images)

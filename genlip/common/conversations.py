@@ -20,7 +20,7 @@ class Turns(NamedTuple):
     """A row's turns, checked: what the digest takes of them, their <image> markers, and the turns themselves: a list of {"role",
     "content"}, or their places in the chunk's own array of turns."""
 
-    said: str | memoryview
+    said: bytes | memoryview
     markers: int
     messages: list[dict] | range
 
@@ -75,10 +75,9 @@ def read_turns(turns: Any) -> tuple[Turns, list]:
         raise ValueError("no turns")
     text = "".join(said(message["role"], message["content"]) for message in messages)
     try:
-        text.encode()
+        return Turns(text.encode(), len(own), messages), own
     except UnicodeEncodeError as e:  # half a surrogate pair, which JSON can hold and no text can
         raise ValueError("malformed turn") from e
-    return Turns(text, len(own), messages), own
 
 
 def _spoken(turn: Any) -> Iterable[tuple[str, str, list]]:

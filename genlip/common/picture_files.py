@@ -59,17 +59,19 @@ def find_picture(name: str, images: Path) -> Path:
 
     FileNotFoundError where there is none.
     """
+    if _is_file(path := images / name):
+        return path
     parts, folder = PurePosixPath(name).parts, images.absolute().name
-    tried = [images / name]
-    if folder in parts[:-1]:
-        tried.append(images.joinpath(*parts[parts.index(folder) + 1 :]))
-    for path in tried:
-        try:
-            if path.is_file():
-                return path
-        except (OSError, ValueError):  # a name too long for a file, or no text at all
-            continue
+    if folder in parts[:-1] and _is_file(path := images.joinpath(*parts[parts.index(folder) + 1 :])):
+        return path
     raise FileNotFoundError(name)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long for a file, or no text at all
+        return False
 
 
 def _of_data_address(address: str) -> bytes:
