@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -188,6 +189,20 @@ def _digests(model: LlavaForConditionalGeneration) -> dict[str, str]:
     return {"weights_digest": digest(tensors), **{name: digest(tensors, part) for name, part in parts.items()}}
 
 
+def identity(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """What a model in memory is, part by part, under the names of a run's record, from one pass over its weights. Configs, preprocessing
+    and tokenizer have the digests that the fingerprint of its export would have."""
+    tensors = tensor_digests(model)
+    parts = {"encoder_digest": "model.vision_tower.", "llm_digest": "model.language_model.", "head_digest": "lm_head."}
+    with TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        made_of = fingerprint.of_export(Path(folder), digest(tensors)).parts
+    named = {"encoder_config": "config.encoder", "preprocessing": "preprocessing", "llm_config": "config.llm"}
+    named |= {"tokenizer_digest": "tokenizer", "chat_template": "chat_template"}
+    return {name: digest(tensors, part) for name, part in parts.items()} | {name: made_of[part] for name, part in named.items()}
+
+
 def load(
     export: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None, generation: str = "ours"
 ) -> "Mllm":
@@ -306,7 +321,7 @@ def cleaned(text: str, stop: tuple[str, ...]) -> str:
 
 @dataclass
 class Mllm:
-    """A loaded export. `answer` decodes by our rule, greedily, or by its authors'; in batches, whose size never changes an answer."""
+    """A loaded export. `answer` decodes by our rule, greedily, or by its authors'; in batches, whose size changes no answer in fp32."""
 
     model: LlavaForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase

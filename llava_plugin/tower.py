@@ -171,6 +171,21 @@ class VisionTower(PreTrainedModel):
     def train(self, mode: bool = True):
         return super().train(mode and not self.frozen)
 
+    def _apply(self, fn, recurse=True):
+        """Buffers of float type that no file holds (rotary frequencies) stay as precise as they are made, through `to(bfloat16)` too:
+        after a reload they are that again, and features have to be equal before and after it."""
+        kept = [
+            (module, name, module._buffers[name])
+            for module in self.modules()
+            for name in module._non_persistent_buffers_set
+            if module._buffers[name] is not None and module._buffers[name].is_floating_point()
+        ]
+        super()._apply(fn, recurse)
+        for module, name, before in kept:
+            if not before.is_meta:
+                module._buffers[name] = before.to(module._buffers[name].device)
+        return self
+
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
         """PIL pictures -> (B, 3, R, R) fp32: turned as EXIF says, RGB, resized to the square, normalised by the spec."""
         side = self.spec.resolution

@@ -7,13 +7,13 @@ run. That process writes one line to RUN/skipped.jsonl and its batch does withou
 import json
 import os
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from transformers import TrainerCallback
 
+from genlip.common.files import write_json
 from genlip.common.ledger import Ledger
 
 
@@ -47,10 +47,10 @@ class Skipped:
 
 
 class SkippedCheck(TrainerCallback):
-    """ValueError once more than `limit` conversations were skipped; `write(ledger)` is called as their number grows."""
+    """Keeps the run's ledger, in `file`, up to what was skipped. ValueError once that is more than `limit` conversations."""
 
-    def __init__(self, skipped: Skipped, limit: float, write: Callable[[Ledger], None]):
-        self.skipped, self.limit, self.write, self.size = skipped, limit, write, 0
+    def __init__(self, skipped: Skipped, limit: float, file: Path, ledger: dict):
+        self.skipped, self.limit, self.file, self.ledger, self.size = skipped, limit, file, ledger, 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.check()
@@ -60,7 +60,7 @@ class SkippedCheck(TrainerCallback):
         if size == self.size:
             return
         self.size, ledger = size, self.skipped.ledger()
-        self.write(ledger)
+        write_json(self.file, self.ledger | {"in_training": {"skipped": dict(ledger.skipped), "names": ledger.names}})
         if (n := ledger.skipped.total()) > self.limit:
             raise ValueError(
                 f"{n} conversations broke in training ({dict(ledger.skipped)}; first: {ledger.names}). "

@@ -66,19 +66,12 @@ def read(paths: list[Path], name: str | None = None) -> tuple[Suite, list[Encode
     folders = [folder for folder in found if found[folder] == suite.name]
     if not folders:
         raise ValueError(f"no results of suite {suite.name} there, but of {', '.join(there)}")
-    pairs = [(_read_row(folder, suite), folder) for folder in folders]
+    pairs = [(results.read_row(folder, suite), folder) for folder in folders]
     pairs = sorted((pair for pair in pairs if pair[0]), key=lambda pair: (pair[0].llm, pair[0].encoder, pair[0].digest))
     if not pairs:
         raise ValueError(f"none of the tasks of suite {suite.name} is done there: {', '.join(suite.tasks)}")
     rows = seeds.join(suite, [row for row, _ in pairs])
     return suite, rows, [next(folder for row, folder in pairs if row is joined.first) for joined in rows]
-
-
-def _read_row(folder: Path, suite: Suite) -> EncoderResult | None:
-    try:
-        return results.read_row(folder, suite)
-    except FileNotFoundError as error:
-        raise ValueError(f"{error.filename} is gone, and a result without its samples is no result: run the task again") from error
 
 
 def names(rows: list[EncoderResult]) -> list[str]:

@@ -342,8 +342,14 @@ def read_row(folder: Path, suite: Suite) -> EncoderResult | None:
     for task in suite.tasks:
         columns = [column for column in suite.columns if column.task == task]
         if task in results:
-            samples = read_samples(folder / task / "samples.jsonl", columns)
-            if why := _disagreeing(results[task], samples, columns):
+            try:
+                samples = read_samples(folder / task / "samples.jsonl", columns)
+                why = _disagreeing(results[task], samples, columns)
+            except FileNotFoundError as error:
+                why = f"{error.filename} is gone, and a result without its samples is no result: {AGAIN}"
+            except ValueError as error:
+                why = str(error)
+            if why:
                 doubts[task] = why
                 del results[task]
         for column in columns:

@@ -88,6 +88,7 @@ def test_another_mllm_under_the_same_digest_is_told_by_its_provenance_and_finger
         ({"left_out": {"99": "no picture"}}, None, "40 samples and 1 left out where 40 are declared"),
         ({}, lambda lines: [lines[0].replace("1.0", "NaN").replace("0.0", "NaN"), *lines[1:]], "scores outside 0 to 1"),
         ({}, lambda lines: [lines[0].replace("1.0", "2.0").replace("0.0", "-1.0"), *lines[1:]], "scores outside 0 to 1"),
+        ({}, lambda lines: [*lines[:-1], lines[-1][:20]], "line 40: not a sample of easyvqa_shape"),
         ({"results": {"exact_match,none": float("nan")}}, None, "nan, outside 0 to 1"),
         ({"results": {"exact_match,none": float("inf")}}, None, "inf, outside 0 to 1"),
         ({"results": {"exact_match,none": 0.123}}, None, "the result says 0.123"),
@@ -102,4 +103,11 @@ def test_numbers_that_its_samples_do_not_bear_out_are_refused(rows, of_result, o
         (task / "samples.jsonl").write_text("".join(of_lines(lines)))
     read, refused = cells(row["good"])
     assert set(refused) == {"shape"} and why in refused["shape"] and read.cells["shape"].value is None
+    every_command_ends_without_a_traceback(folder)
+
+
+def test_a_result_without_its_samples_is_no_result(rows):
+    folder, row = rows
+    (row["good"] / "easyvqa_shape" / "samples.jsonl").unlink()
+    assert "is gone, and a result without its samples is no result" in cells(row["good"])[1]["shape"]
     every_command_ends_without_a_traceback(folder)
