@@ -82,12 +82,13 @@ def test_tars_joined_with_cat_are_refused_and_those_joined_by_tar_are_read(tmp_p
     for joined in (whole + whole, whole[: borders(whole)[-1] + 1536 + 512] + whole, whole + bytes(512) + whole, whole + b"x" + bytes(1024)):
         with pytest.raises(ValueError, match="something follows its end at byte"):
             read(tmp_path / "a.tar", joined)
+    (tmp_path / "a.tar").write_bytes(whole)
     with tarfile.open(tmp_path / "a.tar", "a") as tar:  # as tar -A does
         for name, data in [(f"b{name}", data) for name, data in members(2)]:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    (tmp_path / "b.tar").write_bytes(whole)
+    assert read(tmp_path / "a.tar", (tmp_path / "a.tar").read_bytes()) == (5, {})
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
