@@ -53,7 +53,7 @@ def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> 
 
     Raises ValueError for a file that is no picture; a sample of a shard that cannot be used is named on stderr and left out.
     """
-    from .data import pixels_of, prompt_and_answer
+    from .data import pixels_of, questions_and_answers
     from .shards import IMAGE_SUFFIXES, list_sources, open_shard
 
     for path in map(Path, paths):
@@ -63,7 +63,7 @@ def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> 
                 for i in range(len(samples)):
                     try:
                         image, text = samples.read(i)
-                        question, truth, _ = prompt_and_answer(text, prompt)
+                        ((question, truth), *_), _ = questions_and_answers(text, prompt)
                         yield PromptedImage(samples.name(i), pixels_of(image, size)[0], question, truth)
                     except ValueError as e:
                         print(f"left out: {samples.name(i)}: {e}", file=sys.stderr)

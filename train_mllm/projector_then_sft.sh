@@ -23,4 +23,4 @@ done
 [ -n "${PROJECTOR:-}" ] || ENCODER=$encoder LLM=$llm OUT=$out-projector bash "$here/train_mllm/pretrain_projector.sh" \
   ${both[@]+"${both[@]}"} ${PROJECTOR_FLAGS:-} ${dry[@]+"${dry[@]}"}
 exec bash "$here/train_mllm/launch.sh" "$recipe" --encoder "$encoder" --llm "$llm" --init "${PROJECTOR:-$out-projector/export}" \
-  --data "${SFT_DATA:-data/llava-onevision}" --images "${SFT_IMAGES:-}" --out "$out" "$@"
+  --data "${SFT_DATA:-data/onevision-single-image.yaml}" --images "${SFT_IMAGES:-}" --out "$out" "$@"
