@@ -64,14 +64,14 @@ def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> 
                     try:
                         image, text = samples.read(i)
                         ((question, truth), *_), _ = questions_and_answers(text, prompt)
-                        yield PromptedImage(samples.name(i), pixels_of(image, size), question, truth)
+                        yield PromptedImage(samples.name(i), pixels_of(image, size)[0], question, truth)
                     except ValueError as e:
                         print(f"left out: {samples.name(i)}: {e}", file=sys.stderr)
             continue
         files = sorted(f for f in path.iterdir() if f.suffix[1:].lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
         for file in files:
             try:
-                yield PromptedImage(str(file), pixels_of(file.read_bytes(), size), prompt)
+                yield PromptedImage(str(file), pixels_of(file.read_bytes(), size)[0], prompt)
             except (OSError, ValueError) as e:
                 raise ValueError(f"{file} is not a picture that can be read ({e})") from e
 
@@ -84,10 +84,14 @@ class LoadedExport(NamedTuple):
 
 
 def load(export: str, attention: str = "sdpa") -> LoadedExport:
-    """What an export folder of genlip.train holds. ValueError where it is none."""
+    """What an export folder of genlip.train holds, or any other GenLIP with a tokenizer. ValueError where it is none.
+
+    Pictures are sized as its processor file says, in whatever form; without one, each at its own shape, which rotary positions take.
+    """
     from transformers.utils import logging
 
     from . import register
+    from .common.preprocessing import NATIVE, Preprocessing, read_preprocessing
     from .data import load_tokenizer
     from .image_processing_genlip import GenLIPImageProcessor, native_size
     from .modeling_genlip import GenLIPForPretraining
@@ -97,10 +101,16 @@ def load(export: str, attention: str = "sdpa") -> LoadedExport:
     logging.disable_progress_bar()  # of a folder that is read in a moment
     register()
     model = GenLIPForPretraining.from_pretrained(export, attn_implementation=attention).eval()
-    processor = GenLIPImageProcessor.from_pretrained(export)
+    said = read_preprocessing(Path(export)) or Preprocessing(Path(export))
+    if said.resample not in (None, "bilinear"):
+        raise ValueError(f"{said.file}: resample is {said.resample}, and GenLIP's pictures are resized bilinearly: name another folder")
+    values = {"image_mean": said.mean or 0.5, "image_std": said.std or 0.5, "patch_size": model.config.patch_size}
+    processor = GenLIPImageProcessor(said.size or NATIVE, said.min_pixels, said.max_pixels, **values)
+    shape = "each picture at its own shape" if processor.size == NATIVE else f"{processor.size} x {processor.size} pixels"
+    print(f"pictures: {shape}: {'as it was trained' if said.size else 'no processor file says how it was trained'}", file=sys.stderr)
 
     def size(height, width):
-        if processor.size != "native":
+        if processor.size != NATIVE:
             return processor.size, processor.size
         return native_size(height, width, processor.min_pixels, processor.max_pixels, processor.patch_size)
 
