@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from eval_suites import tasks
 from genlip.common.command import command, new_parser
+from genlip.common.locks import locked
 
 WORD = "what is written in the image?"  # OCRBench's own question about a word
 CAPTION = "Please carefully observe the image and come up with a caption for the image"  # COCO's of lmms-eval's set
@@ -93,7 +94,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, default=Path(), metavar="DIR", help="where picture names start (default: here)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a data root of its own, for run.py --data-root")
     args = parser.parse_args(argv)
-    path, rows = write_benchmark(args.task, args.source, args.images, args.out)
+    with locked(args.out, args.task):
+        path, rows = write_benchmark(args.task, args.source, args.images, args.out)
     print(f"{path}: {rows} rows")
     return 0
 

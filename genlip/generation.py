@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .common.files import read_json
+
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
@@ -51,11 +53,13 @@ class PromptedImage:
 def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> Iterator[PromptedImage]:
     """The pictures of files, folders and shards, resized to size(height, width).
 
-    Raises ValueError for a file that is no picture; a sample of a shard that cannot be used is named on stderr and left out.
+    Raises ValueError for a file that is no picture, and where there is none at all; a sample of a shard that cannot be used is named on
+    stderr and left out.
     """
     from .data import pixels_of, prompt_and_answer
     from .shards import IMAGE_SUFFIXES, list_sources, open_shard
 
+    used = 0
     for path in map(Path, paths):
         if path.suffix in (".tar", ".parquet"):
             for shard in list_sources(str(path))[0].shards:
@@ -64,16 +68,23 @@ def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> 
                     try:
                         image, text = samples.read(i)
                         question, truth, _ = prompt_and_answer(text, prompt)
-                        yield PromptedImage(samples.name(i), pixels_of(image, size), question, truth)
+                        picture = PromptedImage(samples.name(i), pixels_of(image, size), question, truth)
                     except ValueError as e:
                         print(f"left out: {samples.name(i)}: {e}", file=sys.stderr)
+                        continue
+                    used += 1
+                    yield picture
             continue
         files = sorted(f for f in path.iterdir() if f.suffix[1:].lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
         for file in files:
             try:
-                yield PromptedImage(str(file), pixels_of(file.read_bytes(), size), prompt)
+                picture = PromptedImage(str(file), pixels_of(file.read_bytes(), size), prompt)
             except (OSError, ValueError) as e:
                 raise ValueError(f"{file} is not a picture that can be read ({e})") from e
+            used += 1
+            yield picture
+    if not used:
+        raise ValueError(f"no picture that can be used in {', '.join(paths)}: give picture files, folders of them, or shards")
 
 
 class LoadedExport(NamedTuple):
@@ -84,20 +95,24 @@ class LoadedExport(NamedTuple):
 
 
 def load(export: str, attention: str = "sdpa") -> LoadedExport:
-    """What an export folder of genlip.train holds. ValueError where it is none."""
+    """What an export folder of genlip.train holds. ValueError where it is none, and where its weights are not finite: they say nothing."""
     from transformers.utils import logging
 
     from . import register
     from .data import load_tokenizer
     from .image_processing_genlip import GenLIPImageProcessor, native_size
-    from .modeling_genlip import GenLIPForPretraining
+    from .pretrained import MEND, check_finite, load_model
 
-    if not (Path(export) / "config.json").is_file():
-        raise ValueError(f"{export} has no config.json: give the export/ folder of a run of genlip.train")
     logging.disable_progress_bar()  # of a folder that is read in a moment
     register()
-    model = GenLIPForPretraining.from_pretrained(export, attn_implementation=attention).eval()
-    processor = GenLIPImageProcessor.from_pretrained(export)
+    model = load_model(Path(export), attn_implementation=attention).eval()
+    check_finite(model)
+    file = Path(export) / "preprocessor_config.json"
+    read_json(file, MEND, fields={})
+    try:
+        processor = GenLIPImageProcessor.from_pretrained(export)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {error}: {MEND}") from error
 
     def size(height, width):
         if processor.size != "native":

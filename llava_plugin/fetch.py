@@ -18,7 +18,9 @@ from pathlib import Path
 
 from genlip.common.command import command, new_parser
 from genlip.common.files import read_json, sha256, written_aside
+from genlip.common.flags import bounded
 from genlip.common.hub import offline, snapshot
+from genlip.common.locks import locked
 from genlip.common.packages import Package, packaged_file
 from genlip.common.suggest import unknown
 
@@ -261,7 +263,7 @@ def fetch(name: str, weights: Path, text: Path | None = None, seed: int = 0, for
             )
         get = download_openvision2 if name in KEYS and KEYS[name].family == "openvision2" else download
         make = functools.partial(get, repository)
-    with written_aside(folder, fresh=name in MADE) as aside:
+    with locked(folder.parent, folder.name), written_aside(folder, fresh=name in MADE) as aside:
         write_source(aside, make(aside))
     source = read_json(folder / "source.json")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -301,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--phrase", action="append", default=[], metavar="TEXT", help="llama-tiny: make TEXT one token: an instruction often repeated"
     )
-    parser.add_argument("--seed", type=int, default=0, help="llama-tiny: of its random weights (default 0)")
+    parser.add_argument("--seed", type=bounded(int, most=2**63), default=0, help="llama-tiny: of its random weights (default 0)")
     parser.add_argument("--force", action="store_true", help="replace a folder that exists")
     parser.add_argument("--dry-run", action="store_true", help="say what is there and what would come from where, fetch nothing")
     args = parser.parse_args(argv)

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from genlip.common.command import command, new_parser
 from genlip.common.files import read_json, written_aside
+from genlip.common.flags import bounded
+from genlip.common.locks import locked
 from genlip.common.packages import Package, packaged_file
 from genlip.common.progress import tracked
 
@@ -296,10 +298,13 @@ def main(argv: list[str] | None = None) -> int:
         "then train on data/easy-vqa/captions and data/easy-vqa/sft, evaluate with --data-root data",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write easy-vqa/ and genlip-eval/easy-vqa/ into")
-    parser.add_argument("--copies", type=int, default=8, help="caption shards: the exact pictures and copies-1 moved ones (default 8)")
-    parser.add_argument("--seed", type=int, default=0, help="of the flips, shifts and orders (default 0)")
+    parser.add_argument(
+        "--copies", type=bounded(int, 1), default=8, help="caption shards: the exact pictures and copies-1 moved ones (default 8)"
+    )
+    parser.add_argument("--seed", type=bounded(int), default=0, help="of the flips, shifts and orders (default 0)")
     args = parser.parse_args(argv)
-    print(make(args.out, args.copies, args.seed))
+    with locked(args.out, "easy-vqa"):
+        print(make(args.out, args.copies, args.seed))
     return 0
 
 

@@ -30,7 +30,9 @@ from pathlib import Path
 from genlip.common import digests
 from genlip.common.command import command, new_parser
 from genlip.common.files import file_aside, read_json, write_json
+from genlip.common.flags import bounded
 from genlip.common.ledger import Ledger
+from genlip.common.locks import locked
 from genlip.common.processes import finished
 from genlip.common.progress import progress, tracked
 
@@ -331,24 +333,27 @@ def main(argv: list[str] | None = None) -> int:
     )
     if showing:
         parser.add_argument("folder", help="a folder made by this command")
-        parser.add_argument("--samples", type=int, default=3, help="conversations to print (default 3)")
+        parser.add_argument("--samples", type=bounded(int), default=3, help="conversations to print (default 3)")
         parser.add_argument("--tokenizer", default="", help="folder of a language model: print what it sees, what it learns in [[ ]]")
     else:
         parser.add_argument("source", help="LLaVA or OpenAI JSON, JSON lines, parquet, a folder of parquet files, or a YAML mix")
         parser.add_argument("--images", default="", help="folder of the pictures (default: the source's own)")
         parser.add_argument("--out", required=True, help="folder to write")
-        parser.add_argument("--max-bad", type=float, default=0.01, help="share of unusable rows that is borne (default 0.01)")
+        parser.add_argument(
+            "--max-bad", type=bounded(float, most=1), default=0.01, help="share of unusable rows that is borne (default 0.01)"
+        )
         parser.add_argument(
             "--decode", action="store_true", help="decode every picture in full: finds damage in the middle, ten times slower"
         )
-        parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
-        parser.add_argument("--seed", type=int, default=0, help="draws a mix's random:N (default 0)")
+        parser.add_argument("--workers", type=bounded(int, 1), help="processes (default: one for each core)")
+        parser.add_argument("--seed", type=bounded(int), default=0, help="draws a mix's random:N (default 0)")
         parser.add_argument("--rehash", action="store_true", help="read source and pictures again, whatever is known of them")
     args = parser.parse_args(argv[1:] if showing else argv)
     if showing:
         show(Path(args.folder), args.samples, args.tokenizer)
         return 0
-    ledger = prepare(**vars(args))
+    with locked(Path(args.out)):
+        ledger = prepare(**vars(args))
     skipped = ledger["skipped"] or "none"
     print(f"{args.out}: {ledger['used']} of {ledger['read']} conversations, skipped {skipped}, digest {ledger['digest'][:8]}")
     return 0

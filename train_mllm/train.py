@@ -15,14 +15,14 @@ Loss = sum over supervised tokens / their number in the whole step, over all pro
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 from genlip.common.command import Failed, command, new_parser, sentence
 from genlip.common.files import keep_until, read_json, write_json, written_aside
-from genlip.common.flags import add_recipe, check_choices, flag, read_recipe
-from genlip.common.locks import one_at_a_time
+from genlip.common.flags import add_recipe, bounded, check_choices, flag, read_recipe
+from genlip.common.locks import locked, one_at_a_time
 from genlip.common.run_folder import claim_run_folder
 from genlip.common.versions import git_commit, package_versions
 from llava_plugin import encoders
@@ -259,7 +259,6 @@ def arguments(recipe: Recipe, run: Path, accumulation: int, zero: int, processes
         logging_first_step=True,
         logging_nan_inf_filter=False,
         save_steps=recipe.save_every,
-        save_total_limit=2,
         seed=recipe.seed,
         dataloader_num_workers=recipe.workers,
         remove_unused_columns=False,
@@ -332,9 +331,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     run = add_recipe(parser, PRESETS, argv)["run"]
     run.add_argument("--dry-run", action="store_true", help="print the resolved recipe, what it costs and what is missing; run nothing")
-    run.add_argument("--gpus", type=int, metavar="N", help=f"--dry-run: H100s to plan for (default: 8; of {', '.join(LAPTOP)}: 0, a CPU)")
-    run.add_argument("--gpu-memory", type=float, default=80.0, metavar="GB", help="--dry-run: memory per GPU (default: 80)")
-    run.add_argument("--mfu", type=float, default=0.4, metavar="X", help="--dry-run: share of an H100's FLOP/s in use (default: 0.4)")
+    run.add_argument(
+        "--gpus", type=bounded(int), metavar="N", help=f"--dry-run: H100s to plan for (default: 8; of {', '.join(LAPTOP)}: 0, a CPU)"
+    )
+    run.add_argument("--gpu-memory", type=bounded(float, 1), default=80.0, metavar="GB", help="--dry-run: memory per GPU (default: 80)")
+    run.add_argument(
+        "--mfu", type=bounded(float, 0.001, 1), default=0.4, metavar="X", help="--dry-run: share of an H100's FLOP/s in use (default: 0.4)"
+    )
     args = parser.parse_args(argv)
     recipe = read_recipe(parser, PRESETS, args)
     with explained(recipe):
@@ -345,7 +348,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if not recipe.out:
             raise ValueError(f"--out is needed, for example --out runs/{recipe.preset}")
-        train(recipe)
+        with locked(Path(recipe.out)) if os.environ.get("RANK", "0") == "0" else nullcontext():
+            train(recipe)
     return 0
 
 

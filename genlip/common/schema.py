@@ -19,7 +19,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from .files import read_json
+from .files import WORDS, read_json
 
 SCHEMA = 2
 KINDS = ("compared", "derived", "environment", "seed", "name")
@@ -175,7 +175,6 @@ class Result(Record):
 # --- reading ----------------------------------------------------------------------------------------------------------------
 
 R = TypeVar("R", bound=Record)
-_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list"}
 
 
 def read(kind: type[R], path: Path, mend: str) -> R:
@@ -214,6 +213,6 @@ def _value(value: Any, hint: Any, where: str, mend: str) -> Any:
     if float in kinds:
         kinds += (int,)
     if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, kinds):
-        wanted = " or ".join("null" if each is type(None) else _WORDS[get_origin(each) or each] for each in allowed)
+        wanted = " or ".join("null" if each is type(None) else WORDS[get_origin(each) or each] for each in allowed)
         raise ValueError(f"{where} is {json.dumps(value)[:60]}, and takes {wanted}: {mend}")
     return value
