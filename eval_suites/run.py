@@ -28,6 +28,7 @@ from eval_suites.score import results, seeds
 from eval_suites.suites import Suite
 from genlip.common.command import begun, command, new_parser
 from genlip.common.flags import bounded
+from genlip.common.labels import folder_name
 from genlip.common.locks import locked, one_at_a_time
 
 
@@ -180,7 +181,7 @@ def _report(
 ) -> None:
     """Write tables/<suite>.html. The results stand whether or not it can be made, so a problem is a note."""
     root = args.out / "results" / plan.suite.name
-    folders = [root / row.encoder.replace("/", "--") / f"{row.llm}@{row.first.digest[:8]}" for row in rows]
+    folders = [root / folder_name(row.encoder) / f"{folder_name(row.llm)}@{row.first.digest[:8]}" for row in rows]
     place = {(each.encoder, each.llm, each.digest): i for i, row in enumerate(rows) for each in (row, *row.members)}
     both = [tuple(place[row.encoder, row.llm, row.digest] for row in pair) for pair in pairs]
     indices = [pair for pair in both if len(set(pair)) == 2]  # two seeds of one row stand in the table alone

@@ -112,8 +112,9 @@ class GenLIPConfig(PreTrainedConfig):
         self.layer_norm_eps = layer_norm_eps
         self.rope_theta = rope_theta
         # Released files nest the section in `rope_scaling`, a name that transformers 5 rewrites with its own rules.
-        nested = rope_scaling.get("mrope_section") if isinstance(rope_scaling, dict) else None
-        self.mrope_section = mrope_section or nested or [8, 12, 12]
+        if mrope_section is None and isinstance(rope_scaling, dict):
+            mrope_section = rope_scaling.get("mrope_section")
+        self.mrope_section = [8, 12, 12] if mrope_section is None else mrope_section
         self.max_position_embeddings = max_position_embeddings
         for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)

@@ -9,12 +9,14 @@ long as reading the weights twice and writing them once.
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 from .common.command import command, new_parser
 from .common.files import read_json, written_aside
 from .common.locks import locked
+from .common.model_folder import MEND
 from .pretrained import check_finite, load_model
 
 CODE = {
@@ -45,7 +47,8 @@ def convert(source: Path, target: Path, layout: str = "ours", size=None, check: 
 
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists: give another folder, or --overwrite to replace it")
-    if target.resolve() == source.resolve() or target.resolve() in source.resolve().parents:
+    there, here = (Path(os.path.realpath(folder)) for folder in (target, source))  # Path.resolve() stumbles over links that go round
+    if there == here or there in here.parents:
         raise ValueError(f"{target} holds the source: give another folder")
     model = load_model(source, dtype="auto")
     if check:
@@ -71,7 +74,7 @@ def carry_code(folder: Path) -> None:
         file = folder / name
         if not file.is_file():
             raise ValueError(f"--code needs a {name}: say --size 224 or --size native, as the model was trained")
-        file.write_text(json.dumps(read_json(file) | {"auto_map": classes}, indent=1) + "\n")
+        file.write_text(json.dumps(read_json(file, MEND, {}) | {"auto_map": classes}, indent=1) + "\n")
     for module in ("configuration_genlip", "packed_row", "modeling_genlip", "image_processing_genlip"):
         shutil.copyfile(Path(__file__).with_name(f"{module}.py"), folder / f"{module}.py")
 

@@ -19,12 +19,14 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from .common import model_folder
 from .common.ledger import Ledger
 from .image_processing_genlip import native_size, resized, rgb
 from .shards import Source, open_shard
@@ -63,6 +65,8 @@ class Batch:
 def load_tokenizer(name: str):
     from transformers import AutoTokenizer
 
+    if Path(name).is_dir():
+        model_folder.check(Path(name))
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as e:

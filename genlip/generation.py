@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .common.files import read_json
+from .common.model_folder import MEND
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from .image_processing_genlip import GenLIPImageProcessor
     from .modeling_genlip import GenLIPForPretraining
+
+MAX_SIDE = 2**14  # pixels; a processor that says more is mistyped
 
 
 def captions(model, tokenizer, pixel_values, prompt: str, max_new_tokens: int = 256) -> list[str]:
@@ -101,14 +104,17 @@ def load(export: str, attention: str = "sdpa") -> LoadedExport:
     from . import register
     from .data import load_tokenizer
     from .image_processing_genlip import GenLIPImageProcessor, native_size
-    from .pretrained import MEND, check_finite, load_model
+    from .pretrained import check_finite, load_model
 
     logging.disable_progress_bar()  # of a folder that is read in a moment
     register()
     model = load_model(Path(export), attn_implementation=attention).eval()
     check_finite(model)
     file = Path(export) / "preprocessor_config.json"
-    read_json(file, MEND, fields={})
+    fields = {"size": int | str, "patch_size": int, "min_pixels": int, "max_pixels": int}
+    said = read_json(file, MEND, {name: kind for name, kind in fields.items() if name == "size" or name in read_json(file, MEND, {})})
+    if said.get("patch_size", 16) != model.config.patch_size or (said["size"] != "native" and not 0 < int(said["size"]) <= MAX_SIDE):
+        raise ValueError(f"{file}: size {said['size']!r} in patches of {said.get('patch_size', 16)} does not fit the model: {MEND}")
     try:
         processor = GenLIPImageProcessor.from_pretrained(export)
     except (ValueError, TypeError) as error:

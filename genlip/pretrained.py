@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .common import model_folder
 from .common.files import read_json
+from .common.model_folder import MEND
 
 if TYPE_CHECKING:
     from .configuration_genlip import GenLIPConfig
     from .modeling_genlip import GenLIPForPretraining
-
-MEND = "copy or export the folder again"
 
 
 def read_config(folder: Path) -> "GenLIPConfig":
@@ -19,6 +19,7 @@ def read_config(folder: Path) -> "GenLIPConfig":
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} has no config.json: give the folder of a checkpoint, such as runs/NAME/export")
+    model_folder.check(folder)
     content = read_json(file, MEND, fields={"model_type": str})
     if content["model_type"] != GenLIPConfig.model_type:
         raise ValueError(f"{file}: model_type is {content['model_type']!r}, not {GenLIPConfig.model_type!r}: give a folder of GenLIP")

@@ -52,22 +52,28 @@ class Recipe:
     model: dict = option(MISSING, "fields of GenLIPConfig", "model", (*MODEL_FIELDS, "vocab_size"), MODEL_FIELDS)
     data: str = option("", "PATH[@WEIGHT],...: tar or parquet shards; each PATH a folder, a glob, a file or a .txt list", "data")
     tokenizer: str = option("", "a folder or hub id; empty: the tokenizer of --init", "data")
-    vocab_size: int = option(0, "rows of the word matrices; 0: the tokenizer's, rounded up to a multiple of 64", "model")
+    vocab_size: int = option(0, "rows of the word matrices; 0: the tokenizer's, rounded up to a multiple of 64", "model", most=2**24)
     out: str = option("", "the run folder: recipe, metrics, checkpoints, export", "run")
     init: str = option("", "an earlier stage's export to start from, at any resolution; empty: random weights", "model")
     prompt: str = option("Describe the image in detail.", "instruction before a caption; conversations bring their own", "data")
     image_key: str = option("image", "parquet column with the pictures (tars know them by suffix)", "data")
     text_key: str = option("caption", "JSON key or parquet column with the text: a string is a caption, a list a conversation", "data")
     resolution: int = option(
-        224, "pixels per side of the square that pictures become (paper: 224)", "data", needs=("native", False), least=1
+        224, "pixels per side of the square that pictures become (paper: 224)", "data", needs=("native", False), least=1, most=2**14
     )
     native: bool = option(False, "pictures keep their aspect ratio (paper: stage 2)", "data")
     min_pixels: int = option(4096, "smallest area of a picture; a smaller one is enlarged", "data", needs=("native", True), least=1)
-    max_pixels: int = option(262_144, "largest area of a picture; a larger one is reduced", "data", needs=("native", True), least=1)
-    row_tokens: int = option(16_384, "tokens per packed row (paper: 16,384)", "data", least=1)
-    rows: int = option(1, "packed rows per step, over all ranks; each rank runs its share as micro-steps", "optimisation", least=1)
-    max_length: int = option(4096, "tokens per sample; longer text is cut, and counted (released code: 4,096)", "data", least=1)
-    look_ahead: int = option(200, "samples that wait to be packed, first fit (released code: 200); 1: in order", "data", least=1)
+    max_pixels: int = option(
+        262_144, "largest area of a picture; a larger one is reduced", "data", needs=("native", True), least=1, most=2**28
+    )
+    row_tokens: int = option(16_384, "tokens per packed row (paper: 16,384)", "data", least=1, most=2**24)
+    rows: int = option(
+        1, "packed rows per step, over all ranks; each rank runs its share as micro-steps", "optimisation", least=1, most=2**20
+    )
+    max_length: int = option(4096, "tokens per sample; longer text is cut, and counted (released code: 4,096)", "data", least=1, most=2**24)
+    look_ahead: int = option(
+        200, "samples that wait to be packed, first fit (released code: 200); 1: in order", "data", least=1, most=2**20
+    )
     max_steps: int = option(0, "optimizer steps of the run", "optimisation")
     lr: float = option(1e-3, "peak learning rate, cosine (paper: 1e-3 in stage 1, 1e-4 in stage 2)", "optimisation")
     min_lr: float = option(1e-6, "learning rate at the last step (paper: 1e-6)", "optimisation")
@@ -82,7 +88,7 @@ class Recipe:
     gradient_checkpointing: bool = option(False, "recompute each layer in the backward pass instead of keeping its activations", "speed")
     compile: bool = option(False, "torch.compile, layer by layer", "speed")
     attention: str = option("sdpa", "attention kernel; the maths is the same", "speed", ("sdpa", "flex_attention", "eager"))
-    workers: int = option(1, "processes per rank that decode and tokenise; 0: the rank itself", "speed")
+    workers: int = option(1, "processes per rank that decode and tokenise; 0: the rank itself", "speed", most=1024)
     sample_cache_mib: int = option(128, "MiB of decoded samples that a rank keeps, for small data read epoch after epoch", "speed")
     max_bad: float = option(0.01, "share of unusable samples above which the run stops", "data", most=1)
     save_every: int = option(500, "steps from one checkpoint to the next", "run", least=1)

@@ -266,7 +266,11 @@ def make(out: Path, copies: int = 8, seed: int = 0) -> str:
     world, benchmark = out / "easy-vqa", out / "genlip-eval" / "easy-vqa"
     settings = {"package": EASY_VQA.name, "version": EASY_VQA.version, "licence": EASY_VQA.licence, "copies": copies, "seed": seed}
     if world.exists():
-        made = read_json(world / "made.json") if (world / "made.json").exists() else {}
+        made = (
+            read_json(world / "made.json", f"remove {world} or give another --out", {"copies": int, "seed": int})
+            if (world / "made.json").exists()
+            else {}
+        )
         if {key: made.get(key) for key in settings} != settings:
             other = ", ".join(f"{key} {made[key]}" for key in ("copies", "seed")) if made else "something else"
             raise ValueError(f"{world} was made with {other}, asked are copies {copies}, seed {seed}: delete it or give another --out")

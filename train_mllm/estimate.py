@@ -8,16 +8,15 @@ Memory a GPU is weights + gradients + AdamW's two moments (exact: a test holds i
 checkpointing (an estimate: a layer's inputs, one layer at work, and of the supervised tokens, logits and their gradients in fp32).
 """
 
-import json
 import math
 import os
 import shutil
-import struct
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from genlip.common import model_folder
 from genlip.common.files import read_json
 from genlip.common.hardware import PEAK_BF16
 from llava_plugin import encoders, llava_next
@@ -72,23 +71,14 @@ def llm_shape(name: str) -> LlmShape | None:
         return LLMS[name]
     try:
         folder = Path(encoders.find_llm(name))
-        config = read_json(folder / "config.json")
+        config = read_json(folder / "config.json", fields={})
         sizes = [config[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")]
     except (ValueError, OSError, KeyError):
         return None
     if not any(folder.glob("*.safetensors")):
         return None
-    return LlmShape(*sizes, stored_parameters(folder), tied=config.get("tie_word_embeddings", False))
-
-
-def stored_parameters(folder: Path) -> int:
-    """Numbers in a folder's safetensors files, read from their headers."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return total
+    model_folder.check(folder)
+    return LlmShape(*sizes, model_folder.parameters(folder), tied=config.get("tie_word_embeddings", False))
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,9 @@ def prepare(
     origin = origin_of(source, images, seed, decode, rehash)
     for known in (folder / "ledger.json", folder / "origin.json"):
         if known.is_file():
-            content = read_json(known)
+            content = read_json(
+                known, f"remove {folder} to have it prepared again", {"origin": dict} if known.name == "ledger.json" else {}
+            )
             check_origin(folder, content.get("origin", {"files": {}, **content}), origin)
             if known.name == "ledger.json":
                 check_pictures(folder, rehash)
@@ -290,7 +292,9 @@ def show(folder: Path, samples: int, tokenizer: str) -> None:
     """Print the ledger and a few conversations; with a tokenizer's folder, as the model sees them, what it learns in [[ ]]."""
     if not (folder / "ledger.json").is_file():
         raise ValueError(f"{folder} has no ledger.json: give a folder made by train_mllm.prepare_data")
-    ledger = read_json(folder / "ledger.json")
+    counts = {"used": int, "read": int, "pictures": int, "duplicates": int, "skipped": dict, "names": dict}
+    fields = {"origin": dict, "digest": str, "sources": list, **counts}
+    ledger = read_json(folder / "ledger.json", f"prepare {folder} again", fields)
     print(f"from {ledger['origin']['source']}, digest {ledger['digest'][:8]}")
     print(
         f"{ledger['used']:,} of {ledger['read']:,} conversations, {ledger['pictures']:,} pictures, "

@@ -79,7 +79,7 @@ def train(recipe: Recipe) -> Path:
         if export.is_dir():
             print(f"{export} exists: this run is done")
             return export
-    ledger = read_json(data / "ledger.json")
+    ledger = read_json(data / "ledger.json", f"prepare {data} again", {"digest": str, "used": int})
     if recipe.backend == "llava_next":
         with one_at_a_time(run):
             llava_next.export_for_llava_next(recipe, run, data)
@@ -219,7 +219,7 @@ def prepared_data(recipe: Recipe, run: Path, first: bool) -> Path:
         return data
     try:
         if done and own:
-            kept = next((read_json(file) for file in (there, began) if file.is_file()), None)
+            kept = next((read_json(file, "give another --out", {"origin": dict}) for file in (there, began) if file.is_file()), None)
             if kept:
                 check_origin(data, kept["origin"], origin_of(recipe.data, recipe.images, recipe.seed))
         elif own:
@@ -227,7 +227,7 @@ def prepared_data(recipe: Recipe, run: Path, first: bool) -> Path:
         if done or not own:
             check_pictures(data)
         if began.is_file() and there.is_file():
-            before, now = (read_json(file)["digest"] for file in (began, there))
+            before, now = (read_json(file, "give another --out", {"digest": str})["digest"] for file in (began, there))
             if before != now:
                 raise ValueError(f"{run} began with data {before[:8]}, and {data} holds {now[:8]}: bring those back, or give another --out")
     except ValueError as error:

@@ -20,6 +20,7 @@ from eval_suites.suites import Suite
 from genlip.common import digests, fingerprint
 from genlip.common.files import read_json
 from genlip.common.fingerprint import Fingerprint
+from genlip.common.labels import folder_name
 from genlip.common.schema import Provenance, parse
 
 
@@ -235,4 +236,4 @@ def budget_problem(export: Export, others: list[results.EncoderResult]) -> list[
 
 
 def result_folder(args: argparse.Namespace, suite: Suite, export: Export) -> Path:
-    return args.out / "results" / suite.name / export.encoder.replace("/", "--") / f"{export.llm}@{export.digest[:8]}"
+    return args.out / "results" / suite.name / folder_name(export.encoder) / f"{folder_name(export.llm)}@{export.digest[:8]}"

@@ -20,6 +20,7 @@ import numpy as np
 from eval_suites.score import stats
 from eval_suites.suites import Column, Suite
 from genlip.common.fingerprint import of_export
+from genlip.common.labels import one_line
 from genlip.common.schema import Provenance, Result, read
 
 
@@ -121,7 +122,7 @@ class EncoderResult:
         stage = self.provenance.get("stage", "sft")
         marks = ["untrained"] * self.untrained + [f"{stage} stage"] * (stage != "sft") + [f"{self.seeds} seeds"] * bool(self.members)
         marks += ["schema 1"] * (self.schema == 1)
-        return self.encoder + (f" ({', '.join(marks)})" if marks else "")
+        return one_line(self.encoder) + (f" ({', '.join(marks)})" if marks else "")
 
 
 def number(metrics: dict, column: Column) -> tuple[float | None, str | None]:

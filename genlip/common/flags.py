@@ -177,9 +177,9 @@ def recipe_from_file(file: str, presets: dict[str, Callable[[], Any]]) -> Any:
     """A recipe as recipe.json holds it; what it leaves out is its preset's. Raises ValueError with file and field for all else."""
     try:
         values = json.loads(Path(file).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise ValueError(f"--config {file} is no recipe.json: {e}") from e
-    if not isinstance(values, dict) or values.get("preset") not in presets:
+    if not isinstance(values, dict) or values.get("preset") not in list(presets):
         found = repr(values["preset"]) if isinstance(values, dict) and "preset" in values else "it names none"
         raise ValueError(f"--config {file} is no recipe of this command: its preset ({found}) has to be one of {', '.join(presets)}")
     recipe = presets[values["preset"]]()

@@ -19,7 +19,7 @@ def claim_run_folder(recipe: Any, accept_changes: bool | None = None) -> Path:
     file = folder / "recipe.json"
     mine = json.loads(json.dumps(asdict(recipe)))
     if file.is_file():
-        theirs = read_json(file)
+        theirs = read_json(file, "give another --out, or remove that folder", {})
         keys = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
         if not keys:
             return folder

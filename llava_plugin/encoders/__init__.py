@@ -15,6 +15,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from genlip.common import model_folder
 from genlip.common.files import read_json
 from genlip.common.hub import offline
 from genlip.common.suggest import unknown
@@ -200,6 +201,7 @@ def _from_config(label: str, folder: Path, hub_id: str | None = None) -> Encoder
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} has no config.json: give a from_pretrained folder (such as runs/NAME/export)")
+    model_folder.check(folder)
     config = read_json(file, "copy or fetch the folder again")
     vision = config.get("vision_config", config)
     # A dual-tower config may leave its vision part's model_type out: transformers' name for it is "<model_type>_vision_model".

@@ -81,7 +81,8 @@ def _begin(world: World, out: Path) -> dict | None:
     """Claims the folder for this world; the manifest where it is already made. ValueError where another or a damaged one is."""
     claim, told = out / "mini" / "world.json", {**world.name, "knobs": world.knobs.as_dict(), "generator": _generator()}
     if claim.exists():
-        found = read_json(claim)
+        again = f"give another --out, or remove {out / 'mini'} and {out / 'genlip-eval' / 'mini'}"
+        found = read_json(claim, again, {"seed": int, "train": int, "eval": int, "knobs": dict, "generator": str})
         for key, what in (
             ("seed", "seed"),
             ("train", "training size"),
