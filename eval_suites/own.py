@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 
 from eval_suites import tasks
 from genlip.common.command import command, new_parser
-from genlip.common.files import read_json
 from genlip.common.locks import locked
 
 WORD = "what is written in the image?"  # OCRBench's own question about a word
@@ -25,7 +24,7 @@ CAPTION = "Please carefully observe the image and come up with a caption for the
 def chartqa(source: Path, images: Path) -> list[dict]:
     """A row for each question of LLaVA conversations. ValueError where a picture is not there."""
     rows = []
-    for record in read_json(source):
+    for record in json.loads(source.read_text(encoding="utf-8")):
         picture = _picture(images, record["image"])
         turns = [turn["value"].replace("<image>", "").strip() for turn in record["conversations"]]
         rows += [{"type": "human", "question": q, "answer": a, "image": picture} for q, a in zip(turns[::2], turns[1::2])]
@@ -35,7 +34,7 @@ def chartqa(source: Path, images: Path) -> list[dict]:
 def ocrbench(source: Path, images: Path) -> list[dict]:
     """A row for each word of MMOCR's labels."""
     fixed = {"dataset": "own", "question": WORD, "question_type": "Regular Text Recognition"}
-    words = [(one["img_path"], one["instances"][0]["text"]) for one in read_json(source)["data_list"]]
+    words = [(one["img_path"], one["instances"][0]["text"]) for one in json.loads(source.read_text(encoding="utf-8"))["data_list"]]
     return [{**fixed, "answer": [text], "image": _picture(images, name)} for name, text in words]
 
 

@@ -113,7 +113,8 @@ def load(export: str, attention: str = "sdpa") -> LoadedExport:
     file = Path(export) / "preprocessor_config.json"
     fields = {"size": int | str, "patch_size": int, "min_pixels": int, "max_pixels": int}
     said = read_json(file, MEND, {name: kind for name, kind in fields.items() if name == "size" or name in read_json(file, MEND, {})})
-    if said.get("patch_size", 16) != model.config.patch_size or (said["size"] != "native" and not 0 < int(said["size"]) <= MAX_SIDE):
+    usable = said["size"] == "native" or (isinstance(said["size"], int) and 0 < said["size"] <= MAX_SIDE)
+    if said.get("patch_size", 16) != model.config.patch_size or not usable:
         raise ValueError(f"{file}: size {said['size']!r} in patches of {said.get('patch_size', 16)} does not fit the model: {MEND}")
     try:
         processor = GenLIPImageProcessor.from_pretrained(export)

@@ -86,7 +86,10 @@ def _parts(text: str, base: Path, inside: tuple[Path, ...] = ()) -> Iterator[tup
     if not named:
         raise ValueError(f"the list {path} names no shards: write a path on each line")
     for line in named:
-        yield from _parts(line, Path(path).parent, (*inside, Path(path).resolve()))
+        try:
+            yield from _parts(line, Path(path).parent, (*inside, Path(path).resolve()))
+        except ValueError as error:
+            raise ValueError(f"list {path}: {error}") from error
 
 
 def _files(path: str) -> list[str]:

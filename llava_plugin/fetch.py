@@ -157,7 +157,11 @@ def make_llama_tiny(folder: Path, text: Path, seed: int, phrases: Sequence[str] 
     trainer = trainers.BpeTrainer(
         vocab_size=TINY_VOCAB - len(phrases), initial_alphabet=alphabet, special_tokens=list(SPECIAL_TOKENS), show_progress=False
     )
-    bpe.train_from_iterator(text.read_text().splitlines(), trainer)
+    try:
+        lines = text.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--text {text} is no text in UTF-8 ({error})") from error
+    bpe.train_from_iterator(lines, trainer)
     tokenizer = chat_tokenizer(bpe, SPECIAL_TOKENS, TURNS, 2048)
     tokenizer.add_tokens(list(phrases))
     config = LlamaConfig(

@@ -91,7 +91,7 @@ def _mix(file: Path) -> list[Source]:
 
     try:
         entries = (yaml.safe_load(file.read_text()) or {}).get("datasets")
-    except (yaml.YAMLError, AttributeError, RecursionError) as e:
+    except (yaml.YAMLError, AttributeError) as e:
         raise ValueError(f"{file} is no mix of data sets ({e}): it wants `datasets:`, a list of json_path and sampling_strategy") from e
     if not isinstance(entries, list) or not all(isinstance(e, dict) and e.get("json_path") for e in entries):
         raise ValueError(f"{file}: `datasets` must be a list whose entries have a json_path")
@@ -309,7 +309,7 @@ def json_rows(file: Path, offset: int = 0) -> Iterator[tuple[int, object]]:
                     return
                 try:
                     row, end = decoder.raw_decode(text, position)
-                except (json.JSONDecodeError, RecursionError) as e:
+                except json.JSONDecodeError as e:
                     if len(text) - position > ROW_BYTES:
                         raise ValueError(f"{file} is no JSON after byte {at}: {e}") from e
                     break  # the row goes on in what has not been read yet

@@ -186,7 +186,7 @@ def read_scores(path: Path, column: Column) -> stats.Scores:
     """The column's scores, sample by sample, from a samples.jsonl of ours. ValueError, with the line, where one is not to be read."""
     metric = column.metric.split(",")[0]
     found = []
-    with path.open(encoding="utf-8") as stream:
+    with path.open("rb") as stream:
         for line_number, line in enumerate(stream, 1):
             try:
                 sample = json.loads(line)
