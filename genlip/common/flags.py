@@ -149,6 +149,8 @@ def check_choices(recipe: Any) -> None:
     """Raises ValueError for a field whose value is none of its choices, or a number beyond its bounds."""
     for f in fields(recipe):
         value, choices = getattr(recipe, f.name), f.metadata["choices"]
+        if f.metadata["kind"] == "name" and not str(value).isprintable():
+            raise ValueError(f"{flag(f.name)} {value!r}: a name or a place holds no control characters")
         for each in value if isinstance(value, tuple) else [value]:
             number = type(each) in (int, float) and not choices
             if number and _outside(each, f.metadata["least"], f.metadata["most"]):

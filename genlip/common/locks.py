@@ -22,7 +22,7 @@ from typing import TextIO
 
 from .processes import running
 
-PATIENCE = 5.0  # seconds that a killed run's last worker may take to let go of the folder
+PATIENCE = 15.0  # seconds that a killed run's last worker may take to let go of the folder: a loader's looks every five
 LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -43,7 +43,6 @@ def one_at_a_time(folder: Path, name: str = "turn") -> Iterator[None]:
 @contextmanager
 def _held(folder: Path, name: str, waits: bool) -> Iterator[None]:
     made = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / name
     with _taken(file, waits) as stream:
         stream.truncate(0)
@@ -68,25 +67,23 @@ def _taken(file: Path, waits: bool) -> TextIO:
     """The lock file, opened and locked."""
     end = time.monotonic() + PATIENCE
     while True:
+        file.parent.mkdir(parents=True, exist_ok=True)  # again: a holder that ends without a file removes the folder that it made
         stream = file.open("a+", encoding="utf-8")
         try:
-            if waits:
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            elif not _tried(stream):
+            if _tried(stream):
+                with suppress(FileNotFoundError):  # its holder has ended, and removed it, since it was opened: the next one is another file
+                    if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
+                        return stream
+            elif not waits:
                 holder = _holder(stream)
-                gone = not holder or not _alive(holder)
-                if not gone or time.monotonic() > end:
+                if (holder and _alive(holder)) or time.monotonic() > end:
                     who = f" (process {holder['pid']} on {holder['host']} since {holder['since']}: {holder['command']})" if holder else ""
                     raise ValueError(f"another run is writing into {file.parent}{who}: wait for it, or write into another folder")
-                time.sleep(0.1)
-                stream.close()
-                continue
-            if file.exists() and os.path.samestat(os.fstat(stream.fileno()), file.stat()):
-                return stream
-            stream.close()  # its holder has ended, and removed it, since it was opened
         except BaseException:
             stream.close()
             raise
+        stream.close()
+        time.sleep(0.05)
 
 
 def _tried(stream: TextIO) -> bool:

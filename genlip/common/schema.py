@@ -195,6 +195,9 @@ def parse(kind: type[R], content: object, where: str, mend: str) -> R:
         raise ValueError(f"{where} does not say {', '.join(missing)}: {mend}")
     if schema == 1:  # in which null stood for what was not known
         content = {name: value for name, value in content.items() if value is not None or name in needed}
+    for f in known:
+        if f.metadata["kind"] == "name" and not str(content.get(f.name) or "").isprintable():
+            raise ValueError(f"{where}: {f.name} is {json.dumps(content[f.name])}, and a name holds no control characters: {mend}")
     names = {f.name for f in known}
     if schema > 1 and (strange := sorted(content.keys() - names)):
         raise ValueError(f"{where} has {', '.join(strange)}, which schema {schema} does not know: {mend}")
