@@ -13,7 +13,7 @@ Exit code: 0 every asked column is complete; 1 a task failed; 2 refused before a
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if not __package__:  # run as a script: the folder above is the package's root, and this folder's files are nobody's top level
@@ -28,7 +28,6 @@ from eval_suites.score import results, seeds
 from eval_suites.suites import Suite
 from genlip.common.command import begun, command, new_parser
 from genlip.common.flags import bounded
-from genlip.common.labels import folder_name
 from genlip.common.locks import locked, one_at_a_time
 
 
@@ -57,14 +56,20 @@ exit code: 0 every asked column complete, 1 a task failed, 2 refused before anyt
         "--data-root", type=Path, default=Path("data"), metavar="DIR", help="DIR/<org>/<set>/..., as hub snapshots lie (default: data)"
     )
     parser.add_argument(
-        "--batch-size", type=bounded(int, 1), default=16, metavar="N", help="questions at a time; changes no answer (default: 16)"
+        "--generation", choices=("ours", "authors"), default="ours",
+        help="ours: greedy, no penalties; authors: as the MLLM's generation_config.json says, in a row of its own (default: ours)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=bounded(int, 1), default=16, metavar="N", help="questions at a time; changes no fp32 answer (default: 16)"
     )
     parser.add_argument(
         "--gpus", type=bounded(int, 1), default=1, metavar="N", help="tasks at a time, each on a GPU of its own (default: 1)"
     )
     parser.add_argument("--compare", metavar="KEY[@EXPORT],...", help="encoders evaluated before, to compare with, question by question")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="results/ and tables/ go there (default: here)")
-    parser.add_argument("--rehash", action="store_true", help="read all data again, whatever is known of files that seem untouched")
+    parser.add_argument(
+        "--rehash", action="store_true", help="read all data and weights again, whatever is known of files that seem untouched"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, run nothing")
     return parser.parse_args(argv)
 
@@ -77,7 +82,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with locked(plan.folder):
         todo = [job for job in plan.jobs if not job.done]
-        worker.verify(plan.export, plan.folder)
+        worker.verify_encoder(plan.export, args.encoder, args.rehash)
+        worker.verify(plan.export, args.rehash)
         devices = worker.prepare(args.gpus) if todo else []
         with begun():
             return execute(args, plan, todo, devices)
@@ -103,7 +109,7 @@ def plan_run(args: argparse.Namespace) -> EvalPlan:
     wanted = suites.select(suite, args.tasks)
     problems, export, jobs = [], None, []
     try:
-        export = preflight.find_export(args.encoder, args.mllm, args.llm)
+        export = replace(preflight.find_export(args.encoder, args.mllm, args.llm), generation=args.generation)
     except preflight.NotTrained as error:
         problems.append(str(error))
     folder = preflight.result_folder(args, suite, export) if export else args.out / "results" / suite.name
@@ -140,7 +146,7 @@ def execute(args: argparse.Namespace, plan: EvalPlan, todo: list[TaskJob], devic
         print(f"{len(plan.jobs) - len(todo)} of {len(plan.jobs)} tasks are done for this MLLM", file=sys.stderr)
     failed = worker.run_jobs(todo, suite, export, args.batch_size, devices) if todo else []
     rows = seeds.read_joined(args.out / "results", suite)
-    own = next((row for row in seeds.apart(rows) if row.digest == export.digest and row.encoder == export.encoder), None)
+    own = next((row for row in seeds.apart(rows) if not row.members and row.folder == plan.folder), None)
     row = rows[seeds.of(rows, own)] if own else None  # with its other seeds, where there are any
     pairs = _pairs(rows, row, own, plan.others) if row and own else []
     with one_at_a_time(args.out / "tables", suite.name):  # another encoder's run may write its row at the same moment
@@ -180,8 +186,7 @@ def _report(
     pairs: list[tuple[results.EncoderResult, results.EncoderResult]],
 ) -> None:
     """Write tables/<suite>.html. The results stand whether or not it can be made, so a problem is a note."""
-    root = args.out / "results" / plan.suite.name
-    folders = [root / folder_name(row.encoder) / f"{folder_name(row.llm)}@{row.first.digest[:8]}" for row in rows]
+    folders = [row.folder for row in rows if row.folder]
     place = {(each.encoder, each.llm, each.digest): i for i, row in enumerate(rows) for each in (row, *row.members)}
     both = [tuple(place[row.encoder, row.llm, row.digest] for row in pair) for pair in pairs]
     indices = [pair for pair in both if len(set(pair)) == 2]  # two seeds of one row stand in the table alone

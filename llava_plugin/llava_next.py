@@ -15,6 +15,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import os
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -517,22 +518,30 @@ def to_native(checkpoint: Path, export: Path) -> None:
         "protocol": {"converted_from": "LLaVA-NeXT"},
     }
     mllm.save(model, tokenizer, export, said)
+    if (authors := checkpoint / "generation_config.json").exists():  # read where a user asks for the authors' word, and nowhere else
+        shutil.copyfile(authors, export / "generation_config.json")
 
 
-def _frozen(config, name: str, tower) -> bool:
+def _frozen(config, name: str, tower) -> bool | None:
     """Whether the encoder was frozen in every stage: a checkpoint tells of its last one alone, so its encoder is held against the one
-    that its name means, in each dtype in which it may have been trained."""
-    import torch
-
-    from .tower import VisionTower, digest, tensor_digests
+    that its name means. Where that is one of an export of ours, it is what was known of it there; None: not known."""
+    from .tower import digest, digests_as_trained
 
     parts = getattr(config, "mm_tunable_parts", None)
     older = [getattr(config, flag, False) for flag in ("unfreeze_mm_vision_tower", "tune_vision_tower")]
     if "mm_vision_tower" in (parts or "") or any(older):
         return False
-    start, found = VisionTower.from_encoder(name.removeprefix(PREFIX)).state_dict(), digest(tower)
-    rounded = ({key: t.to(dtype).to(t.dtype) for key, t in start.items()} for dtype in (torch.float32, torch.bfloat16, torch.float16))
-    return any(digest(tensor_digests(state)) == found for state in rounded)
+    if digest(tower) not in digests_as_trained(name.removeprefix(PREFIX)):
+        return False
+    return {"true": True, "false": False, "not known": None}[getattr(config, "encoder_frozen_before", "true")]
+
+
+def _frozen_fields(frozen: bool | None) -> dict[str, str]:
+    """What a checkpoint's config says, in LLaVA-NeXT's own field and in one of ours, which later training there leaves as it is."""
+    return {
+        "mm_tunable_parts": "mm_vision_tower" if frozen is False else "",
+        "encoder_frozen_before": "not known" if frozen is None else str(frozen).lower(),
+    }
 
 
 def to_llava_next(export: Path, checkpoint: Path) -> None:
@@ -562,7 +571,7 @@ def to_llava_next(export: Path, checkpoint: Path) -> None:
         **fields, architectures=["LlavaQwenForCausalLM"], mm_vision_tower=PREFIX + key, mm_hidden_size=spec.width, use_mm_proj=True,
         mm_projector_type="mlp2x_gelu", mm_patch_merge_type="flat", mm_vision_select_layer=-1, mm_vision_select_feature="patch",
         image_aspect_ratio="square", mm_resampler_type=None,
-        mm_tunable_parts="" if native.provenance.frozen else "mm_vision_tower", mm_use_im_start_end=False,
+        mm_use_im_start_end=False, **_frozen_fields(native.provenance.frozen),
     )  # fmt: skip
     config.save_pretrained(checkpoint)
     save_file(

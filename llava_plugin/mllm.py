@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -188,10 +189,27 @@ def _digests(model: LlavaForConditionalGeneration) -> dict[str, str]:
     return {"weights_digest": digest(tensors), **{name: digest(tensors, part) for name, part in parts.items()}}
 
 
-def load(export: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Mllm":
+def identity(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """What a model in memory is, part by part, under the names of a run's record, from one pass over its weights. Configs, preprocessing
+    and tokenizer have the digests that the fingerprint of its export would have."""
+    tensors = tensor_digests(model)
+    parts = {"encoder_digest": "model.vision_tower.", "llm_digest": "model.language_model.", "head_digest": "lm_head."}
+    with TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        made_of = fingerprint.of_export(Path(folder), digest(tensors)).parts
+    named = {"encoder_config": "config.encoder", "preprocessing": "preprocessing", "llm_config": "config.llm"}
+    named |= {"tokenizer_digest": "tokenizer", "chat_template": "chat_template"}
+    return {name: digest(tensors, part) for name, part in parts.items()} | {name: made_of[part] for name, part in named.items()}
+
+
+def load(
+    export: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None, generation: str = "ours"
+) -> "Mllm":
     """Read an export and check its weights against its provenance. Raises ValueError where one of the two is missing or differs.
 
-    `device` defaults to a GPU where there is one; `dtype` to what the weights were saved in.
+    `device` defaults to a GPU where there is one; `dtype` to what the weights were saved in. `generation`: "ours", or "authors": by the
+    settings of the export's generation_config.json, which may not sample.
     """
     register()
     export = Path(export)
@@ -199,7 +217,8 @@ def load(export: str | Path, device: str | torch.device | None = None, dtype: to
         raise ValueError(f"{export} has no provenance.json: give the export/ folder of a run of train_mllm (runs/NAME/export)")
     provenance = read(Provenance, export / "provenance.json", "export the model again")
     model_folder.check(export)
-    made_of = fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype))
+    made_of = fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype), generation)
+    authors = fingerprint.authors_settings(export) if generation == "authors" else None
     projector = getattr(LlavaConfig.from_pretrained(export), "projector", "mlp2x_gelu")  # exports from before there was a choice
     model = _model_class(projector).from_pretrained(export, dtype=dtype or "auto")
     for name, found in _digests(model).items() if dtype is None else ():  # in another dtype the bytes are others
@@ -211,9 +230,9 @@ def load(export: str | Path, device: str | torch.device | None = None, dtype: to
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(export)
     provenance = read(Provenance, export / "provenance.json", "export the model again")
-    if changed := made_of.differing(fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype))):
+    if changed := made_of.differing(fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype), generation)):
         raise ValueError(f"{export} was replaced while it was read ({', '.join(changed)}): run the same command again")
-    return Mllm(model.to(device).eval(), tokenizer, provenance, made_of)
+    return Mllm(model.to(device).eval(), tokenizer, provenance, made_of, authors)
 
 
 # --- chat text ------------------------------------------------------------------------------------------------------------
@@ -268,8 +287,16 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     return behind
 
 
-def decoding(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> GenerationConfig:
-    """How answers are decoded, whatever a language model's folder says: greedily, without penalties, up to the end of a turn or of text."""
+def decoding(tokenizer: PreTrainedTokenizerBase, image_token_id: int, authors: Mapping[str, Any] | None = None) -> GenerationConfig:
+    """How answers are decoded, whatever a language model's folder says: greedily, without penalties, up to the end of a turn or of text.
+
+    `authors`: the settings to go by instead, where their word is asked for; what they leave open stays ours.
+    """
+    if authors is not None:
+        own = decoding(tokenizer, image_token_id)
+        said = {name: value for name, value in authors.items() if value is not None}
+        said["suppress_tokens"] = [*said.get("suppress_tokens", ()), image_token_id]
+        return GenerationConfig(**{"eos_token_id": own.eos_token_id, "pad_token_id": own.pad_token_id} | said, do_sample=False)
     stops = dict.fromkeys([end_of_turn(tokenizer), tokenizer.eos_token_id])
     return GenerationConfig(
         do_sample=False,
@@ -291,17 +318,18 @@ def cleaned(text: str, stop: tuple[str, ...]) -> str:
 
 @dataclass
 class Mllm:
-    """A loaded export. `answer` decodes greedily, in batches; batch size never changes an answer."""
+    """A loaded export. `answer` decodes by our rule, greedily, or by its authors'; in batches, whose size changes no answer in fp32."""
 
     model: LlavaForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase
     provenance: Provenance
     fingerprint: Fingerprint | None = None  # of the export that was loaded
+    authors: Mapping[str, Any] | None = None  # the export's own settings of generation, where answers are decoded by them
     prompt_digests: list[str] = field(default_factory=list)  # digests of the token ids of the prompts that `answer` was last given
     _features: OrderedDict = field(default_factory=OrderedDict, repr=False)
 
     def __post_init__(self) -> None:
-        self.model.generation_config = decoding(self.tokenizer, self.model.config.image_token_id)
+        self.model.generation_config = decoding(self.tokenizer, self.model.config.image_token_id, self.authors)
 
     @property
     def digest(self) -> str:

@@ -11,6 +11,7 @@ Shapes: B pictures, R pixels a side, N = (R / patch)^2 tokens, P patch side, D w
 import hashlib
 import math
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
@@ -170,6 +171,21 @@ class VisionTower(PreTrainedModel):
     def train(self, mode: bool = True):
         return super().train(mode and not self.frozen)
 
+    def _apply(self, fn, recurse=True):
+        """Buffers of float type that no file holds (rotary frequencies) stay as precise as they are made, through `to(bfloat16)` too:
+        after a reload they are that again, and features have to be equal before and after it."""
+        kept = [
+            (module, name, module._buffers[name])
+            for module in self.modules()
+            for name in module._non_persistent_buffers_set
+            if module._buffers[name] is not None and module._buffers[name].is_floating_point()
+        ]
+        super()._apply(fn, recurse)
+        for module, name, before in kept:
+            if not before.is_meta:
+                module._buffers[name] = before.to(module._buffers[name].device)
+        return self
+
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
         """PIL pictures -> (B, 3, R, R) fp32: turned as EXIF says, RGB, resized to the square, normalised by the spec."""
         side = self.spec.resolution
@@ -228,6 +244,19 @@ class VisionTower(PreTrainedModel):
         patches, sizes = self.preprocess_native(images, max_tokens or self.spec.tokens)
         features = self(patches.to(self.device), image_sizes=sizes).last_hidden_state[0]
         return list(features.split((sizes // self.spec.patch_size).prod(dim=1).tolist()))
+
+
+def digests_as_trained(name: str, resolution: int | None = None) -> Iterator[str]:
+    """The digests that an encoder's tower may have had when a training began with it: in each dtype, and rounded to it but in float32.
+
+    Raises ValueError as `VisionTower.from_encoder` does.
+    """
+    state = VisionTower.from_encoder(name, resolution).state_dict()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        cast = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+        yield digest(tensor_digests(cast))
+        if dtype != torch.float32:
+            yield digest(tensor_digests({key: tensor.to(state[key].dtype) for key, tensor in cast.items()}))
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

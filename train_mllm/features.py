@@ -12,7 +12,6 @@ import torch
 from genlip.common import digests
 from genlip.common.files import file_aside
 from genlip.common.progress import tracked
-from llava_plugin.tower import digest
 
 from .conversations import open_conversations, picture_paths
 from .data import open_picture
@@ -20,14 +19,14 @@ from .data import open_picture
 FEATURE_BATCH = 64
 
 
-def cached_features(data: Path, tower, data_digest: str, earlier: Path | None = None):
+def cached_features(data: Path, tower, encoder_digest: str, data_digest: str, earlier: Path | None = None):
     """(pictures, N, D) fp32 features of all pictures in the data's order, computed once, mapped into memory afterwards.
 
-    The file is named by the tower's digest, its preprocessing and the pictures, so that none of them can change unnoticed. `earlier` is
-    the data folder of the stage before: where it talks about the same pictures, one after another, its file serves this one too.
+    The file is named by the digest of the tower's weights, its preprocessing and the pictures, so that none of them can change unnoticed.
+    `earlier` is the data folder of the stage before: where it talks about the same pictures, one after another, its file serves this one.
     """
     table = open_conversations(data)
-    key = hashlib.sha256(f"{digest(tower)} {tower.spec} {_pictures(table, data_digest)}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{encoder_digest} {tower.spec} {_pictures(table, data_digest)}".encode()).hexdigest()[:16]
     file = data / f"features-{key}.npy"
     if not file.is_file() and earlier and (earlier / file.name).is_file():
         file = earlier / file.name

@@ -81,9 +81,10 @@ def _scaling(suite: Suite, rows: list[EncoderResult], chains: list[list[tuple[st
     """Averages over the samples that the encoder's pretraining had read, where several rows are checkpoints of one pretraining run."""
     by_run: dict[tuple[str, str], list[tuple[float, EncoderResult]]] = {}
     for row, chain in zip(rows, chains):
-        recipe = runs.provenance(row).recipe
+        said = runs.provenance(row)
+        encoder = str(said.recipe.get("encoder") or "") if said else ""
         for what, run in chain:
-            seen = runs.samples_seen(run, str(recipe.get("encoder") or "")) if what.startswith("pretraining") else None
+            seen = runs.samples_seen(run, encoder) if what.startswith("pretraining") else None
             if seen:
                 by_run.setdefault((run.name, row.llm), []).append((seen, row))
                 break  # a row of several seeds has it once for each
@@ -99,7 +100,7 @@ def _resolutions(suite: Suite, rows: list[EncoderResult]) -> list[Chart]:
     same: dict[tuple[str, str], list[tuple[float, EncoderResult]]] = {}
     for row in rows:
         said = runs.provenance(row)
-        if row.resolution:
+        if row.resolution and said:
             weights = said.encoder_digest_before or said.encoder_digest or ""
             same.setdefault((f"{row.encoder}/{weights}", row.llm), []).append((row.resolution, row))
     return [

@@ -51,8 +51,8 @@ def read(paths: list[Path], name: str | None = None) -> tuple[Suite, list[Encode
         if not path.exists():
             raise ValueError(f"{path} does not exist: give a results folder, as run.py writes it")
         for file in sorted(path.rglob("result.json")):
-            result = results.read_result(file.parent)
-            found[file.parents[1]] = result.suite
+            folder = file.parents[1]  # RESULTS/SUITE/ENCODER/LLM@DIGEST8
+            found[folder] = folder.absolute().parts[-3]
     if not found:
         where = ", ".join(map(str, paths))
         raise ValueError(f"no result under {where}: evaluate an encoder first, python eval_suites/run.py --encoder KEY")
@@ -66,19 +66,12 @@ def read(paths: list[Path], name: str | None = None) -> tuple[Suite, list[Encode
     folders = [folder for folder in found if found[folder] == suite.name]
     if not folders:
         raise ValueError(f"no results of suite {suite.name} there, but of {', '.join(there)}")
-    pairs = [(_read_row(folder, suite), folder) for folder in folders]
+    pairs = [(results.read_row(folder, suite), folder) for folder in folders]
     pairs = sorted((pair for pair in pairs if pair[0]), key=lambda pair: (pair[0].llm, pair[0].encoder, pair[0].digest))
     if not pairs:
         raise ValueError(f"none of the tasks of suite {suite.name} is done there: {', '.join(suite.tasks)}")
     rows = seeds.join(suite, [row for row, _ in pairs])
     return suite, rows, [next(folder for row, folder in pairs if row is joined.first) for joined in rows]
-
-
-def _read_row(folder: Path, suite: Suite) -> EncoderResult | None:
-    try:
-        return results.read_row(folder, suite)
-    except FileNotFoundError as error:
-        raise ValueError(f"{error.filename} is gone, and a result without its samples is no result: run the task again") from error
 
 
 def names(rows: list[EncoderResult]) -> list[str]:
@@ -138,16 +131,31 @@ def _measured(suite: Suite, rows: list[EncoderResult], folders: list[Path], call
             cells[column.name] = _cell(row.cells[column.name], folder)
         for name, ranks in rank.items():
             cells[name]["rank"] = ranks.get(i)
-        said = row.results and runs.provenance(row).as_json()
         lines.append(
             {
                 "name": called[i], "encoder": row.encoder, "arch": row.arch, "llm": row.llm, "frozen": row.frozen, "pixels": row.resolution,
                 "tokens": row.tokens, "digest": row.digest, "source": "measured", "colour": i % len(svg.COLOURS),
-                "complete": f"{tables.complete_columns(row)}/{len(row.cells)}", "cells": cells, "provenance": said,
+                "complete": f"{tables.complete_columns(row)}/{len(row.cells)}", "cells": cells,
+                "provenance": _told(row),
                 "differs": comparison.differences(row, rows[0]) if i else [],
             }
         )  # fmt: skip
     return lines
+
+
+def _told(row: EncoderResult) -> dict:
+    """What the MLLM's provenance says, of a row that joins seeds what all of theirs say; {} where no result is believed."""
+    said = [told.as_json() for member in row.members or (row,) if (told := runs.provenance(member))]
+    return _merged(said) if said else {}
+
+
+def _merged(values: list):
+    """Several seeds' values as one: what all have in common, objects part by part, and else each of them, in words."""
+    if all(value == values[0] for value in values):
+        return values[0]
+    if all(isinstance(value, dict) for value in values):
+        return {name: _merged([value.get(name) for value in values]) for name in dict.fromkeys(name for value in values for name in value)}
+    return ", ".join(dict.fromkeys(value if isinstance(value, str) else json.dumps(value) for value in values))
 
 
 def _holes(columns: tuple[Column, ...], row: EncoderResult) -> str:

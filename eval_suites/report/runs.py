@@ -68,7 +68,8 @@ def chain(row: EncoderResult, runs: list[Run]) -> list[tuple[str, Run]]:
         found.append((f"{(run.provenance or run.recipe).get('stage') or 'sft'} stage", run))
         recipe = _recipe(run)
         run = _run_of(str(recipe.get("init") or ""), runs)
-    recipe = _recipe(own) if own else provenance(row).recipe
+    said = provenance(row)
+    recipe = _recipe(own) if own else said.recipe if said else {}
     pretrained = _run_of(str(recipe.get("encoder") or "").rpartition("=")[2], runs)
     return [*found, *([("pretraining of the encoder", pretrained)] if pretrained else [])]
 
@@ -77,8 +78,9 @@ def _recipe(run: Run) -> dict:
     return run.recipe or (run.provenance.recipe if run.provenance else {})
 
 
-def provenance(row: EncoderResult) -> Provenance:
-    return next(iter(row.results.values()))["provenance"]
+def provenance(row: EncoderResult) -> Provenance | None:
+    """None where none of the row's results is believed."""
+    return next((result["provenance"] for result in row.results.values()), None)
 
 
 def _run_of(path: str, runs: list[Run]) -> Run | None:
@@ -158,6 +160,7 @@ def commands(row: EncoderResult, suite: str, found: list[tuple[str, Run]]) -> li
         "",
     )
     evaluation = ["python", "eval_suites/run.py", "--encoder", row.encoder, "--suite", suite]
+    evaluation += ["--generation", "authors"] if row.by_authors else []
     lines.append(shlex.join([*evaluation, *(["--mllm", export] if export else [])]))
     return [line for line in lines if line]
 

@@ -162,6 +162,8 @@ def footnotes(suite: Suite, rows: list[EncoderResult], printed: list[tuple[str, 
         notes += [f"{DAGGER} {name}: samples left out whose pictures cannot be read: {', '.join(let_in)}."] if let_in else []
     if old := [row.label for row in rows if row.schema == 1]:
         notes.append(f"{', '.join(old)}: trained or evaluated before exports and results had versions; ranked among themselves alone.")
+    if own := [row.label for row in rows if row.by_authors]:
+        notes.append(f"{', '.join(own)}: decoded as the MLLM's generation_config.json says, not greedily without penalties as the others.")
     elsewhere = [row for row in rows if row.elsewhere]
     if elsewhere:
         notes.append(
@@ -174,6 +176,7 @@ def footnotes(suite: Suite, rows: list[EncoderResult], printed: list[tuple[str, 
             for said in cell.note.split("; ") if cell.note and cell.value is not None else []:
                 of_note.setdefault(said, []).append(cell.benchmark)
         notes += [f"{row.label}: {said} ({', '.join(names)})." for said, names in of_note.items()]
+    notes += [f"{why}." for why in seeds.unjoined(rows)]
     ours = [row for row in rows if row.results and not row.elsewhere]
     for row in ours[1:]:
         others = comparison.differences(row, ours[0])

@@ -2,7 +2,7 @@
 
 Why: lmms-eval writes once, after the last task, and its cache answers for whatever weights lie behind the same words on the command
 line. Here a file belongs to one key, the digests of the MLLM, task definition and data; another MLLM has another file. Inside it an
-answer is found by document and generation settings.
+answer is found by document and generation settings, and taken where the question beside it is the one that is asked.
 
     results/<suite>/<encoder>/<llm>@<digest8>/<task>/answers-<digest of the key>.jsonl      line 1: the key; then one answer a line
 

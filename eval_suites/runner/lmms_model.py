@@ -39,9 +39,10 @@ class EvaluatedMllm(lmms):
     """lmms-eval's view of an Mllm: `generate_until` on chat messages.
 
     `answers` keeps, for every (task, doc_id), the text of the prompt, a digest of its pictures ("" for none) and the answer: what the
-    model was really shown, for the sample record and for clustering by picture. Three things may be given by a caller that has them:
-    a `journal` of answers; `report(done, total)`, called after every batch (lmms-eval's kind of bar otherwise); and `leave_out(task,
-    {doc_id: why})`, called with the questions whose picture cannot be read, before anything is scored (an error otherwise).
+    model was really shown, for the sample record and for clustering by picture. Four things may be given by a caller that has them:
+    a `journal` of answers; `report(done, total)`, called after every batch (lmms-eval's kind of bar otherwise); `note(text)`, called with
+    what a user should hear (printed otherwise); and `leave_out(task, {doc_id: why})`, called with the questions whose picture cannot be
+    read, before anything is scored (an error otherwise).
     """
 
     is_simple = False
@@ -60,6 +61,7 @@ class EvaluatedMllm(lmms):
         self.answers: dict[tuple[str, int], Answer] = {}
         self.journal: Journal | None = None
         self.report: Callable[[int, int], None] | None = None
+        self.note: Callable[[str], object] = print
         self.leave_out: Callable[[str, dict[int, str]], None] = _refuse
 
     def clean(self) -> None:
@@ -70,10 +72,9 @@ class EvaluatedMllm(lmms):
 
         settings = [_settings(request.args[2]) for request in requests]
         where = [(request.args[4], request.args[3]) for request in requests]  # (task, doc_id)
-        texts: dict[int, str] = {}
-        for i, (place, each) in enumerate(zip(where, settings)):
-            if self.journal and (known := self.journal.answers.get((place[1], each))):
-                self.answers[place], texts[i] = known, known.text
+        known = self._known(requests, where, settings)
+        self.answers |= {where[i]: answer for i, answer in known.items()}
+        texts = {i: answer.text for i, answer in known.items()}
         order = sorted((i for i in range(len(requests)) if i not in texts), key=lambda i: settings[i])  # stable: in the data's order
         unreadable: dict[str, dict[int, str]] = {}
         done, bar = len(texts), tqdm(total=len(requests), initial=len(texts), disable=self.report is not None)
@@ -93,6 +94,29 @@ class EvaluatedMllm(lmms):
             self.leave_out(task, why)
         # What has no answer was left out of its task, and nobody scores it.
         return [GenerationResult(text=texts.get(i, "")) for i in range(len(requests))]
+
+    def _known(self, requests: list[Instance], where: list[tuple[str, int]], settings: list[Settings]) -> dict[int, Answer]:
+        """The journal's answers to the requests, by their places, each held against what is asked now; what is none of it is said.
+
+        A task's text tells its questions apart. Where it does not (captions are all asked for in the same words), or does not agree,
+        the pictures are looked at, which takes as long as decoding them.
+        """
+        answers = self.journal.answers if self.journal else {}
+        found = {i: answers[doc, each] for i, ((_, doc), each) in enumerate(zip(where, settings)) if (doc, each) in answers}
+        one_text = len(found) > 1 and len({answer.prompt for answer in found.values()}) == 1
+        if not one_text and all(answer.prompt == requests[i].args[0] for i, answer in found.items()):
+            return found
+        known = {i: answer for i, answer in found.items() if self._is_of(answer, requests[i])}
+        if others := len(found) - len(known):
+            self.note(f"{others} of {len(found)} answers in {self.journal and self.journal.path} are of other questions: asked again")
+        return known
+
+    def _is_of(self, answer: Answer, request: Instance) -> bool:
+        try:
+            conversation, pictures = self._ask(request)
+        except UnreadablePicture:
+            return False
+        return (answer.prompt, answer.image) == (_text(conversation), _digest(pictures))
 
     def _answer(self, where: list[tuple[str, int]], asked: dict[int, tuple[list, list]], settings: Settings) -> dict[int, str]:
         """Answer a batch and write it down. Where memory runs out, in halves, and so from there on."""

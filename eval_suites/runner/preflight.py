@@ -20,16 +20,16 @@ from eval_suites.suites import Suite
 from genlip.common import digests, fingerprint
 from genlip.common.files import read_json
 from genlip.common.fingerprint import Fingerprint
-from genlip.common.labels import folder_name
 from genlip.common.schema import Provenance, parse
 
 
 @dataclass(frozen=True)
 class Export:
-    """A trained MLLM: its folder and what its provenance.json says."""
+    """A trained MLLM: its folder, what its provenance.json says, and whose settings of generation answers are decoded by."""
 
     folder: Path
     provenance: Provenance
+    generation: str = "ours"
 
     @property
     def encoder(self) -> str:
@@ -38,7 +38,7 @@ class Export:
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """As its files lie there when it is first asked for."""
-        return fingerprint.of_export(self.folder, self.provenance.weights_digest)
+        return fingerprint.of_export(self.folder, self.provenance.weights_digest, generation=self.generation)
 
     @property
     def digest(self) -> str:
@@ -102,6 +102,8 @@ def find_export(encoder: str, mllm: Path | None, llm: str | None, runs: Path = P
     An encoder is KEY, PATH_OR_HUB_ID or NAME=PATH; the label that provenance.json carries is KEY, the last folder, or NAME.
     """
     label = encoder.partition("=")[0] if "=" in encoder else Path(encoder).name
+    if "=" in encoder and folder_of(encoder) is None:
+        raise ValueError(f"{encoder.partition('=')[2]} is no folder with a config.json: NAME=FOLDER names a from_pretrained folder")
     if mllm:
         export = read_export(mllm)
         if label not in (export.encoder, export.provenance.encoder_key):
@@ -118,6 +120,12 @@ def find_export(encoder: str, mllm: Path | None, llm: str | None, runs: Path = P
     if llm and others:
         raise ValueError(f"no fine-tuned MLLM of {label} with {llm} under {runs}/; there are: {', '.join(sorted(others))}")
     raise NotTrained(_how_to_train(encoder, label, runs, bool(own)))
+
+
+def folder_of(encoder: str) -> Path | None:
+    """The folder that FOLDER or NAME=FOLDER names; None for a key, a hub id, or where there is no such folder."""
+    folder = Path(encoder.rpartition("=")[2])
+    return folder if (folder / "config.json").is_file() else None
 
 
 class NotTrained(ValueError):
@@ -189,6 +197,7 @@ def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export |
     if any(column.full_mark is None for column in suite.columns if column.task == task):
         key["maximum"] = data.maximum
     done = results.read_result(folder)
+    done = None if done is None or results.misplaced(done, folder) else done
     # A full result answers a limited request too: a quick look never costs the long run's answers.
     return TaskJob(task, data, expected, key, folder, done is not None and done.key in (key, {**key, "limit": None}))
 
@@ -236,4 +245,4 @@ def budget_problem(export: Export, others: list[results.EncoderResult]) -> list[
 
 
 def result_folder(args: argparse.Namespace, suite: Suite, export: Export) -> Path:
-    return args.out / "results" / suite.name / folder_name(export.encoder) / f"{folder_name(export.llm)}@{export.digest[:8]}"
+    return results.row_folder(args.out / "results", suite.name, export.encoder, export.llm, export.digest)

@@ -14,15 +14,17 @@ import tempfile
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import SimpleNamespace
 
 from eval_suites import tasks
-from eval_suites.runner.preflight import Export, TaskJob
+from eval_suites.runner.preflight import Export, TaskJob, folder_of
 from eval_suites.score import results
 from eval_suites.suites import Suite
+from genlip.common import digests
 from genlip.common.files import write_file, write_json
 from genlip.common.processes import die_with
 from genlip.common.schema import SCHEMA, Result
@@ -99,13 +101,20 @@ def environment(lm) -> dict:
 
 
 def _loaded(export: Export):
-    """The export's MLLM. ValueError where it is no longer the one that this run was planned with."""
+    """The export's MLLM, its weights hashed once. ValueError where it is no longer the one that this run was planned with."""
     from llava_plugin import mllm
 
-    model = mllm.load(export.folder)
+    files = weight_files(export)
+    seen = digests.stamp(files)
+    model = mllm.load(export.folder, generation=export.generation)
     if changed := export.fingerprint.differing(model.fingerprint):
         raise ValueError(f"{export.folder} was replaced while it was evaluated ({', '.join(changed)}): run the same command again")
+    digests.vouch(files, seen, model.digest)
     return model
+
+
+def weight_files(export: Export) -> list[Path]:
+    return sorted(export.folder.glob("*.safetensors"))
 
 
 def _leave_out(task, job: TaskJob, unreadable: dict[int, str]) -> dict[int, str]:
@@ -167,6 +176,7 @@ def _work(job: TaskJob, suite: Suite, export: Export, batch_size: int, device: s
 
             lm = EvaluatedMllm(mllm=_loaded(export), batch_size=batch_size)
             lm.report = lambda done, total: pipe.send((done, total))
+            lm.note = lambda text: pipe.send(f"note: {job.task}: {text}")
             run_job(job, suite, export, lm)
             if lm.batch_size < batch_size:
                 pipe.send(f"note: {job.task}: memory ran out, the batch was halved to {lm.batch_size} questions")
@@ -181,10 +191,23 @@ def _work(job: TaskJob, suite: Suite, export: Export, batch_size: int, device: s
             log.unlink()
 
 
-def _verify(export: Export, parent: int, pipe: Connection) -> None:
+def _of_folder(export: Export, encoder: str, wanted: str, files: list[Path]) -> None:
+    """ValueError where the named encoder has not the `wanted` digest, in whatever dtype; `files` are those of its folder."""
+    from llava_plugin.tower import digests_as_trained
+
+    seen = digests.stamp(files)
+    if wanted not in digests_as_trained(encoder, export.provenance.resolution):
+        raise ValueError(
+            f"{export.folder} was not trained from the encoder in {folder_of(encoder)}: its provenance says digest {wanted[:8]}, and the "
+            f"folder holds another. Give --encoder {export.encoder} for this MLLM, or --mllm with one that was trained from the folder"
+        )
+    digests.vouch(files, seen, wanted)
+
+
+def _check(check: Callable[..., object], arguments: tuple, parent: int, pipe: Connection) -> None:
     die_with(parent)
     try:
-        _loaded(export)
+        check(*arguments)
         pipe.send("")
     except (ValueError, OSError) as error:
         pipe.send(str(error))
@@ -225,28 +248,46 @@ def prepare(gpus: int) -> list[str | None]:
     return (visible.split(",") if visible else [str(i) for i in range(there)])[:gpus]
 
 
-def verify(export: Export, folder: Path) -> None:
-    """ValueError where the export's weights are not those that its provenance names. Files that were checked are not read again."""
-    checked, files = folder / "weights.json", {}
-    for file in sorted(export.folder.glob("*.safetensors")):
-        files[file.name] = [file.stat().st_size, file.stat().st_mtime_ns]
-    seen = json.dumps({"digest": export.provenance.weights_digest, "files": files})
-    if checked.exists() and checked.read_text() == seen:
+def verify(export: Export, rehash: bool) -> None:
+    """ValueError where the export's weights are not those that its provenance names.
+
+    Files that any load has found to hold them are not read again, unless `rehash` asks for it.
+    """
+    if not rehash and digests.vouched(weight_files(export)) == export.provenance.weights_digest:
         return
+    _checked_apart(export.folder, _loaded, export)
+
+
+def verify_encoder(export: Export, encoder: str, rehash: bool) -> None:
+    """ValueError where `encoder` names a folder, FOLDER or NAME=FOLDER, that the export was not trained from. What was checked is not
+    read again, unless `rehash` asks for it."""
+    folder, said = folder_of(encoder), export.provenance
+    wanted = said.encoder_digest_before or (said.encoder_digest if said.frozen else None)
+    if folder is None:
+        return
+    if wanted is None:
+        print(f"note: {export.folder} does not record which encoder it began with: it is not held against {folder}", file=sys.stderr)
+        return
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    if rehash or digests.vouched(files) != wanted:
+        _checked_apart(folder, _of_folder, export, encoder, wanted, files)
+
+
+def _checked_apart(folder: Path, check: Callable[..., object], *arguments: object) -> None:
+    """Call what raises ValueError where something in the folder is not right, in a process of its own."""
     prepare(1)
     here, there = _FORK.Pipe(duplex=False)
-    process = _FORK.Process(target=_verify, args=(export, os.getpid(), there), daemon=True)
+    process = _FORK.Process(target=_check, args=(check, arguments, os.getpid(), there), daemon=True)
     process.start()
     there.close()
     try:
         problem = here.recv()
     except EOFError:
         process.join()
-        problem = f"{export.folder} could not be loaded: the process that tried ended with code {process.exitcode} (memory?)"
+        problem = f"{folder} could not be loaded: the process that tried ended with code {process.exitcode} (memory?)"
     if problem:
         raise ValueError(problem)
     process.join()
-    write_file(checked, seen)
 
 
 def run_jobs(jobs: list[TaskJob], suite: Suite, export: Export, batch_size: int, devices: list[str | None]) -> list[str]:

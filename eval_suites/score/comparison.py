@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -170,6 +171,8 @@ def differences(a: EncoderResult, b: EncoderResult) -> list[str]:
     """What differs between the two rows' MLLMs besides the encoder, in words; what cannot be known of rows of lmms-eval's files."""
     if a.elsewhere or b.elsewhere:
         return lmms_files.unknown(a, b)
+    if doubted := [row.label for row in (a, b) if not row.results]:
+        return [f"of {', '.join(doubted)} no result is believed"]
     one, two = protocol(a), protocol(b)
     names = list({**one, **two}) if a.schema == b.schema else [name for name in one if name in two]  # fields of both
     left, right = (next(iter(row.results.values())) for row in (a, b))
@@ -189,17 +192,21 @@ def differences(a: EncoderResult, b: EncoderResult) -> list[str]:
 
 
 def recorded(a: EncoderResult, b: EncoderResult) -> list[str]:
-    """What differs in how the two rows came about without making them other models: devices, versions, processes."""
-    if a.elsewhere or b.elsewhere:
+    """What differs in how the two rows came about without making them other models: devices, versions, processes; of every seed."""
+    if a.elsewhere or b.elsewhere or not a.results or not b.results:
         return []
-    said = []
-    for row in (a, b):
-        result = next(iter(row.results.values()))
-        training = {f.name: result["provenance"][f.name] for f in fields(Provenance) if f.metadata["kind"] == "environment"}
-        versions = {f"training's {name}": value for name, value in (training.pop("versions") or {}).items()}
-        said.append({**(result.get("environment") or {}), **training, **versions})
-    one, two = said
-    return [f"{name}: {_short(one.get(name))} against {_short(two.get(name))}" for name in {**one, **two} if one.get(name) != two.get(name)]
+    one, two = ([_circumstances(member) for member in row.members or (row,)] for row in (a, b))
+    names = dict.fromkeys(name for said in [*one, *two] for name in said)
+    values = {name: [list(dict.fromkeys(_short(said.get(name)) for said in row)) for row in (one, two)] for name in names}
+    return [f"{name}: {', '.join(left)} against {', '.join(right)}" for name, (left, right) in values.items() if left != right]
+
+
+def _circumstances(row: EncoderResult) -> dict[str, Any]:
+    """Where and with what a row of one seed was evaluated and trained."""
+    result = next(iter(row.results.values()))
+    training = {f.name: result["provenance"][f.name] for f in fields(Provenance) if f.metadata["kind"] == "environment"}
+    versions = {f"training's {name}": value for name, value in (training.pop("versions") or {}).items()}
+    return {**(result.get("environment") or {}), **training, **versions}
 
 
 def asked_otherwise(a: EncoderResult, b: EncoderResult) -> list[str]:

@@ -417,7 +417,7 @@ def read_file(path: Path, columns: tuple[Column, ...] | None = None) -> ResultFi
         row = read_row(path.parent.parent, suites.get(content["suite"]))
         if row is None:
             raise ValueError(f"{path} lies away from the results it was written among: give the file where run.py wrote it")
-        return ResultFile(path, row.digest, [cell for cell in row.cells.values() if cell.task == content["task"]])
+        return ResultFile(path, row.digest, [cell for cell in row.cells.values() if cell.task == path.parent.name])
     config = _config(content)
     cells: list[Cell] = []
     scores: dict[str, stats.Scores] = {}

@@ -14,10 +14,15 @@ def protocol(row: EncoderResult) -> dict[str, Any]:
     """
     if row.elsewhere:
         return {"evaluated by": "lmms-eval"}
+    if not row.results:
+        return {"believed": "no result"}
     parts = next(iter(row.results.values())).get("fingerprint") or {}
     own: dict[str, Any] = {"schema": row.schema}
     own |= {f"answers.{name}": value for name, value in parts.items() if name not in OF_THE_ENCODER}
-    return own | {f"{where}{name}": value for where, stage in _stages(row) for name, value in stage.compared().items()}
+    own |= {f"{where}{name}": value for where, stage in _stages(row) for name, value in stage.compared().items()}
+    # Data that nobody recorded are equal to no others.
+    unknown = [name for name, value in own.items() if value is None and name.rpartition(".")[2] == "data_digest"]
+    return own | {name: f"not recorded ({row.weights_digest[:8]})" for name in unknown}
 
 
 def seed_of(row: EncoderResult) -> tuple[int, ...]:
@@ -33,7 +38,7 @@ def seeds_in_words(row: EncoderResult) -> str:
 
 def _stages(row: EncoderResult) -> list[tuple[str, Stage]]:
     """("", the row's own stage), then ("stage 1.", the first of the earlier ones), and so on; none of lmms-eval's files."""
-    if row.elsewhere:
+    if row.elsewhere or not row.results:
         return []
     said: Provenance = next(iter(row.results.values()))["provenance"]
     return [("", said), *((f"stage {i}.", stage) for i, stage in enumerate(said.earlier, 1))]

@@ -10,7 +10,8 @@ Standard library and numpy; 260,000 answers are read in about 3 s.
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ import numpy as np
 
 from eval_suites.score import stats
 from eval_suites.suites import Column, Suite
-from genlip.common.fingerprint import of_export
-from genlip.common.labels import one_line
-from genlip.common.schema import Provenance, Result, read
+from genlip.common.fingerprint import Fingerprint, of_export
+from genlip.common.labels import folder_name, one_line
+from genlip.common.schema import SCHEMA, Provenance, Result, read
+
+AGAIN = "delete its result.json and run the task again"  # whose answers are in the journal
 
 
 @dataclass(frozen=True)
@@ -107,21 +110,28 @@ class EncoderResult:
 
     @property
     def weights_digest(self) -> str:
-        """ "" of a row that joins seeds, or of lmms-eval's files."""
-        return "" if self.elsewhere or self.members else str(self.provenance["weights_digest"])
+        """ "" of a row that joins seeds, of lmms-eval's files, or without a result that is believed."""
+        return "" if self.elsewhere or self.members else str(self.provenance.get("weights_digest", ""))
 
     @property
     def schema(self) -> int:
         """The oldest of what its results and its MLLM's provenance say."""
         if self.elsewhere:
-            return 2
-        return int(min(each for result in self.results.values() for each in (result["schema"], result["provenance"]["schema"])))
+            return SCHEMA
+        said = [each for result in self.results.values() for each in (result["schema"], result["provenance"]["schema"])]
+        return int(min(said, default=SCHEMA))
+
+    @property
+    def by_authors(self) -> bool:
+        """Whether answers were decoded by the settings of the MLLM's authors, not by ours."""
+        parts: Mapping[str, Any] = {} if self.elsewhere else next((result["fingerprint"] for result in self.results.values()), {})
+        return str(parts.get("generation")).startswith("authors")
 
     @property
     def label(self) -> str:
         stage = self.provenance.get("stage", "sft")
         marks = ["untrained"] * self.untrained + [f"{stage} stage"] * (stage != "sft") + [f"{self.seeds} seeds"] * bool(self.members)
-        marks += ["schema 1"] * (self.schema == 1)
+        marks += ["schema 1"] * (self.schema == 1) + ["authors' generation"] * self.by_authors
         return one_line(self.encoder) + (f" ({', '.join(marks)})" if marks else "")
 
 
@@ -162,11 +172,12 @@ def make_cell(column: Column, metrics: dict, n: int | None, n_expected: int | No
     value, why = number(metrics, column)
     if value is None:
         return replace(bare, refused=why)
-    if n is not None and n_expected is not None and n > n_expected:
-        return replace(bare, refused=f"{n} samples where {n_expected} are declared: other data")
+    if n is not None and n_expected is not None and n + left_out > n_expected:
+        count = f"{n} samples" + (f" and {left_out} left out" if left_out else "")
+        return replace(bare, refused=f"{count} where {n_expected} are declared: other data")
     if column.unit == "CIDEr" and n == 1:
         return replace(bare, refused="CIDEr of a single picture is 0 by definition")
-    if scores is not None and abs(scores.value - value) > 1e-6 * max(1.0, abs(value)):
+    if scores is not None and not abs(scores.value - value) <= 1e-6 * max(1.0, abs(value)):  # nan too
         return replace(bare, refused=f"the samples give {scores.value:g}, the result says {value:g}")
     partial = f"{n} of {n_expected}" if n is not None and n_expected is not None and n < n_expected else None
     if partial and left_out:
@@ -182,27 +193,38 @@ def make_cell(column: Column, metrics: dict, n: int | None, n_expected: int | No
     return replace(bare, value=scaled[0], stderr=scaled[1], low=scaled[2], high=scaled[3], refused=partial)
 
 
-def read_scores(path: Path, column: Column) -> stats.Scores:
-    """The column's scores, sample by sample, from a samples.jsonl of ours. ValueError, with the line, where one is not to be read."""
-    metric = column.metric.split(",")[0]
-    found = []
+@dataclass(frozen=True)
+class Samples:
+    """A samples.jsonl of ours: the document of each line, and the scores of each column by its name."""
+
+    docs: list[str] = field(repr=False)
+    scores: dict[str, stats.Scores]
+
+
+def read_samples(path: Path, columns: Sequence[Column]) -> Samples:
+    """The samples of one task, whose columns these are. ValueError, with the line, where one is not to be read."""
+    docs: list[str] = []
+    found: dict[str, list[tuple[str, str, str, float]]] = {column.name: [] for column in columns}
+    wanted = [(column.metric.split(",")[0], column, found[column.name]) for column in columns]
     with path.open("rb") as stream:
         for line_number, line in enumerate(stream, 1):
             try:
                 sample = json.loads(line)
-                if metric not in sample["scores"]:
-                    continue  # MME's samples have one of its two metrics each
-                score = sample["scores"][metric]
                 doc = str(sample["doc_id"])
-                # The digest of the pictures' decoded pixels, by which one picture is one in every column; a question without has itself.
-                picture = sample["image"] or f"{column.task} {doc}"
-                found.append((*unit(column, doc, score), picture, float(score["score"] if isinstance(score, dict) else score)))
+                docs.append(doc)
+                for metric, column, own in wanted:
+                    if metric not in sample["scores"]:
+                        continue  # MME's samples have one of its two metrics each
+                    score = sample["scores"][metric]
+                    # The digest of the pictures' decoded pixels, by which one picture is one in every column; without, a question's own.
+                    picture = sample["image"] or f"{column.task} {doc}"
+                    value = float(score["score"] if isinstance(score, dict) else score)
+                    own.append((*unit(column, doc, score), picture, value))
             except (ValueError, KeyError, TypeError) as error:
-                what = f"{path}, line {line_number}: not a sample of {column.task} ({error!r})"
-                raise ValueError(f"{what}; delete the task's folder and run it again") from error
-    if not found:
-        raise ValueError(f"{path} holds no sample with {metric}; delete the task's folder and run it again")
-    return scores_of(column, found, path)
+                raise ValueError(f"{path}, line {line_number}: not a sample of {columns[0].task} ({error!r}); {AGAIN}") from error
+    if lacking := [metric for metric, _, own in wanted if not own]:
+        raise ValueError(f"{path} holds no sample with {lacking[0]}; {AGAIN}")
+    return Samples(docs, {column.name: scores_of(column, found[column.name], path) for column in columns})
 
 
 def unit(column: Column, doc: str, score: Any) -> tuple[str, str]:
@@ -251,31 +273,109 @@ def read_result(folder: Path) -> Result | None:
     return result
 
 
+def row_folder(root: Path, suite: str, encoder: str, llm: str, digest: str) -> Path:
+    """Where a row's tasks lie under the results folder."""
+    return root / suite / folder_name(encoder) / f"{folder_name(llm)}@{digest[:8]}"
+
+
+def misplaced(result: Result, folder: Path) -> str:
+    """How a result contradicts the task's folder that it lies in, in words; "" where it does not."""
+    own = row_folder(Path(), result.suite, result.encoder, result.llm, result.digest) / result.task
+    said = zip(("suite", "encoder", "MLLM", "task"), own.parts, folder.absolute().parts[-4:])
+    differing = [f"{name} {inside}, its folder {outside}" for name, inside, outside in said if inside != outside]
+    return f"its result says {'; '.join(differing)}: {AGAIN}" if differing else ""
+
+
+def _mllm(result: Result) -> str:
+    """What a result says of the MLLM that answered, as a comparison reads it, as text."""
+    said = result.provenance
+    facts = [
+        said.weights_digest,
+        said.encoder_digest,
+        said.untrained,
+        said.seed,
+        said.compared(),
+        [each.compared() for each in said.earlier],
+    ]
+    return json.dumps([result.digest, result.fingerprint, facts], sort_keys=True, default=str)
+
+
+def _believed(folder: Path, found: dict[str, Result]) -> tuple[dict[str, Result], dict[str, str]]:
+    """(the results of a row's folder that lie where they belong and are of one MLLM; task -> why another is not believed)."""
+    doubts = {task: why for task, result in found.items() if (why := misplaced(result, folder / task))}
+    for task, result in found.items():
+        parts = result.fingerprint  # results of before there were fingerprints have none
+        if parts and (result.digest != Fingerprint(parts).digest or parts.get("weights") != result.weights_digest):
+            doubts.setdefault(task, f"its fingerprint is not that of the MLLM that it names: {AGAIN}")
+    said = {task: _mllm(result) for task, result in found.items() if task not in doubts}
+    ((most, _),) = Counter(said.values()).most_common(1) or [("", 0)]
+    doubts |= {task: f"its result is of another MLLM than the row's other tasks: {AGAIN}" for task, each in said.items() if each != most}
+    return {task: result for task, result in found.items() if task not in doubts}, doubts
+
+
+def _disagreeing(result: Result, samples: Samples, columns: Sequence[Column]) -> str:
+    """How a task's samples contradict its result, in words; "" where they do not."""
+    docs = set(samples.docs)
+    if len(docs) != len(samples.docs):
+        return f"its samples hold {len(samples.docs) - len(docs)} documents twice: {AGAIN}"
+    if result.n != len(docs):
+        return f"its result says n = {result.n}, and there are {len(docs)} samples: {AGAIN}"
+    if docs & result.left_out.keys():
+        return f"its samples hold documents that its result left out: {AGAIN}"
+    for column in columns:
+        values = samples.scores[column.name].values
+        low, high = column.range if column.aggregate == "mean" else (0.0, np.inf)
+        if not np.all((low <= values) & (values <= high) & np.isfinite(values)):
+            return f"its samples hold scores outside {low:g} to {high:g}: {AGAIN}"
+    return ""
+
+
 def read_row(folder: Path, suite: Suite) -> EncoderResult | None:
-    """The row of `results/<suite>/<encoder>/<llm>@<digest8>/`; None where no task of the suite is done."""
-    results = {task: result for task in suite.tasks if (result := read_result(folder / task))}
-    if not results:
+    """The row of `results/<suite>/<encoder>/<llm>@<digest8>/`; None where no task of the suite is done.
+
+    The folder names the row. A result that contradicts it, the row's other tasks or its own samples is a refused cell, and no more.
+    """
+    found = {task: result for task in suite.tasks if (result := read_result(folder / task))}
+    if not found:
         return None
+    results, doubts = _believed(folder, found)
     cells, scores = {}, {}
-    for column in suite.columns:
-        result = results.get(column.task)
-        if result is None:
-            cells[column.name] = replace(empty_cell(column), n_expected=column.n, refused="not evaluated")
-            continue
-        scores[column.name] = read_scores(folder / column.task / "samples.jsonl", column)
-        n_expected = column.n if column.n is not None else result["n_expected"]
-        cell = make_cell(column, result["results"], result["n"], n_expected, scores[column.name], result.digest,
-                         len(result.get("left_out") or ()))  # fmt: skip
-        if column.aggregate == "points" and cell.complete_except_unreadable:
-            cell, scores[column.name] = _of_the_answered(cell, scores[column.name])
-        cells[column.name] = _marked(cell, column, result["key"].get("maximum"))
-    first = next(iter(results.values()))
-    mllm = first["provenance"]
-    digest = first.digest
+    for task in suite.tasks:
+        columns = [column for column in suite.columns if column.task == task]
+        if task in results:
+            try:
+                samples = read_samples(folder / task / "samples.jsonl", columns)
+                why = _disagreeing(results[task], samples, columns)
+            except FileNotFoundError as error:
+                why = f"{error.filename} is gone, and a result without its samples is no result: {AGAIN}"
+            except ValueError as error:
+                why = str(error)
+            if why:
+                doubts[task] = why
+                del results[task]
+        for column in columns:
+            if task not in results:
+                cells[column.name] = replace(empty_cell(column), n_expected=column.n, refused=doubts.get(task, "not evaluated"))
+            else:
+                cells[column.name], scores[column.name] = _cell(column, results[task], samples.scores[column.name])
+    llm, _, digest8 = folder.name.rpartition("@")
+    first = next(iter(results.values()), None)
+    mllm: Mapping[str, Any] = first.provenance if first else {}
+    named = (first.encoder, first.llm, first.digest) if first else (folder.parent.name.replace("--", "/"), llm, digest8)
+    encoder, llm, digest = named
     return EncoderResult(
-        first["encoder"], mllm.get("arch") or "", first["llm"], mllm.get("frozen"), mllm.get("resolution"), mllm.get("tokens"), digest,
-        bool(mllm.get("untrained")), cells, scores, dict(results), folder=folder,
+        encoder, mllm.get("arch") or "", llm, mllm.get("frozen"), mllm.get("resolution"), mllm.get("tokens"), digest,
+        bool(mllm.get("untrained")), {column.name: cells[column.name] for column in suite.columns}, scores, dict(results), folder=folder,
     )  # fmt: skip
+
+
+def _cell(column: Column, result: Result, scores: stats.Scores) -> tuple[Cell, stats.Scores]:
+    """The column's cell of a result, and the scores that it is made of."""
+    n_expected = column.n if column.n is not None else result.n_expected
+    cell = make_cell(column, result.results, result.n, n_expected, scores, result.digest, len(result.left_out))
+    if column.aggregate == "points" and cell.complete_except_unreadable:
+        cell, scores = _of_the_answered(cell, scores)
+    return _marked(cell, column, result.key.get("maximum")), scores
 
 
 def read_rows(root: Path, suite: Suite) -> list[EncoderResult]:

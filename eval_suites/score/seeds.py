@@ -23,7 +23,7 @@ import numpy as np
 
 from eval_suites.score import stats
 from eval_suites.score.averages import average, overall
-from eval_suites.score.protocol import protocol, seed_of
+from eval_suites.score.protocol import protocol, seed_of, seeds_in_words
 from eval_suites.score.results import Cell, EncoderResult, make_cell, read_rows
 from eval_suites.suites import Column, Suite
 from genlip.common.files import write_json
@@ -59,16 +59,50 @@ def join(suite: Suite, rows: list[EncoderResult]) -> list[EncoderResult]:
 
 def _identity(row: EncoderResult) -> str:
     """What rows of one encoder, one recipe and the same questions have in common, as text; unique where that cannot be known."""
-    if row.elsewhere or row.members:
+    if row.elsewhere or row.members or not row.results:
         return f"alone {id(row)}"
+    return json.dumps([row.encoder, row.llm, protocol(row), _began_with(row), _asked(row), _counts(row)], sort_keys=True, default=str)
+
+
+def _began_with(row: EncoderResult) -> list[Any]:
     said = row.provenance
-    encoder = [row.encoder, said.get("encoder_key"), said.get("encoder_digest_before") or said.get("encoder_digest"), row.llm]
-    asked = {
+    return [said.get("encoder_key"), said.get("encoder_digest_before") or said.get("encoder_digest")]
+
+
+def _asked(row: EncoderResult) -> dict[str, Any]:
+    """Task -> what was asked in it."""
+    return {
         task: [{part: value for part, value in result["key"].items() if part not in ("weights", "model")}, result.get("left_out")]
         for task, result in row.results.items()
     }
-    whole = {name: [cell.n, cell.refused] for name, cell in row.cells.items()}
-    return json.dumps([encoder, protocol(row), asked, whole], sort_keys=True, default=str)
+
+
+def _counts(row: EncoderResult) -> dict[str, Any]:
+    """Column -> what is there of it."""
+    return {name: [cell.n, cell.refused] for name, cell in row.cells.items()}
+
+
+def unjoined(rows: Sequence[EncoderResult]) -> list[str]:
+    """Why rows of one encoder and recipe with several seeds are not one row, in words; a sentence for each such group."""
+    groups: dict[str, list[EncoderResult]] = {}
+    for row in rows:
+        if not row.elsewhere and row.results:
+            groups.setdefault(json.dumps([row.encoder, row.llm, protocol(row)], sort_keys=True, default=str), []).append(row)
+    return [
+        _why_apart(group)
+        for group in groups.values()
+        if len({seed_of(each) for row in group for each in row.members or (row,)}) > 1 < len(group)
+    ]
+
+
+def _why_apart(group: list[EncoderResult]) -> str:
+    first = group[0].first
+    why = ["they did not begin with the same encoder"] if any(_began_with(row) != _began_with(first) for row in group) else []
+    for of, words in ((_asked, "not asked the same in"), (_counts, "not the same is there of")):
+        differing = [name for row in group for name in {**of(first), **of(row)} if of(first).get(name) != of(row).get(name)]
+        why += [f"{words} {', '.join(dict.fromkeys(differing))}"] if differing else []
+    named = ", ".join(f"{row.digest[:8]} (seed {seeds_in_words(row)})" for row in group)
+    return f"{first.encoder}: {named} are of one recipe, and not joined: {'; '.join(why) or 'a seed is there twice'}"
 
 
 def _joined(suite: Suite, members: list[EncoderResult]) -> EncoderResult:

@@ -2,6 +2,7 @@
 
     digests.of_files([Path("a.parquet"), Path("b.parquet")])              # the second time: a stat each
     digests.of_files(files, rehash=True)                                  # read again whatever is known
+    digests.vouched(files)                                                # what one who read them all by other means found of them
 
 Why: a name, a size and a date do not say what a benchmark asked or a run learned from; reading hundreds of GB at every start is no
 answer either. What is known is kept in $XDG_CACHE_HOME/genlip-eval/digests (default ~/.cache), a small file for each digest, named by the
@@ -84,6 +85,22 @@ def of_files(files: Sequence[Path], rehash: bool = False) -> list[str]:
 def of_all(files: Sequence[Path], rehash: bool = False) -> str:
     """One digest of the files' bytes in their order: names, folders and dates are no part of it."""
     return hashlib.sha256("\n".join(of_files(files, rehash)).encode()).hexdigest()
+
+
+def stamp(files: Sequence[Path]) -> str:
+    """A name of files as they lie there, of their paths and signatures: another one when any of them is touched."""
+    return hashlib.sha256("".join(_key(file, file.stat()) for file in files).encode()).hexdigest()
+
+
+def vouch(files: Sequence[Path], seen: str, digest: str) -> None:
+    """Keep what was found of the files' content, a digest in hex, where they still are as `seen`, their stamp before they were read."""
+    if files and stamp(files) == seen and all(settled(signature(file.stat())) for file in files):
+        _keep(seen, digest)
+
+
+def vouched(files: Sequence[Path]) -> str | None:
+    """The digest that `vouch` kept for the files as they are; None where there is none."""
+    return _recall(stamp(files)) if files else None
 
 
 def _hash_all(files: Sequence[Path], size: int) -> Iterable[str]:

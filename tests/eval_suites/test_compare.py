@@ -113,7 +113,7 @@ def test_rows_whose_data_state_different_maxima_are_not_compared_nor_ranked():
 
 def test_unreadable_pictures_of_ocrbench_are_left_out_as_everywhere(tmp_path):
     """998 of 1,000 answered, half of them rightly: 50.0, not 49.9, and only where --allow-partial lets the column in."""
-    folder = tmp_path / "row" / "ocrbench"
+    folder = tmp_path / "genlip14" / "a" / "l@w" / "ocrbench"
     folder.mkdir(parents=True)
     lines = [{"doc_id": i, "image": f"{i}", "scores": {"ocrbench_accuracy": {"score": float(i % 2)}}} for i in range(998)]
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -121,16 +121,14 @@ def test_unreadable_pictures_of_ocrbench_are_left_out_as_everywhere(tmp_path):
               "left_out": {"998": "no picture", "999": "no picture"}, "results": {"ocrbench_accuracy,none": 0.499},
               "key": {"weights": "w", "task": "t", "data": "d", "limit": None}, "provenance": provenance("a")}  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
-    row = results.read_row(tmp_path / "row", suites.get("genlip14"))
+    row = results.read_row(folder.parent, suites.get("genlip14"))
     cell = row.cells["ocrbench"]
     assert cell.value == pytest.approx(50.0) and cell.low < 50 < cell.high and cell.refused.startswith("998 of 1000, 2 left out")
     assert averages.accept_unreadable(row).cells["ocrbench"].complete
     assert row.scores["ocrbench"].value == pytest.approx(0.5)  # so differences are on the same scale
     result |= {"left_out": {}, "key": {**result["key"], "limit": 998}}
     (folder / "result.json").write_text(json.dumps(result))
-    assert results.read_row(tmp_path / "row", suites.get("genlip14")).cells["ocrbench"].value == pytest.approx(
-        49.9
-    )  # a limit: as lmms-eval
+    assert results.read_row(folder.parent, suites.get("genlip14")).cells["ocrbench"].value == pytest.approx(49.9)  # a limit: as lmms-eval
 
 
 # --- training seeds ---------------------------------------------------------------------------------------------------------
@@ -158,12 +156,43 @@ def test_rows_with_one_seed_twice_or_other_questions_stay_apart(world):
     said = {"lr": 0.001, "encoder": "mine", "seed": 0}
     write_results(world[0], world[1], "mine", right_share(5, 0.6), recipe=said, git_commit="1" * 40)
     assert not any(row.members for row in read(world))
+    (why,) = seeds.unjoined(read(world))
+    assert why.startswith("mine: ") and why.count("(seed 0)") == 2 and why.endswith("of one recipe, and not joined: a seed is there twice")
     seeded(world, "yours", [0.5, 0.6])
+    assert len(seeds.unjoined(read(world))) == 1  # which are one row
     file = next(world[0].glob("easyvqa/yours/*/easyvqa_shape/result.json"))
     result = json.loads(file.read_text())
     result["key"]["data"] = "other"
     file.write_text(json.dumps(result))
     assert not any(row.members for row in read(world))
+    _, why = seeds.unjoined(read(world))
+    assert why.endswith("not joined: not asked the same in easyvqa_shape")
+    (file.parents[1] / "easyvqa_colour" / "result.json").unlink()
+    *_, why = seeds.unjoined(read(world))
+    assert why.endswith("not asked the same in easyvqa_shape, easyvqa_colour; not the same is there of colour")
+    assert tables.markdown(SUITE, read(world), [], []).count(why) == 1
+
+
+def test_seeds_that_began_with_other_weights_of_the_encoder_say_so(world):
+    for seed in (0, 1):
+        said = {"lr": 0.001, "encoder": "mine", "seed": seed}
+        write_results(world[0], world[1], "mine", right_share(seed, 0.5), recipe=said, encoder_digest_before=f"{seed}" * 64)
+    (why,) = seeds.unjoined(read(world))
+    assert why.endswith("of one recipe, and not joined: they did not begin with the same encoder")
+
+
+def test_what_is_recorded_of_a_joined_row_is_that_of_all_its_seeds(world):
+    from tests.eval_suites.test_report import made
+
+    for seed, version in ((0, "2.13.0"), (1, "2.14.0"), (2, "2.13.0")):
+        said = {"lr": 0.001, "encoder": "mine", "seed": seed}
+        write_results(world[0], world[1], "mine", right_share(seed, 0.5), recipe=said, versions={"torch": version, "numpy": "2"})
+    mine = next(row for row in read(world) if row.members)
+    good = next(row for row in read(world) if row.encoder == "good")
+    assert "training's torch: 2.13.0 against 2.13.0, 2.14.0" in comparison.recorded(good, mine)
+    told = next(row["provenance"] for row in made("results").data["data"]["rows"] if row["name"] == "mine (3 seeds)")
+    assert told["versions"] == {"torch": "2.13.0, 2.14.0", "numpy": "2"} and told["recipe"]["seed"] == "0, 1, 2" and told["stage"] == "sft"
+    assert told["weights_digest"] == ", ".join(member.weights_digest for member in mine.members)
 
 
 def test_the_variance_of_joined_rows_is_pictures_and_seeds(world):

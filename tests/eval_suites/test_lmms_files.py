@@ -359,7 +359,7 @@ def ours(root: Path, encoder: str, change=lambda row: row) -> results.EncoderRes
             stream.write(json.dumps({**sample, "target": json.loads(target.replace("'", '"'))}) + "\n")
     key = {"weights": "a" * 64, "task": "t", "data": "d", "limit": None}
     column = next(column for column in SOME.columns if column.name == "docvqa")
-    value = results.read_scores(folder / "samples.jsonl", column).value
+    value = results.read_samples(folder / "samples.jsonl", [column]).scores[column.name].value
     result = {"suite": "some", "task": "docvqa_val", "encoder": encoder, "llm": "llm", "n": 4, "n_expected": 4, "left_out": {},
               "results": {column.metric: value}, "key": key, "provenance": provenance(encoder)}  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))

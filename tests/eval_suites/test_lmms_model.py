@@ -162,6 +162,39 @@ def test_answers_of_the_journal_are_not_generated_again(tmp_path):
     assert [result.text for result in again.generate_until(longer)] == ["other"] * 6
 
 
+@pytest.mark.parametrize("texts", [[f"{i}" for i in range(6)], ["describe it"] * 6], ids=["by their text", "by their pictures"])
+def test_answers_of_other_questions_in_the_journal_are_said_and_asked_again(tmp_path, texts):
+    requests = [request(i, text, max_new_tokens=16) for i, text in enumerate(texts)]
+    lm, _ = model(requests)
+    lm.journal = Journal(tmp_path, {"weights": "a"})
+    lm.generate_until(requests)
+    lines = lm.journal.path.read_text().splitlines(keepends=True)
+    moved = [json.loads(line) for line in lines[1:]]
+    for line in moved[:4]:  # the answers of four questions go round by one
+        line["doc_id"] = (line["doc_id"] + 1) % 4
+    lm.journal.path.write_text(lines[0] + "".join(json.dumps(line) + "\n" for line in moved))
+    again, _ = model(requests, reply=lambda prompt: "again")
+    again.journal, said = Journal(tmp_path, {"weights": "a"}), []
+    again.note = said.append
+    assert [result.text for result in again.generate_until(requests)] == ["again"] * 4 + [f"re: {text}" for text in texts[4:]]
+    assert said == [f"4 of 6 answers in {again.journal.path} are of other questions: asked again"]
+    assert [again.answers["task", i].image for i in range(6)] == [lm.answers["task", i].image for i in range(6)]
+    third, untouched = model(requests)
+    third.journal = Journal(tmp_path, {"weights": "a"})  # the new lines count
+    assert [result.text for result in third.generate_until(requests)][:4] == ["again"] * 4 and not untouched.batches
+
+
+def test_a_journal_is_held_against_text_alone_where_that_tells_questions_apart(tmp_path):
+    requests = [request(i, f"{i}", max_new_tokens=16) for i in range(6)]
+    lm, _ = model(requests)
+    lm.journal = Journal(tmp_path, {"weights": "a"})
+    lm.generate_until(requests)
+    again, _ = model(requests)
+    again.journal = Journal(tmp_path, {"weights": "a"})
+    again.task_dict["task"] = {"test": []}  # no document is there to be decoded
+    assert [result.text for result in again.generate_until(requests)] == [f"re: {i}" for i in range(6)]
+
+
 # --- exports of runs with LoRA ----------------------------------------------------------------------------------------------
 
 

@@ -276,7 +276,7 @@ def test_bad_input_is_a_sentence(world, capsys):
     (Path("elsewhere") / "easyvqa" / "e" / "l@0" / "other_task" / "result.json").write_text(json.dumps(result | {"suite": "easyvqa"}))
     assert "none of the tasks of suite easyvqa is done" in said(capsys, "elsewhere")
     (other / "samples.jsonl").unlink()
-    assert "is gone" in said(capsys, "results/easyvqa")
+    assert "is gone, and a result without its samples is no result" in str(made("results/easyvqa").data["data"]["notes"])
 
 
 def test_an_old_report_is_replaced_and_nothing_else_is(world, capsys):

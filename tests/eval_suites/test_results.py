@@ -73,11 +73,11 @@ def samples_file(path, scores, metric, image=lambda i: f"picture {i}"):
 
 def test_standard_error_counts_pictures_not_questions(tmp_path):
     scores = [float(i % 4 < 2) for i in range(400)]
-    alone = results.read_scores(samples_file(tmp_path / "a.jsonl", scores, "relaxed_overall"), COLUMN["chartqa"])
+    alone = results.read_samples(samples_file(tmp_path / "a.jsonl", scores, "relaxed_overall"), [COLUMN["chartqa"]]).scores["chartqa"]
     # Ten questions about each of 40 pictures, all right or all wrong: the evidence is that of 40, not of 400.
     blocks = [float(i // 10 % 2) for i in range(400)]
     path = samples_file(tmp_path / "b.jsonl", blocks, "relaxed_overall", image=lambda i: f"picture {i // 10}")
-    together = results.read_scores(path, COLUMN["chartqa"])
+    together = results.read_samples(path, [COLUMN["chartqa"]]).scores["chartqa"]
     one, ten = (results.make_cell(COLUMN["chartqa"], {"relaxed_overall,none": 0.5}, 400, 2500, s) for s in (alone, together))
     assert one.stderr == pytest.approx(100 * 0.5 / np.sqrt(399), rel=1e-6)
     assert ten.stderr == pytest.approx(100 * 0.5 / np.sqrt(39), rel=1e-6)
@@ -92,16 +92,16 @@ def test_mme_is_scored_by_pair_as_lmms_eval_does(tmp_path):
         for category in ("existence", "count", "OCR") for i in range(20) for _ in range(2)
     ]  # fmt: skip
     path = samples_file(tmp_path / "s.jsonl", raw, "mme_perception_score", image=lambda i: f"picture {i // 2}")
-    scores = results.read_scores(path, COLUMN["mme_p"])
+    scores = results.read_samples(path, [COLUMN["mme_p"]]).scores["mme_p"]
     assert scores.value == pytest.approx(utils.mme_aggregate_results(raw)) and len(scores.ids) == 60
     (tmp_path / "odd.jsonl").write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(ValueError, match="MME counts pairs"):
-        results.read_scores(tmp_path / "odd.jsonl", COLUMN["mme_p"])
+        results.read_samples(tmp_path / "odd.jsonl", [COLUMN["mme_p"]])
 
 
 def test_ocrbench_counts_points_of_a_thousand(tmp_path):
     path = samples_file(tmp_path / "s.jsonl", [{"score": float(i < 6)} for i in range(10)], "ocrbench_accuracy")
-    scores = results.read_scores(path, COLUMN["ocrbench"])
+    scores = results.read_samples(path, [COLUMN["ocrbench"]]).scores["ocrbench"]
     cell = results.make_cell(COLUMN["ocrbench"], {"ocrbench_accuracy,none": 0.006}, 10, 1000, scores)
     assert cell.value == pytest.approx(0.6) and cell.refused == "10 of 1000"
 
@@ -110,7 +110,7 @@ def test_full_marks_on_a_subset_of_ocrbench_have_an_interval_that_ends_there(tmp
     column = replace(COLUMN["ocrbench"], n=None)
     for right, ends in ((200, True), (100, False)):
         path = samples_file(tmp_path / "s.jsonl", [{"score": float(i < right)} for i in range(200)], "ocrbench_accuracy")
-        scores = results.read_scores(path, column)
+        scores = results.read_samples(path, [column]).scores[column.name]
         cell = results.make_cell(column, {column.metric: right / 1000}, 200, 200, scores)
         low, high = (bound / 20 for bound in (cell.low, cell.high))  # 200 questions are 20 of 100 points at most
         assert 0 < low < right / 200 <= high <= 1 and (high == pytest.approx(1)) == ends
@@ -119,7 +119,7 @@ def test_full_marks_on_a_subset_of_ocrbench_have_an_interval_that_ends_there(tmp
 
 
 def test_samples_that_say_another_number_refuse_the_cell(tmp_path):
-    scores = results.read_scores(samples_file(tmp_path / "s.jsonl", [1.0, 0.0], "relaxed_overall"), COLUMN["chartqa"])
+    scores = results.read_samples(samples_file(tmp_path / "s.jsonl", [1.0, 0.0], "relaxed_overall"), [COLUMN["chartqa"]]).scores["chartqa"]
     cell = results.make_cell(COLUMN["chartqa"], {"relaxed_overall,none": 0.9}, 2, 2500, scores)
     assert cell.value is None and "the samples give 0.5, the result says 0.9" in cell.refused
 
@@ -127,14 +127,14 @@ def test_samples_that_say_another_number_refuse_the_cell(tmp_path):
 def test_line_separators_inside_an_answer_end_no_line(tmp_path):
     line = json.dumps({"doc_id": 0, "image": "", "answer": "a\u2028b\x85c", "scores": {"relaxed_overall": 1.0}}, ensure_ascii=False)
     (tmp_path / "s.jsonl").write_text(line + "\n" + line.replace('"doc_id": 0', '"doc_id": 1') + "\n", encoding="utf-8")
-    scores = results.read_scores(tmp_path / "s.jsonl", COLUMN["chartqa"])
+    scores = results.read_samples(tmp_path / "s.jsonl", [COLUMN["chartqa"]]).scores["chartqa"]
     assert scores.value == 1.0 and len(scores.ids) == 2 and len(set(scores.pictures)) == 2  # no picture: each question for itself
 
 
 def test_a_damaged_sample_is_named_by_line(tmp_path):
     (tmp_path / "s.jsonl").write_text('{"doc_id": 0, "image": "", "scores": {"relaxed_overall": 1.0}}\n{"doc_id": 1, "im')
     with pytest.raises(ValueError, match="line 2"):
-        results.read_scores(tmp_path / "s.jsonl", COLUMN["chartqa"])
+        results.read_samples(tmp_path / "s.jsonl", [COLUMN["chartqa"]])
 
 
 # --- lmms-eval's own files --------------------------------------------------------------------------------------------------

@@ -17,8 +17,10 @@ from eval_suites import suites
 from eval_suites.runner import preflight
 from eval_suites.score import comparison, results
 from genlip.common import digests
+from genlip.common.schema import Result, json_schema
 from tests.eval_suites.helpers.small_data import chart_rows, make_easyvqa, write_parquet
 from tests.eval_suites.test_tasks import write_hub, write_plainly
+from tests.json_schema import complaints
 
 
 @pytest.fixture
@@ -59,6 +61,7 @@ def test_samples_keep_prompt_answer_and_picture(small_easyvqa):
     small_easyvqa.export("a", "genlip-tiny")
     small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa")
     (folder,) = Path("results/easyvqa/genlip-tiny").glob("llm-tiny@*")
+    assert complaints(json.loads((folder / "easyvqa_shape" / "result.json").read_text()), json_schema(Result)) == []
     samples = [json.loads(line) for line in (folder / "easyvqa_shape" / "samples.jsonl").open()]
     assert [sample["doc_id"] for sample in samples] == list(range(40))
     assert samples[3]["prompt"] == "which shape, 3?\nAnswer the question using a single word or phrase."
@@ -120,6 +123,76 @@ def test_an_export_that_is_replaced_while_it_is_evaluated_fails_the_task_in_word
     said = capsys.readouterr().err
     assert said.count("runs/a/export was replaced while it was evaluated (weights): run the same command again") == 2
     assert len(list(Path("results").rglob("result.json"))) == 1 and len(list(Path("results/easyvqa/genlip-tiny").iterdir())) == 1
+
+
+def test_weights_that_a_load_has_found_right_are_not_checked_again_until_their_file_is_touched(small_easyvqa):
+    weights = small_easyvqa.export("a", "genlip-tiny") / "model.safetensors"
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
+    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 2  # the check, and the task
+    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 2
+    assert small_easyvqa.run(*arguments, "--out", "elsewhere") == 0 and small_easyvqa.loads == 3  # the task alone
+    before = weights.stat()
+    weights.write_bytes(weights.read_bytes().swapcase())
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.loads == 4
+    assert small_easyvqa.run(*arguments, "--rehash") == 0 and small_easyvqa.loads == 5
+
+
+def test_an_encoders_folder_is_held_against_the_mllm(small_easyvqa, monkeypatch, capsys):
+    looked = []
+
+    def digests_as_trained(name, resolution):
+        looked.append(name)
+        return ["b" * 64, Path("mine/model.safetensors").read_text()]
+
+    monkeypatch.setattr("llava_plugin.tower.digests_as_trained", digests_as_trained)
+    monkeypatch.setattr("eval_suites.runner.worker._checked_apart", lambda folder, check, *arguments: check(*arguments))
+    small_easyvqa.export("a", "mine", encoder_digest_before="a" * 64)
+    arguments = ("--encoder", "mine=mine", "--suite", "easyvqa", "--tasks", "shape")
+    assert small_easyvqa.run(*arguments) == 2 and "mine is no folder with a config.json" in capsys.readouterr().err
+    Path("mine").mkdir()
+    Path("mine/config.json").write_text("{}")
+    Path("mine/model.safetensors").write_text("c" * 64)
+    assert small_easyvqa.run(*arguments) == 2 and not list(Path("results").rglob("result.json"))
+    assert "runs/a/export was not trained from the encoder in mine: its provenance says digest aaaaaaaa" in capsys.readouterr().err
+    Path("mine/model.safetensors").write_text("a" * 64)
+    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.run(*arguments) == 0 and looked == ["mine=mine"] * 2  # then it is known
+    assert small_easyvqa.run("--encoder", "mine", *arguments[2:]) == 0  # a folder's own name is a folder, too
+    said = json.loads(Path("runs/a/export/provenance.json").read_text()) | {"encoder_digest_before": None, "frozen": None}
+    Path("runs/a/export/provenance.json").write_text(json.dumps(said))
+    assert small_easyvqa.run(*arguments) == 0
+    assert "note: runs/a/export does not record which encoder it began with" in capsys.readouterr().err
+
+
+def test_an_mllm_decoded_as_its_authors_do_is_a_row_of_its_own_that_says_so(small_easyvqa, capsys):
+    settings = small_easyvqa.export("a", "genlip-tiny") / "generation_config.json"
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
+    assert small_easyvqa.run(*arguments, "--generation", "authors") == 2  # nothing there to go by
+    settings.write_text('{"do_sample": true}')
+    assert small_easyvqa.run(*arguments, "--generation", "authors") == 2
+    assert "generation_config.json samples (do_sample)" in capsys.readouterr().err and not Path("results").exists()
+    settings.write_text('{"repetition_penalty": 1.1}')
+    assert small_easyvqa.run(*arguments) == 0 and small_easyvqa.run(*arguments, "--generation", "authors") == 0
+    assert len(small_easyvqa.asked("a")) == 80 and len(table()) == 2
+    text = Path("tables/easyvqa.md").read_text()
+    assert "genlip-tiny (authors' generation): decoded as the MLLM's generation_config.json says" in text
+    a, b = results.read_rows(Path("results"), suites.get("easyvqa"))
+    (difference,) = comparison.differences(a, b)
+    assert difference.startswith("answers.generation: ") and "greedy" in difference and "authors " in difference
+    assert "**" not in text  # not ranked together
+
+
+def test_a_result_copied_from_another_row_is_not_taken_for_done(small_easyvqa, capsys):
+    for name, encoder in (("a", "genlip-tiny"), ("b", "clip-tiny")):
+        small_easyvqa.export(name, encoder)
+        assert small_easyvqa.run("--encoder", encoder, "--suite", "easyvqa") == 0
+    mine, theirs = (next(Path("results/easyvqa", encoder).glob("*/easyvqa_shape")) for encoder in ("genlip-tiny", "clip-tiny"))
+    for file in ("result.json", "samples.jsonl"):
+        (mine / file).write_bytes((theirs / file).read_bytes())
+    assert small_easyvqa.run("--encoder", "clip-tiny", "--suite", "easyvqa") == 0  # the table names the copy and goes on
+    assert "its result says encoder clip-tiny, its folder genlip-tiny" in capsys.readouterr().out
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa") == 0
+    assert results.read_result(mine).encoder == "genlip-tiny" and len(small_easyvqa.asked("a")) == 120  # answers are in the journal
 
 
 def test_results_of_schema_1_stay_readable_under_their_old_digest(small_easyvqa):
@@ -358,7 +431,7 @@ def test_digests_that_do_not_match_are_refused_before_a_task_runs(small_easyvqa,
     assert small_easyvqa.run(*arguments) == 0
     weights.write_bytes(b"another")  # in the same folder, under the same provenance
 
-    def mismatch(export, device=None, dtype=None):
+    def mismatch(export, device=None, dtype=None, generation="ours"):
         raise ValueError(f"{export}: its weights have digest x, its provenance says y")
 
     monkeypatch.setattr("llava_plugin.mllm.load", mismatch)

@@ -207,11 +207,18 @@ def test_no_interval_where_every_category_has_one_picture():
 
 def test_it_names_the_earlier_stage_that_differs():
     a, b = measured(), measured("other")
-    one, two = (EarlierStage(schema=2, stage="projector", protocol={"lr": lr}) for lr in (0.001, 0.002))
+    one, two = (EarlierStage(schema=2, stage="projector", data_digest="d", protocol={"lr": lr}) for lr in (0.001, 0.002))
     a, b = with_provenance(a, earlier=[one]), with_provenance(b, earlier=[two, two])
     assert comparison.differences(a, b) == [
-        "stage 1.recipe.lr: 0.001 against 0.002", "stage 2.stage: null against projector", "stage 2.recipe.lr: null against 0.002"
+        "stage 1.recipe.lr: 0.001 against 0.002", "stage 2.stage: null against projector", "stage 2.data_digest: null against d",
+        "stage 2.recipe.lr: null against 0.002",
     ]  # fmt: skip
+
+
+def test_data_that_nobody_recorded_are_not_the_same_data():
+    a, b = (with_provenance(measured(name, digest=name * 64), data_digest=None, weights_digest=name * 64) for name in "ab")
+    assert comparison.differences(a, b) == ["data_digest: not recorded (aaaaaaaa) against not recorded (bbbbbbbb)"]
+    assert "**" not in tables.markdown(SUITE, [a, b], [], [])
 
 
 def test_rows_are_found_by_name_digest_or_export(tmp_path):

@@ -48,6 +48,28 @@ def test_a_generation_config_in_the_folder_changes_no_answer(export, tmp_path, s
     assert answers(copy) == answers(export) and len(set(answers(export))) > 2
 
 
+def test_where_the_authors_word_is_asked_for_it_decides_and_is_in_the_fingerprint(export, tmp_path):
+    copy = shutil.copytree(export, tmp_path / "copy")
+
+    def asked(settings):
+        (copy / "generation_config.json").write_text(json.dumps(settings))
+        loaded = mllm.load(copy, device="cpu", generation="authors")
+        return loaded.answer(ASKED, [[] for _ in ASKED], 24), loaded.fingerprint
+
+    plain, of_plain = asked({"temperature": 0.6, "transformers_version": "5", "max_length": 20})  # which decide nothing
+    assert plain == answers(export) and asked({})[1] == of_plain
+    penalised, of_penalised = asked({"repetition_penalty": 3.0})
+    assert penalised != plain and answers(copy) == plain
+    assert of_penalised.differing(of_plain) == ["generation"] == of_plain.differing(mllm.load(copy, device="cpu").fingerprint)
+    ended, _ = asked({"eos_token_id": list(range(300))})
+    assert ended != plain
+    with pytest.raises(ValueError, match=r"generation_config\.json samples \(do_sample\), and a benchmark's answers are not drawn"):
+        asked({"do_sample": True, "temperature": 0.7})
+    (copy / "generation_config.json").unlink()
+    with pytest.raises(ValueError, match=r"generation_config\.json is missing, and --generation authors goes by it"):
+        mllm.load(copy, device="cpu", generation="authors")
+
+
 def test_a_language_models_own_settings_are_not_exported(llama_tiny, tmp_path):
     llm = shutil.copytree(llama_tiny, tmp_path / "llm")
     (llm / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.1, "no_repeat_ngram_size": 2, "eos_token_id": 0}))

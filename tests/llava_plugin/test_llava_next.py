@@ -232,3 +232,23 @@ def test_frozen_is_what_the_weights_say_not_the_last_stages_flags():
     with torch.no_grad():
         next(tower.parameters()).add_(1e-2)
     assert not llava_next._frozen(last, name, tower)
+
+
+@pytest.mark.parametrize("frozen", [True, False, None])
+def test_what_is_known_of_frozen_survives_the_way_to_llava_next_and_back(tmp_path, frozen):
+    import torch
+    from transformers import PreTrainedConfig
+
+    from llava_plugin.tower import VisionTower
+
+    PreTrainedConfig(**llava_next._frozen_fields(frozen)).save_pretrained(tmp_path)
+    back, name, tower = PreTrainedConfig.from_pretrained(tmp_path), "enc:genlip-tiny", VisionTower.from_encoder("genlip-tiny")
+    assert llava_next._frozen(back, name, tower) is frozen
+    back.mm_tunable_parts = "mm_mlp_adapter"  # a stage there that leaves the encoder alone: what was known is still known
+    assert llava_next._frozen(back, name, tower) is frozen
+    back.mm_tunable_parts = "mm_vision_tower"
+    assert llava_next._frozen(back, name, tower) is False
+    back.mm_tunable_parts = "mm_mlp_adapter"
+    with torch.no_grad():
+        next(tower.parameters()).add_(1e-2)
+    assert llava_next._frozen(back, name, tower) is False

@@ -242,6 +242,31 @@ def test_every_weight_is_hashed_once_when_saved_and_once_when_loaded(loaded, tmp
     assert again.provenance.encoder_digest == digest(loaded.tower) and again.digest == digest(loaded.model)
 
 
+def test_a_load_hashes_the_bytes_of_the_weights_once_and_little_else(export, loaded, monkeypatch):
+    import hashlib
+
+    hashed, real = [], hashlib.sha256
+
+    class Counting:
+        def __init__(self, content=b""):
+            self.sha = real(content)
+            hashed.append(len(content))
+
+        def update(self, content):
+            hashed.append(memoryview(content).nbytes)
+            self.sha.update(content)
+
+        def hexdigest(self):
+            return self.sha.hexdigest()
+
+    monkeypatch.setattr(hashlib, "sha256", Counting)
+    mllm.load(export)
+    weights = sum(tensor.nbytes for tensor in loaded.model.state_dict().values())
+    files = sum(file.stat().st_size for file in export.iterdir() if not file.name.endswith(".safetensors"))
+    names = 600 * len(loaded.model.state_dict())  # of tensors, in the digests of the whole and of its two parts
+    assert weights <= sum(hashed) <= weights + 2 * files + names
+
+
 def test_opens_with_transformers_alone_after_register(export, loaded):
     from transformers import LlavaForConditionalGeneration
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from llava_plugin.encoders import FAMILIES, KEYS, NATIVE
-from llava_plugin.tower import VisionTower, digest, native_grid, tensor_digests
+from llava_plugin.tower import VisionTower, digest, digests_as_trained, native_grid, tensor_digests
 
 TWINS = [key for key, spec in KEYS.items() if spec.seed is not None and key != "random-tiny"]
 FIRST_LAYER = {  # the parameter that a pixel meets first, by the names of the family's own class
@@ -254,6 +254,22 @@ def test_native_grids_are_the_published_examples():
         VisionTower.from_encoder("clip-tiny").native([Image.new("RGB", (20, 20))])
 
 
+# --- precision --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", TWINS)
+@torch.no_grad()
+def test_features_in_bf16_are_those_of_a_reload(key, tmp_path):
+    """What no file holds (rotary frequencies) is made anew by a reload, so training must not round it. The digest knows nothing of it."""
+    tower = VisionTower.from_encoder(key)
+    saved = digest(tower.to(torch.bfloat16))
+    tower.save_pretrained(tmp_path)
+    again = VisionTower.from_pretrained(tmp_path, dtype="auto")
+    pixels = tower.preprocess([Image.effect_noise((64, 64), 60).convert("RGB")])
+    assert again.dtype == torch.bfloat16 and digest(again) == saved
+    assert tower(pixels).last_hidden_state.equal(again(pixels).last_hidden_state)
+
+
 # --- digest -----------------------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +302,15 @@ def test_digest_is_the_same_whatever_the_file(tmp_path):
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     digests = {digest(VisionTower.from_encoder(f"x={tmp_path / name}")) for name in ("whole", "shards")}
     assert digests == {digest(tower)}
+
+
+def test_an_encoder_is_known_again_in_whatever_dtype_a_training_began(tmp_path):
+    tower = VisionTower.from_encoder("genlip-tiny")
+    tower.encoder.save_pretrained(tmp_path)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert digest(VisionTower.from_encoder("genlip-tiny", dtype=dtype)) in digests_as_trained(f"x={tmp_path}")
+    assert digest(VisionTower.from_encoder("genlip-tiny").to(torch.bfloat16).float()) in digests_as_trained("genlip-tiny")
+    assert digest(VisionTower.from_encoder("clip-tiny")) not in digests_as_trained("genlip-tiny")
 
 
 def test_features_computed_before_pass_through():

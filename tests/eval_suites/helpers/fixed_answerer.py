@@ -83,8 +83,10 @@ def ours(reply, seconds: float, arguments: list[str]) -> int:
             time.sleep(seconds)  # asked, and not yet in the journal: this batch a kill may cost
             return texts
 
-    def load(export, device=None, dtype=None):
-        return Slow(reply, json.loads((Path(export) / "provenance.json").read_text()), Path("asked.jsonl"))
+    def load(export, device=None, dtype=None, generation="ours"):
+        model = Slow(reply, json.loads((Path(export) / "provenance.json").read_text()), Path("asked.jsonl"))
+        model.fingerprint = small.of_export(Path(export), model.digest, generation=generation)
+        return model
 
     llava_plugin.mllm.load = load
     return run.main(arguments)

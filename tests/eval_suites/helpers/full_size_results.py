@@ -34,7 +34,7 @@ def write(root: Path, encoder: str, seed: int) -> int:
                 }  # fmt: skip
                 stream.write(json.dumps(sample) + "\n")
         written += column.n
-        value = results.read_scores(folder / "samples.jsonl", column).value
+        value = results.read_samples(folder / "samples.jsonl", [column]).scores[column.name].value
         key = {"weights": said["weights_digest"], "task": "t", "data": "d", "limit": None, "lmms_eval": "0.7.3"}
         result = {"suite": suite.name, "task": column.task, "encoder": encoder, "llm": said["llm"], "n": column.n, "n_expected": column.n,
                   "left_out": {}, "results": {column.metric: value}, "key": key, "provenance": said}  # fmt: skip

@@ -37,7 +37,7 @@ def write_results(root: Path, data: Path, encoder: str, answer, kinds=tuple(EASY
                     "filtered": text, "scores": {"exact_match": score}, "doc": {"image_id": i, "type": "even" if i % 2 == 0 else "odd"},
                 }  # fmt: skip
                 stream.write(json.dumps(sample) + "\n")
-        value = results.read_scores(folder / "samples.jsonl", column).value
+        value = results.read_samples(folder / "samples.jsonl", [column]).scores[column.name].value
         key = {"model": said["weights_digest"], "task": "t", "data": tasks.locate(column.task, data).digest, "limit": None}
         result = Result(
             schema=SCHEMA, suite="easyvqa", task=column.task, encoder=encoder, llm=said["llm"], n=40, n_expected=40,

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from genlip.common import digests
 from genlip.common.fingerprint import of_export
 from genlip.common.schema import SCHEMA, Provenance
 
@@ -129,6 +130,7 @@ class Place:
     def __init__(self, folder: Path, monkeypatch):
         self.folder, self.models = folder, {}
         monkeypatch.setattr("llava_plugin.mllm.load", self._load)
+        monkeypatch.setattr(digests, "SETTLED_NS", 0)  # a test does not wait until its files are old
 
     def export(self, name: str, encoder: str, reply=lambda prompt: "yes", **changes) -> Path:
         export = self.folder / "runs" / name / "export"
@@ -136,6 +138,7 @@ class Place:
         described = provenance(encoder, **changes)
         (export / "provenance.json").write_text(json.dumps(described))
         (export / "config.json").write_text(json.dumps({"dtype": "float32"}))
+        (export / "model.safetensors").write_text(f"the weights of {name}")
         self.models[Path("runs", name, "export")] = FakeMllm(reply, described, self.folder / f"{name}-asked.jsonl")
         return Path("runs", name, "export")
 
@@ -144,12 +147,12 @@ class Place:
         """How often a model was loaded, by whatever process."""
         return len((self.folder / "loads.txt").read_text()) if (self.folder / "loads.txt").exists() else 0
 
-    def _load(self, export, device=None, dtype=None):
+    def _load(self, export, device=None, dtype=None, generation="ours"):
         with (self.folder / "loads.txt").open("a") as stream:
             stream.write(".")
         model = self.models[Path(export)]
         model.provenance = json.loads((Path(export) / "provenance.json").read_text())
-        model.fingerprint = of_export(Path(export), model.digest)
+        model.fingerprint = of_export(Path(export), model.digest, generation=generation)
         return model
 
     def asked(self, name: str) -> list[str]:

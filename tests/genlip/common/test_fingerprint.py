@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from genlip.common.fingerprint import CODE, of_export
+from genlip.common.fingerprint import _IDLE, CODE, ON_UNLESS_SAID, of_export
 
 SPEC = {"mean": [0.5], "resample": "bilinear", "resolution": 64, "key": "a", "path": "/here", "hub_id": None}
 CONFIG = {
@@ -91,6 +91,60 @@ def test_places_versions_and_labels_are_none(export, tmp_path):
     (moved / "README.md").write_text("notes")
     (moved / "generation_config.json").write_text('{"repetition_penalty": 1.1}')
     assert of_export(moved, "w") == before and of_export(moved, "w").digest == before.digest
+
+
+@pytest.mark.parametrize("path", [(), ("text_config",), ("vision_config", "encoder")])
+def test_fields_that_another_transformers_writes_at_their_defaults_are_none_and_switched_on_they_are(export, path):
+    before = of_export(export, "w")
+    new = {
+        "use_new_gate": False,
+        "new_scaling": None,
+        "new_layers": [],
+        "return_dict": True,
+        "initializer_range": 0.02,
+        "id2label": {"0": "L"},
+    }
+    for name, value in new.items():
+        edit(export, "config.json", *path, name, value=value)
+    assert of_export(export, "w") == before
+    for name, value in (
+        ("use_new_gate", True),
+        ("new_scaling", 2.0),
+        ("new_layers", [1]),
+        ("new_number", 0),
+        ("tie_word_embeddings", False),
+    ):
+        edit(export, "config.json", *path, name, value=value)
+        after = of_export(export, "w")
+        assert len(after.differing(before)) == 1, f"{name} counts"
+        before = after
+
+
+def test_a_field_that_a_model_has_on_where_its_config_is_silent_always_counts():
+    """Of each family of encoders, and of language models: without it, off could not be told from silence."""
+    from transformers import AutoConfig
+
+    from llava_plugin import register
+    from llava_plugin.encoders import FAMILIES
+
+    register()
+    for kind in [
+        *FAMILIES,
+        "llava",
+        "llama",
+        "qwen2",
+        "qwen3",
+        "mistral",
+        "gemma2",
+        "gemma3_text",
+        "phi3",
+        "smollm3",
+        "olmo2",
+        "gpt2",
+        "gpt_neox",
+    ]:
+        on = {name for name, value in AutoConfig.for_model(kind).to_dict().items() if value is True}
+        assert on <= ON_UNLESS_SAID | _IDLE, kind
 
 
 def test_what_is_missing_is_said_with_the_file(tmp_path):
