@@ -98,6 +98,7 @@ DATA = "data/genlip-eval/easy-vqa"
 RUN = "--encoder genlip-tiny --suite easyvqa --mllm sft/export --allow-partial --dry-run"
 # A config.json leaves out what is as its class has it: transformers writes it so.
 DEFAULTS = ("no num_attention_heads", "no patch_size", "no vocab_size", "no mrope_section", "mrope_section None")
+DAMAGED = ("empty", "cut", "zeros", "text", "a folder", "ones")  # samples that cannot be read refuse their cells, and stop no table
 NAMED = ("nowhere.tar", "no shards at 'x'", "mrope_section", "these samples")  # what a sentence may name instead of a file or a flag
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "vocab_size", "mrope_section")
 TRAIN = "tiny-s1 --data shards --tokenizer tokenizer --out out/run --max-steps 1 --workers 0 --resolution 32 --row-tokens 400"
@@ -167,11 +168,11 @@ CELLS = [
     Cell("eval_suites.tables", "easyvqa", f"{RESULT}/result.json", json_spoilt),
     Cell("eval_suites.tables", "easyvqa", f"{RESULT}/result.json", fields_spoilt(("n", "results", "key", "provenance", "schema")),
          ("n 1000000000", "n 0", "results {}", "no schema")),  # the table says why such a cell is none
-    Cell("eval_suites.tables", "easyvqa", f"{RESULT}/samples.jsonl", binary_spoilt),
+    Cell("eval_suites.tables", "easyvqa", f"{RESULT}/samples.jsonl", binary_spoilt, DAMAGED),
     Cell("eval_suites.compare", "good poor --suite easyvqa", f"{RESULT}/result.json", json_spoilt),
     Cell("eval_suites.results", "results", f"{RESULT}/result.json", json_spoilt),
     Cell("eval_suites.report", "results --out out/r.html", f"{RESULT}/result.json", json_spoilt),
-    Cell("eval_suites.report", "results --out out/r.html", f"{RESULT}/samples.jsonl", binary_spoilt),
+    Cell("eval_suites.report", "results --out out/r.html", f"{RESULT}/samples.jsonl", binary_spoilt, DAMAGED),
     Cell("eval_suites.run", RUN, "sft/export/provenance.json", json_spoilt),
     Cell("eval_suites.run", RUN, "sft/export/config.json", json_spoilt),
     Cell("eval_suites.run", RUN, f"{DATA}/manifest.json", json_spoilt),
