@@ -59,7 +59,7 @@ def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> 
     Raises ValueError for a file that is no picture, and where there is none at all; a sample of a shard that cannot be used is named on
     stderr and left out.
     """
-    from .data import pixels_of, prompt_and_answer
+    from .data import pixels_of, questions_and_answers
     from .shards import IMAGE_SUFFIXES, list_sources, open_shard
 
     used = 0
@@ -70,7 +70,7 @@ def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> 
                 for i in range(len(samples)):
                     try:
                         image, text = samples.read(i)
-                        question, truth, _ = prompt_and_answer(text, prompt)
+                        ((question, truth), *_), _ = questions_and_answers(text, prompt)
                         picture = PromptedImage(samples.name(i), pixels_of(image, size), question, truth)
                     except ValueError as e:
                         print(f"left out: {samples.name(i)}: {e}", file=sys.stderr)

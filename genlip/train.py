@@ -376,15 +376,21 @@ def evaluate_held_out(model, tokenizer, row, recipe: Recipe, device) -> tuple[fl
         said, patch, word = [], 0, 0
         for name, grid, words in zip(row.names[:HELD_PICTURES], row.grid_hw, row.text_lens.tolist()):
             number, ids, labels = int(grid.prod()), row.input_ids[:, word : word + words], row.labels[0, word : word + words]
-            prompt = ids[:, labels == -100]
-            limit = max(8, 2 * int((labels != -100).sum()))
+            prompt, truth = first_turn(ids, labels)
+            limit = max(8, 2 * len(truth))
             picture = {"pixel_values": patches[patch : patch + number], "grid_hw": grid[None]}
             (text,) = generate_text(model, tokenizer, prompt, limit, **picture)
-            truth = tokenizer.decode(labels[labels != -100], skip_special_tokens=True).strip()
-            said.append({"name": name, "said": text, "true": truth})
+            said.append({"name": name, "said": text, "true": tokenizer.decode(truth, skip_special_tokens=True).strip()})
             patch, word = patch + number, word + words
     model.train()
     return loss, said
+
+
+def first_turn(ids, labels):
+    """(the first question (1, Q), its answer (A,)) of a sample's ids (1, T) and labels (T,), -100 where nothing is learned."""
+    start = int((labels != -100).nonzero()[0])
+    behind = (labels[start:] == -100).nonzero()
+    return ids[:, :start], labels[start : start + int(behind[0]) if len(behind) else None]
 
 
 @command

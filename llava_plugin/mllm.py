@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from jinja2.exceptions import TemplateError
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
@@ -40,6 +41,7 @@ from genlip.common.files import write_json
 from genlip.common.fingerprint import Fingerprint
 from genlip.common.schema import SCHEMA, Provenance, read
 from genlip.common.suggest import choose
+from genlip.common.tokens import broken, broken_ids
 
 from . import register
 from .encoders import KEYS, require_native
@@ -252,14 +254,18 @@ def plain(content: str | list[dict]) -> str:
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], image_token_id: int, image_tokens: int | list[int]) -> list[int]:
     """Token ids up to where the assistant's next answer begins, each `<image>` marker expanded to `image_tokens` placeholders: as
-    many for every picture, or a list with each picture's own number. ValueError where list and markers differ in length.
+    many for every picture, or a list with each picture's own number. A control token that somebody typed is text. ValueError where
+    list and markers differ in length, and where the chat template refuses the conversation.
 
     The same function serves training and evaluation, so the two prompts are equal token by token.
     """
-    said = [{"role": m["role"], "content": plain(m["content"])} for m in messages]
+    said = [{"role": m["role"], "content": broken(tokenizer, plain(m["content"]))} for m in messages]
     template = tokenizer.get_chat_template()
     pinned = PINNED + template if "strftime_now" in template else template
-    text = tokenizer.apply_chat_template(said, chat_template=pinned, add_generation_prompt=True, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(said, chat_template=pinned, add_generation_prompt=True, tokenize=False)
+    except TemplateError as e:
+        raise ValueError(f"the chat template refuses it ({e})") from e
     pieces = text.split(IMAGE)
     counts = [image_tokens] * (len(pieces) - 1) if isinstance(image_tokens, int) else image_tokens
     if len(counts) != len(pieces) - 1:
@@ -267,7 +273,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], image_t
     ids: list[int] = []
     for piece, count in zip(pieces, [0, *counts]):
         ids += [image_token_id] * count
-        ids += tokenizer(piece, add_special_tokens=False).input_ids
+        ids += broken_ids(tokenizer, piece)
     return ids
 
 

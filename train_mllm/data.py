@@ -32,17 +32,16 @@ import torch
 from PIL import Image
 
 from genlip.common.files import file_aside
+from genlip.common.ledger import Ledger
 from genlip.common.progress import tracked
+from genlip.common.tokens import text_ids
 from llava_plugin.mllm import IMAGE, end_of_turn, prompt_ids
 
 from .conversations import open_conversations
+from .skipped import Skipped, decoded
 
 IGNORED = -100
 ROWS_A_MEASURE = 256
-
-
-class TooLong(ValueError):
-    """Not even the first turn fits into max_length."""
 
 
 @dataclass
@@ -67,22 +66,21 @@ def _prompt(tokenizer, said: tuple, image_token_id: int, image_tokens: int) -> l
 @functools.lru_cache(maxsize=4096)
 def _answer(tokenizer, text: str) -> list[int]:
     """Token ids of an answer and its end."""
-    return [*tokenizer(text, add_special_tokens=False).input_ids, end_of_turn(tokenizer)]
+    return [*text_ids(tokenizer, text), end_of_turn(tokenizer)]
 
 
 def encode(messages: list[dict], tokenizer, image_token_id: int, image_tokens: int, turns: str, max_length: int) -> TokenizedConversation:
     """Tokens of a conversation, cut at a turn's border at `max_length`. Raises ValueError where not even one turn fits, or where
     the chat template rewrites earlier turns, so that a dialogue is not one sequence."""
-    system = [m for m in messages if m["role"] == "system"]
-    spoken = [m for m in messages if m["role"] != "system"]
     parts = []
-    for k in range(1, len(spoken), 2):
-        history = spoken[:k]
+    for k in (i for i, m in enumerate(messages) if m["role"] == "assistant"):
+        history = messages[:k]  # a system turn stands where it was said
         if turns == "independent":
-            pictures = sum(m["content"].count(IMAGE) for m in history[:-1])
-            history = [{"role": "user", "content": f"{IMAGE}\n" * pictures + history[-1]["content"]}]
-        said = tuple((m["role"], m["content"]) for m in system + history)
-        parts.append((_prompt(tokenizer, said, image_token_id, image_tokens), _answer(tokenizer, spoken[k]["content"])))
+            system, spoken = ([m for m in history if (m["role"] == "system") == one] for one in (True, False))
+            pictures = sum(m["content"].count(IMAGE) for m in spoken[:-1])
+            history = [*system, {"role": "user", "content": f"{IMAGE}\n" * pictures + spoken[-1]["content"]}]
+        said = tuple((m["role"], m["content"]) for m in history)
+        parts.append((_prompt(tokenizer, said, image_token_id, image_tokens), _answer(tokenizer, messages[k]["content"])))
     return (_independent if turns == "independent" else _dialogue)(parts, image_token_id, max_length)
 
 
@@ -99,7 +97,7 @@ def _dialogue(parts, image_token_id, max_length) -> TokenizedConversation:
         labels += [IGNORED] * (len(prompt) - len(ids)) + answer
         ids = prompt + answer
     if not ids:
-        raise TooLong("its first turn is longer than --max-length")
+        raise ValueError("its first turn is longer than --max-length")
     return TokenizedConversation(ids, labels, list(range(len(ids))), [0] * len(ids), cut)
 
 
@@ -121,7 +119,7 @@ def _independent(parts, image_token_id, max_length) -> TokenizedConversation:
         block += [k] * len(own)
         used += 1
     if not used:
-        raise TooLong("its first turn is longer than --max-length")
+        raise ValueError("its first turn is longer than --max-length")
     return TokenizedConversation(ids, labels, positions, block, cut)
 
 
@@ -149,14 +147,21 @@ def _split(ids: list[int], mark: int) -> list[list[int]]:
 
 
 def open_picture(picture: dict) -> Image.Image:
-    return Image.open(io.BytesIO(picture["bytes"]) if picture["bytes"] is not None else picture["path"])
+    """A prepared picture, decoded. ValueError with the reason, under which its conversation is counted."""
+    try:
+        return decoded(Image.open(io.BytesIO(picture["bytes"]) if picture["bytes"] is not None else picture["path"]))
+    except (OSError, Image.DecompressionBombError) as e:
+        raise ValueError("missing picture" if isinstance(e, FileNotFoundError) else "undecodable picture") from e
 
 
 class Conversations(torch.utils.data.Dataset):
     """Index -> {"id", "row": TokenizedConversation, "pictures": list of PIL pictures, or "features" (n, N, D) from the cache}.
 
-    `mean` and `std` (D,), if given, standardise the cached features.
+    `mean` and `std` (D,), if given, standardise the cached features. Where a picture cannot be decoded "row" is None, there is no
+    picture, and `skipped` keeps the conversation's number.
     """
+
+    skipped: Skipped | None = None  # where conversations that break are kept; without it they stop the run
 
     def __init__(self, folder: Path, tokenizer, model_config, recipe, features: np.ndarray | None = None, mean=0.0, std=1.0):
         self.table = open_conversations(folder)
@@ -179,16 +184,24 @@ class Conversations(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> dict:
         record = self.table.slice(i, 1).to_pylist()[0]
-        row = self.row(record)
-        if self.features is None:
-            return {"id": record["id"], "row": row, "pictures": [open_picture(p) for p in record["images"]]}
-        start = self.first_picture[i]
-        features = (self.features[start : start + len(record["images"])] - self.mean) / self.std
-        return {"id": record["id"], "row": row, "features": torch.from_numpy(features)}
+        name, row = record["id"], self.row(record)
+        try:
+            if self.features is None:
+                return {"id": name, "row": row, "pictures": [open_picture(p) for p in record["images"]]}
+            start = self.first_picture[i]
+            features = (self.features[start : start + len(record["images"])] - self.mean) / self.std
+            if np.isnan(features[:, :1, :1]).any():  # so `cached_features` marks what it could not decode
+                raise ValueError("undecodable picture")
+            return {"id": name, "row": row, "features": torch.from_numpy(features)}
+        except ValueError as e:
+            if self.skipped is None:
+                raise ValueError(f"conversation {name!r}: {e}") from e
+            self.skipped.add(int(i), name, str(e))
+        return {"id": name, "row": None} | ({"pictures": []} if self.features is None else {"features": torch.from_numpy(features[:0])})
 
 
 class _Measures(torch.utils.data.Dataset):
-    """Index -> (tokens, supervised tokens, 1 if turns were left out | 0); (0, 0, -1) where not even one turn fits."""
+    """Index -> (tokens, supervised tokens, 1 if turns were left out | 0); (0, 0, -1) where not even one turn can be had."""
 
     def __init__(self, conversations: Conversations):
         self.conversations = conversations
@@ -200,18 +213,31 @@ class _Measures(torch.utils.data.Dataset):
     def __getitem__(self, i: int) -> tuple[int, int, int]:
         try:
             row = self.conversations.row(self.texts.slice(i, 1).to_pylist()[0])
-        except TooLong:
+        except ValueError:  # too long, or not to be told in the chat template's form: `left_out` says which
             return 0, 0, -1
         return len(row.ids), sum(label != IGNORED for label in row.labels), int(row.cut)
 
 
+def left_out(conversations: Conversations, lengths: np.ndarray, most: int) -> Ledger:
+    """The conversations that `token_lengths` could make nothing of, by reason: each is looked at again, up to `most` of them."""
+    ledger = Ledger()
+    for i in (lengths[:, 2] < 0).nonzero()[0][:most].tolist():
+        record = conversations.table.slice(i, 1).select(["id", "messages"]).to_pylist()[0]
+        try:
+            conversations.row(record)
+        except ValueError as e:
+            ledger.count(ledger.skipped, str(e.__cause__), record["id"] or f"conversation {i}")
+    return ledger
+
+
 def token_lengths(conversations: Conversations, folder: Path, data_digest: str) -> np.ndarray:
-    """(n, 3) int32 of all conversations: tokens, supervised tokens, cut (1: turns were left out; -1: not even one turn fits).
+    """(n, 3) int32 of all conversations: tokens, supervised tokens, cut (1: turns were left out; -1: not even one turn can be had).
 
     Done once by all cores, kept in `folder` under the digest of tokenizer, template, lengths and data.
     """
     tokenizer, recipe = conversations.tokenizer, conversations.recipe
     key = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template, conversations.image_tokens, recipe.turns, recipe.max_length]
+    key.append("control tokens that somebody typed are text")
     file = folder / f"lengths-{hashlib.sha256(json.dumps([key, data_digest]).encode()).hexdigest()[:16]}.npy"
     if not file.is_file():
         workers = len(os.sched_getaffinity(0)) if len(conversations) > 4 * ROWS_A_MEASURE else 0

@@ -14,12 +14,12 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from genlip.common import sources
 from genlip.common.files import read_json
 from genlip.common.hardware import PEAK_BF16
 from genlip.common.schema import Provenance, RunRecord, read
 from llava_plugin import llava_next
 
-from . import sources
 from .recipes import Recipe
 from .setup import LlmShape, Setup
 
@@ -27,8 +27,8 @@ NO_ANYRES = "no anyres: not the setting of the paper's unfrozen table"
 PAPER_ROWS = {"projector": 558_000, "sft": 3_000_000}  # LLaVA's pretraining pairs; "3M+" of the paper
 TEXT_TOKENS = {"projector": 30, "sft": 200}  # a conversation, assumed where no data is at hand to look at
 DATA = {
-    "projector": "hf download liuhaotian/LLaVA-Pretrain --repo-type dataset --local-dir data/llava-pretrain (unzip images.zip there)",
-    "sft": "hf download lmms-lab/LLaVA-OneVision-Data --repo-type dataset --local-dir data/llava-onevision",
+    "projector": "python -m train_mllm.fetch llava-pretrain-558k --data-root data",
+    "sft": "python -m train_mllm.fetch onevision-single-image --data-root data",
 }
 SPARE = 0.9  # of a GPU's memory; the rest is the framework's
 SHORT = 100  # steps of a run that logs every one of them
@@ -146,7 +146,8 @@ def rows(recipe: Recipe) -> tuple[int, str]:
         files = [f for s in sources.find_sources(path) for f in s.files]
         if not any(f.suffix != ".parquet" and f.stat().st_size > LOOKED_AT for f in files):
             return sum(p.taken for s in sources.find_sources(path) for p in sources.pieces(s, recipe.seed)[0]), "counted"
-        return PAPER_ROWS[recipe.stage], "assumed: the JSON is too large to count here"
+        said = sources.find_mix(path).obtainable
+        return (said, "the mix says so") if said else (PAPER_ROWS[recipe.stage], "assumed: the JSON is too large to count here")
     return PAPER_ROWS[recipe.stage], "assumed: no data at hand; 558K pairs, 3M+ conversations in the paper"
 
 

@@ -15,4 +15,4 @@ dry=(); for flag in "$@"; do [ "$flag" != --dry-run ] || dry=(--dry-run); done
 # shellcheck disable=SC2086  # PROJECTOR_FLAGS are several words
 [ -n "${PROJECTOR:-}" ] || ENCODER=$encoder LLM=$llm OUT=$out-projector bash train_mllm/pretrain_projector.sh ${PROJECTOR_FLAGS:-} ${dry[@]+"${dry[@]}"}
 exec bash train_mllm/launch.sh "$recipe" --encoder "$encoder" --llm "$llm" --init "${PROJECTOR:-$out-projector/export}" \
-  --data "${SFT_DATA:-data/llava-onevision}" --images "${SFT_IMAGES:-}" --out "$out" "$@"
+  --data "${SFT_DATA:-data/onevision-single-image.yaml}" --images "${SFT_IMAGES:-}" --out "$out" "$@"

@@ -93,6 +93,7 @@ class Recipe:
     report: str = option("none", "where the metrics go beside metrics.jsonl", "run", ("none", "tensorboard", "wandb"), kind="environment")
     save_every: int = option(500, "steps from one checkpoint to the next", "run", kind="environment", least=1)
     max_bad: float = option(0.01, "share of unusable conversations above which nothing is trained", "data", kind="environment", most=1)
+    accept_mix: bool = option(False, "take a mix whose data give over 1 % more or fewer rows than it says", "data", kind="environment")
     seed: int = option(0, "of the new weights and the order of the data", "run", kind="seed", most=2**32 - 1)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from genlip.common.command import Failed, command, new_parser, sentence
 from genlip.common.files import keep_until, read_json, write_json, written_aside
 from genlip.common.flags import add_recipe, bounded, check_choices, flag, read_recipe
+from genlip.common.ledger import Ledger
 from genlip.common.locks import locked, one_at_a_time
 from genlip.common.run_folder import claim_run_folder, pin, recorded
 from genlip.common.schema import Provenance, RunRecord
@@ -152,6 +153,7 @@ class LaidOut:
     collator: Any
     ledger: dict[str, Any]
     record: RunRecord
+    skipped: Any  # the callback that watches for conversations that break in training
     mean: Any = 0.0  # (D,) of cached features, where they are standardised
     std: Any = 1.0
 
@@ -161,9 +163,10 @@ def lay_out_data(setup: Setup, built: Built, run: Path, data: Path, zero: int, b
     is pinned before features are computed. The caller holds the folder."""
     import torch
 
-    from .data import Conversations, token_lengths
+    from .data import Conversations, left_out, token_lengths
     from .features import cached_features, channel_statistics, fold_standardisation
     from .packing import Collator, in_batches
+    from .skipped import Skipped, SkippedCheck
 
     recipe, tower, config, on_gpu = setup.recipe, built.tower, built.model.config, torch.cuda.is_available()
     ledger = read_json(data / "ledger.json", f"prepare {data} again", {"digest": str, "used": int})
@@ -174,12 +177,16 @@ def lay_out_data(setup: Setup, built: Built, run: Path, data: Path, zero: int, b
     accumulation = micro_steps(began, setup.processes, accumulation, run)
     record = setup.record(built.digests, ledger["digest"], accumulation, zero, str(built.dtype).removeprefix("torch."), on_gpu)
     pin(run, record)
-    ledger = ledger | {"tokens": token_ledger(lengths, conversations, recipe)}
+    most = recipe.max_bad * len(lengths)
+    ledger = ledger | {"tokens": token_ledger(lengths, left_out(conversations, lengths, int(most) + 10), recipe)}
     write_json(run / "ledger.json", ledger)
+    conversations.skipped = Skipped(run / "skipped.jsonl")
+    skipped = SkippedCheck(conversations.skipped, most, run / "ledger.json", ledger)
+    skipped.check()
 
     flash = on_gpu and setup.kernels.flash
     collator = Collator(tower.preprocess, config, built.tokenizer.pad_token_id, recipe.batching == "padded", flash)
-    laid = LaidOut(dataset, collator, ledger, record)
+    laid = LaidOut(dataset, collator, ledger, record, skipped)
     if recipe.cache_features:
         if on_gpu:  # the Trainer moves the rest later
             tower.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
@@ -213,7 +220,7 @@ def make_trainer(setup: Setup, built: Built, laid: LaidOut, run: Path):
         data_collator=laid.collator,
         train_dataset=laid.dataset,
         optimizers=(adamw(built.model, setup.recipe), None),
-        callbacks=[built.guard],
+        callbacks=[built.guard, laid.skipped],
     )
     trainer.metrics = run / "metrics.jsonl"
     return trainer
@@ -301,7 +308,7 @@ def prepared_data(recipe: Recipe, run: Path, first: bool) -> Path:
             if kept:
                 check_origin(data, kept["origin"], origin_of(recipe.data, recipe.images, recipe.seed))
         elif own:
-            prepare(recipe.data, recipe.images, str(data), recipe.max_bad, seed=recipe.seed)
+            prepare(recipe.data, recipe.images, str(data), recipe.max_bad, seed=recipe.seed, accept_mix=recipe.accept_mix)
         if done or not own:
             check_pictures(data)
         if began.is_file() and there.is_file():
@@ -315,24 +322,22 @@ def prepared_data(recipe: Recipe, run: Path, first: bool) -> Path:
     return data
 
 
-def token_ledger(lengths, dataset, recipe: Recipe) -> dict:
-    """What tokenising did to the conversations, for the run's ledger. Raises ValueError where more than --max-bad of them do not fit."""
-    left_out = (lengths[:, 2] < 0).nonzero()[0]
-    names = dataset.table["id"].take(left_out[:10]).to_pylist()
-    if len(left_out) > recipe.max_bad * len(lengths):
+def token_ledger(lengths, left_out: Ledger, recipe: Recipe) -> dict:
+    """What tokenising did to the conversations, for the run's ledger. Raises ValueError where more than --max-bad of them were left out."""
+    if (n := int((lengths[:, 2] < 0).sum())) > recipe.max_bad * len(lengths):
         raise ValueError(
-            f"{len(left_out)} of {len(lengths)} conversations have a first turn longer than --max-length {recipe.max_length}: "
-            f"{', '.join(names)}. Raise it, or allow more with --max-bad"
+            f"{n} of {len(lengths)} conversations cannot be learned from (first: {left_out.names}). "
+            f"Mend them, raise --max-length (now {recipe.max_length}), or allow more with --max-bad"
         )
     tokens, supervised, cut = int(lengths[:, 0].sum()), int(lengths[:, 1].sum()), int((lengths[:, 2] > 0).sum())
-    share = f"{tokens:,} tokens, {supervised / tokens:.1%} of them supervised; {cut} conversations cut at a turn, {len(left_out)} left out"
+    share = f"{tokens:,} tokens, {supervised / tokens:.1%} of them supervised; {cut} conversations cut at a turn, {n} left out"
     return {
         "tokens": tokens,
         "supervised": supervised,
         "longest": int(lengths[:, 0].max()),
         "cut": cut,
-        "left_out": len(left_out),
-        "left_out_names": names,
+        "left_out": dict(left_out.skipped),
+        "left_out_names": left_out.names,
         "sentence": share,
     }
 

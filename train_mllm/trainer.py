@@ -95,6 +95,8 @@ class StrictTrainer(Trainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["labels"].numel()
         self.counts += torch.stack([torch.as_tensor(tokens, device=self.counts.device), (inputs["labels"] != IGNORED).sum()])
+        if (items := kwargs.get("num_items_in_batch")) is not None and not items:  # a step of conversations that broke learns nothing
+            kwargs["num_items_in_batch"] = items + 1
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             raise RuntimeError(

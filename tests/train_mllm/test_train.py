@@ -23,6 +23,7 @@ from tests.train_mllm.conftest import COLOURS
 from train_mllm import features as features_module
 from train_mllm import prepare_data
 from train_mllm import train as train_module
+from train_mllm import trainer as trainer_module
 from train_mllm.freeze_check import FreezeCheck
 from train_mllm.recipes import PRESETS, protocol
 from train_mllm.train import main, train
@@ -118,6 +119,68 @@ def test_features_are_kept_for_the_very_picture_files(recipe):
     picture.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
     os.utime(picture, ns=(date, date))
     assert features_module._pictures(table, "d") != before
+
+
+def damage(picture: Path) -> None:
+    """Zeros in the middle of its pixels: both ends are as they were."""
+    noise = Image.effect_noise((96, 96), 90).convert("RGB")
+    noise.save(picture)
+    data = bytearray(picture.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 80] = bytes(80)
+    picture.write_bytes(bytes(data))
+
+
+def in_training(run: str) -> dict:
+    return json.loads((Path(run) / "ledger.json").read_text())["in_training"]
+
+
+SLOW = [pytest.param(how, marks=pytest.mark.slow) for how in ("padded", "workers")]
+
+
+@pytest.mark.parametrize("how", ["decoded", "cached", "alone", *SLOW])
+def test_a_picture_that_breaks_in_training_costs_its_conversation_alone_and_on_resume_too(recipe, how, monkeypatch):
+    """Damaged between two whole ends, which preparing does not see."""
+    changes = {"cached": {"cache_features": True, "standardise": True}, "padded": {"batching": "padded", "turns": "dialogue"}}
+    changes |= {"alone": {"batch": 1, "max_steps": 9}, "workers": {"workers": 2}}
+    recipe = replace(recipe, max_bad=0.2, **changes.get(how, {}))
+    damage(Path(recipe.data).parent / "5.png")
+    if how == "decoded":  # stopped at a checkpoint, and on
+        real = trainer_module.arguments
+        monkeypatch.setattr(trainer_module, "arguments", lambda *args: replace_steps(real(*args), 3))
+    export = train(recipe)
+    assert in_training(recipe.out) == {"skipped": {"undecodable picture": 1}, "names": {"undecodable picture": ["5"]}}
+    if how == "decoded":
+        monkeypatch.undo()
+        shutil.rmtree(export)
+        train(recipe)
+        assert in_training(recipe.out)["skipped"] == {"undecodable picture": 1}
+    losses = [json.loads(line)["loss"] for line in (Path(recipe.out) / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+    assert losses and all(torch.isfinite(torch.tensor(losses)))
+
+
+def replace_steps(args, steps: int):
+    args.max_steps = steps
+    return args
+
+
+def test_too_many_pictures_that_break_stop_the_run_in_words_and_again(recipe, capsys):
+    for i in (2, 5):
+        damage(Path(recipe.data).parent / f"{i}.png")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"2 conversations broke in training .*'2', '5'.*--max-bad"):
+            train(replace(recipe, max_bad=0.2, max_steps=8))
+
+
+def test_a_conversation_that_the_template_refuses_is_left_out_and_named(recipe):
+    rows = json.loads(Path(recipe.data).read_text())
+    rows[3]["conversations"][0]["value"] = "<image>\nwhat " + "is in the picture " * 400
+    Path(recipe.data).write_text(json.dumps(rows))
+    train(replace(recipe, max_bad=0.2, max_length=300))
+    counted = json.loads((Path(recipe.out) / "ledger.json").read_text())["tokens"]
+    assert counted["left_out"] == {"its first turn is longer than --max-length": 1}
+    assert counted["left_out_names"] == {"its first turn is longer than --max-length": ["3"]}
+    with pytest.raises(ValueError, match=r"1 of 8 conversations cannot be learned from .*'3'.*--max-length"):
+        train(replace(recipe, max_length=300, out=recipe.out + "-strict"))
 
 
 @pytest.mark.parametrize("what", ["words", "picture", "prepared"])
@@ -457,7 +520,7 @@ def test_conversations_that_do_not_fit_are_counted(recipe):
         train(replace(recipe, max_length=20))
     train(replace(recipe, out=recipe.out + "-b", max_length=27, max_steps=1))
     counted = json.loads((Path(recipe.out + "-b") / "ledger.json").read_text())["tokens"]
-    assert counted["cut"] == 8 and counted["left_out"] == 0 and 0 < counted["supervised"] < counted["tokens"]
+    assert counted["cut"] == 8 and counted["left_out"] == {} and 0 < counted["supervised"] < counted["tokens"]
 
 
 # --- the five scripts -------------------------------------------------------------------------------------------------------
