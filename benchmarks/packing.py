@@ -83,7 +83,7 @@ def time_ways(n: int, scale: float, batch: int, hidden: int, layers: int, rounds
         torch.manual_seed(seed)
         model = LlamaForCausalLM(copy.deepcopy(config))  # which would take the packed model's attention along
         if way == "packed":
-            use_packed_attention(model, part="")
+            use_packed_attention(model)
         chosen = [[drawn[i] for i in some] for some in batches(way, lengths, batch, seed)]
         made = [packed(some) if way == "packed" else padded(some, 0) for some in chosen]
         rows[way], learners[way] = made, (model, torch.optim.AdamW(model.parameters()))

@@ -113,7 +113,7 @@ def webdataset_rows(recipe, tokenizer, files: list[str]) -> Iterator:
     size, patch, rows = size_rule(recipe), recipe.model.get("patch_size", 16), PackedRows(recipe, tokenizer, [], [])
 
     def sample(record) -> Sample:
-        pixels = pixels_of(next(record[suffix] for suffix in IMAGE_SUFFIXES if suffix in record), size)
+        pixels, _ = pixels_of(next(record[suffix] for suffix in IMAGE_SUFFIXES if suffix in record), size)
         text = json.loads(record["json"])[recipe.text_key] if "json" in record else record["txt"].decode()
         question = tokenizer(recipe.prompt, add_special_tokens=False).input_ids
         answer = tokenizer(text.strip() + END_OF_CAPTION, add_special_tokens=False).input_ids

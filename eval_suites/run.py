@@ -142,6 +142,7 @@ def execute(args: argparse.Namespace, plan: EvalPlan, todo: list[TaskJob], devic
     suite, export = plan.suite, plan.export
     if export.provenance.stage != "sft":
         print(f"note: {export.folder} is of the {export.provenance.stage} stage, not fine-tuned", file=sys.stderr)
+    print(f"pictures: {preflight.size_in_words(export)}", file=sys.stderr)
     if len(todo) < len(plan.jobs):
         print(f"{len(plan.jobs) - len(todo)} of {len(plan.jobs)} tasks are done for this MLLM", file=sys.stderr)
     failed = worker.run_jobs(todo, suite, export, args.batch_size, devices) if todo else []
@@ -203,6 +204,7 @@ def _print_plan(args: argparse.Namespace, suite: Suite, export: Export | None, j
     print(f"suite {suite.name}: {suite.note}")
     if export:
         print(f"MLLM {export.folder}: encoder {export.encoder}, {export.llm}, {export.provenance.stage} stage, {export.digest[:8]}")
+        print(f"pictures: {preflight.size_in_words(export)}")
     print(f"results into {folder}")
     for job in jobs:
         samples = args.limit if job.key["limit"] else job.data.rows

@@ -3,7 +3,7 @@
     python -m genlip.convert weights/genlip-so16 runs/so16-ours --size native
     python -m genlip.convert runs/so16-s1/export released/ --layout official --check
 
-Both layouts have the same weights under the same keys; they differ in config.json. `--code` puts the three files of Python beside
+Both layouts have the same weights under the same keys; they differ in config.json. `--code` puts the files of Python beside
 them, so that `AutoModel.from_pretrained(folder, trust_remote_code=True)` works where this package is not installed. Takes about as
 long as reading the weights twice and writing them once.
 """
@@ -75,7 +75,7 @@ def carry_code(folder: Path) -> None:
         if not file.is_file():
             raise ValueError(f"--code needs a {name}: say --size 224 or --size native, as the model was trained")
         file.write_text(json.dumps(read_json(file, MEND, {}) | {"auto_map": classes}, indent=1) + "\n")
-    for module in ("configuration_genlip", "packed_row", "modeling_genlip", "image_processing_genlip"):
+    for module in ("configuration_genlip", "packed_row", "modeling_genlip", "image_decoding", "image_processing_genlip"):
         shutil.copyfile(Path(__file__).with_name(f"{module}.py"), folder / f"{module}.py")
 
 

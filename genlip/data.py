@@ -15,26 +15,23 @@ Shapes: B samples, N patches, T text tokens of a packed row.
 """
 
 import functools
-import io
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .common import model_folder
 from .common.conversations import IMAGE, read_turns
 from .common.ledger import Ledger
 from .common.tokens import text_ids
-from .image_processing_genlip import native_size, resized, rgb
+from .image_decoding import read_picture, unusual
+from .image_processing_genlip import native_size, resized
 from .shards import Source, open_shard
 
 END_OF_CAPTION = "<|im_end|>\n"  # the two end tokens of the paper's sequence
-MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded
 MAX_CONSECUTIVE_BAD = 1000  # stop after this many unusable samples in a row
 IGNORED = -100
 SAMPLE_OVERHEAD_BYTES = 4096  # cached bytes per sample besides the pixels: ids, name
@@ -101,25 +98,15 @@ def questions_and_answers(text, prompt: str) -> tuple[list[tuple[str, str]], lis
     return list(zip(questions, spoken[1::2])), ["system turn left out"] * (2 * len(questions) != len(turns.messages))
 
 
-def pixels_of(image: bytes, size: Callable[[int, int], tuple[int, int]]) -> np.ndarray:
-    """A picture's bytes -> (H, W, 3) uint8, with (H, W) = size(height, width). Raises ValueError with the reason."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is below
-            picture = Image.open(io.BytesIO(image))
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError("too many pixels")
-            picture = rgb(picture)
-            picture.load()
-    except Image.DecompressionBombError as e:  # Pillow's own bound, where it is the smaller
-        raise ValueError("too many pixels") from e
-    except (OSError, SyntaxError) as e:
-        raise ValueError("undecodable picture") from e
+def pixels_of(image: bytes, size: Callable[[int, int], tuple[int, int]]) -> tuple[np.ndarray, str | None]:
+    """A picture's bytes -> (H, W, 3) uint8, with (H, W) = size(height, width), and a note for the ledger where it is of an unusual mode.
+    Raises ValueError with the reason."""
+    picture, mode = read_picture(image)
     try:
         sides = size(picture.height, picture.width)
     except ValueError as e:
         raise ValueError("extreme aspect ratio") from e
-    return resized(picture, *sides)
+    return resized(picture, *sides), unusual(mode)
 
 
 def size_rule(recipe) -> Callable[[int, int], tuple[int, int]]:
@@ -275,7 +262,8 @@ class PackedRows(IterableDataset):
         try:
             image, text = reader.read(number)
             turns, notes = questions_and_answers(text, self.recipe.prompt)
-            pixels = pixels_of(image, self.size)
+            pixels, note = pixels_of(image, self.size)
+            notes = [*notes, note] if note else notes
             ids: list[int] = []
             labels: list[int] = []
             for question, answer in turns:  # one behind another, as the released code has them; the end tokens stand at the very end

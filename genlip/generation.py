@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .common.files import read_json
 from .common.model_folder import MEND
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> 
                     try:
                         image, text = samples.read(i)
                         ((question, truth), *_), _ = questions_and_answers(text, prompt)
-                        picture = PromptedImage(samples.name(i), pixels_of(image, size), question, truth)
+                        picture = PromptedImage(samples.name(i), pixels_of(image, size)[0], question, truth)
                     except ValueError as e:
                         print(f"left out: {samples.name(i)}: {e}", file=sys.stderr)
                         continue
@@ -81,7 +80,7 @@ def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> 
         files = sorted(f for f in path.iterdir() if f.suffix[1:].lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
         for file in files:
             try:
-                picture = PromptedImage(str(file), pixels_of(file.read_bytes(), size), prompt)
+                picture = PromptedImage(str(file), pixels_of(file.read_bytes(), size)[0], prompt)
             except (OSError, ValueError) as e:
                 raise ValueError(f"{file} is not a picture that can be read ({e})") from e
             used += 1
@@ -98,10 +97,15 @@ class LoadedExport(NamedTuple):
 
 
 def load(export: str, attention: str = "sdpa") -> LoadedExport:
-    """What an export folder of genlip.train holds. ValueError where it is none, and where its weights are not finite: they say nothing."""
+    """What an export folder of genlip.train holds, or any other GenLIP with a tokenizer. ValueError where it is none, and where its
+    weights are not finite: they say nothing.
+
+    Pictures are sized as its processor file says, in whatever form; without one, each at its own shape, which rotary positions take.
+    """
     from transformers.utils import logging
 
     from . import register
+    from .common.preprocessing import NATIVE, Preprocessing, read_preprocessing
     from .data import load_tokenizer
     from .image_processing_genlip import GenLIPImageProcessor, native_size
     from .pretrained import check_finite, load_model
@@ -110,19 +114,18 @@ def load(export: str, attention: str = "sdpa") -> LoadedExport:
     register()
     model = load_model(Path(export), attn_implementation=attention).eval()
     check_finite(model)
-    file = Path(export) / "preprocessor_config.json"
-    fields = {"size": int | str, "patch_size": int, "min_pixels": int, "max_pixels": int}
-    said = read_json(file, MEND, {name: kind for name, kind in fields.items() if name == "size" or name in read_json(file, MEND, {})})
-    usable = said["size"] == "native" or (isinstance(said["size"], int) and 0 < said["size"] <= MAX_SIDE)
-    if said.get("patch_size", 16) != model.config.patch_size or not usable:
-        raise ValueError(f"{file}: size {said['size']!r} in patches of {said.get('patch_size', 16)} does not fit the model: {MEND}")
-    try:
-        processor = GenLIPImageProcessor.from_pretrained(export)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: {error}: {MEND}") from error
+    said = read_preprocessing(Path(export)) or Preprocessing(Path(export))
+    if said.resample not in (None, "bilinear"):
+        raise ValueError(f"{said.file}: resample is {said.resample}, and GenLIP's pictures are resized bilinearly: name another folder")
+    if isinstance(said.size, int) and said.size > MAX_SIDE:
+        raise ValueError(f"{said.file}: size is {said.size}, and takes {MAX_SIDE} pixels at most: {MEND}")
+    values = {"image_mean": said.mean or 0.5, "image_std": said.std or 0.5, "patch_size": model.config.patch_size}
+    processor = GenLIPImageProcessor(said.size or NATIVE, said.min_pixels, said.max_pixels, **values)
+    shape = "each picture at its own shape" if processor.size == NATIVE else f"{processor.size} x {processor.size} pixels"
+    print(f"pictures: {shape}: {'as it was trained' if said.size else 'no processor file says how it was trained'}", file=sys.stderr)
 
     def size(height, width):
-        if processor.size != "native":
+        if processor.size != NATIVE:
             return processor.size, processor.size
         return native_size(height, width, processor.min_pixels, processor.max_pixels, processor.patch_size)
 

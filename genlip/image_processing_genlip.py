@@ -3,9 +3,8 @@
     GenLIPImageProcessor(size=224)(pictures)        # pixel_values (B, 3, 224, 224): stage 1
     GenLIPImageProcessor(size="native")(pictures)   # pixel_values (N, 3, 16, 16), grid_hw (B, 2): stage 2, 16 to 1,024 patches each
 
-RGB, turned as EXIF says, plain bilinear resize, mean = std = 0.5. An alpha channel is dropped, as in training; 16-bit grey becomes
-8-bit; an animation counts as the frame it stands on (the first, of a file). Mean, std, filter and bounds are those of the released
-training configuration, not the (different) defaults of the released processor class.
+RGB by image_decoding.py, plain bilinear resize, mean = std = 0.5; an animation that is open counts as the frame it stands on. Mean, std,
+filter and bounds are those of the released training configuration, not the (different) defaults of the released processor class.
 """
 
 import math
@@ -14,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
+from .image_decoding import BROKEN, read_picture, rgb
+
 MAX_ASPECT = 200
-ORIENTATION = ExifTags.Base.Orientation
 
 
 def native_size(height: int, width: int, min_pixels: int = 4096, max_pixels: int = 262_144, factor: int = 16) -> tuple[int, int]:
@@ -51,18 +51,6 @@ def resized(image: Image.Image, height: int, width: int) -> np.ndarray:
 def square(image: Image.Image, size: int) -> np.ndarray:
     """A picture as (size, size, 3) uint8 RGB, turned as its EXIF tag says, resized as a whole."""
     return resized(image, size, size)
-
-
-def rgb(image: Image.Image) -> Image.Image:
-    """Any picture as RGB, turned as its EXIF tag says. Raises ValueError for float pixels, whose range nobody knows."""
-    if image.getexif().get(ORIENTATION, 1) != 1:  # Pillow's own function copies every other picture too
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("its pixels are floats of unknown range: save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # Pillow's own conversion would clip every value above 255 to white
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65_535) >> 8
-        image = Image.fromarray(grey.astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 class GenLIPImageProcessor(BaseImageProcessor):
@@ -118,8 +106,7 @@ class GenLIPImageProcessor(BaseImageProcessor):
         name = image if isinstance(image, (str, Path)) else getattr(image, "filename", "") or f"picture {number}"
         try:
             if isinstance(image, (str, Path)):
-                with Image.open(image) as opened:
-                    return self._array_of(opened, size)
+                return self._array_of(read_picture(image).image, size)
             if isinstance(image, np.ndarray):
                 if image.dtype != np.uint8:
                     raise ValueError(f"an array of {image.dtype}: give uint8, 0 to 255")
@@ -127,7 +114,7 @@ class GenLIPImageProcessor(BaseImageProcessor):
             if not isinstance(image, Image.Image):
                 raise ValueError(f"a {type(image).__name__}: give a PIL picture, a file path or a uint8 array")
             return self._array_of(image, size)
-        except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as e:
+        except (*BROKEN, Image.DecompressionBombError) as e:
             raise ValueError(f"{name} is not a picture that can be used: {e}") from e
 
     def _array_of(self, image: Image.Image, size: int | str) -> np.ndarray:

@@ -556,9 +556,11 @@ def to_llava_next(export: Path, checkpoint: Path) -> None:
     model, text = native.model, native.model.config.text_config
     if text.model_type != "qwen2" or native.provenance.projector != "mlp2x_gelu":
         raise ValueError(f"{export} is a {text.model_type} with {native.provenance.projector}; LLaVA-NeXT reads Qwen2 with mlp2x_gelu here")
+    spec = native.tower.spec
+    if spec.view != "square":
+        raise ValueError(f"{export} was trained with --view {spec.view}; LLaVA-NeXT would show its tower whole pictures: use --view square")
     encoder = checkpoint / "encoder"
     native.tower.encoder.save_pretrained(encoder)
-    spec = native.tower.spec
     key = spec.key if not spec.path and native.tower.config.untrained else f"{spec.key}={encoder.resolve()}"
     state = {f"model.{key}": value for key, value in model.model.language_model.state_dict().items()}
     state["lm_head.weight"] = model.lm_head.weight.detach().clone()

@@ -177,6 +177,7 @@ def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBas
         "arch": spec.family,
         "resolution": spec.resolution,
         "tokens": spec.tokens,
+        "view": spec.view,
         "untrained": tower.config.untrained,
     }
     told = {"projector": model.config.projector, "native_tokens": model.config.native_tokens, "interpolation": tower.interpolation}

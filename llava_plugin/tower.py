@@ -9,31 +9,19 @@ Shapes: B pictures, R pixels a side, N = (R / patch)^2 tokens, P patch side, D w
 """
 
 import hashlib
-import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from genlip.image_processing_genlip import native_size
-
-from . import encoders, register
-from .encoders import FAMILIES, EncoderSpec
-
-# A tiny twin is the family's real class at this size (about a million parameters), never trained.
-_TINY = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": 16, "image_size": 64}
-_TINY_OWN = {
-    "siglip2_vision_model": {"num_patches": 16},
-    "dinov2": {"mlp_ratio": 4},
-    "dinov3_vit": {"num_register_tokens": 4},
-}
-RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+from . import encoders, pictures, register
+from .encoders import EncoderSpec
+from .encoders.families import FAMILIES, family_of, patches_of
 
 
 def tensor_digests(module: torch.nn.Module | dict[str, torch.Tensor]) -> dict[str, str]:
@@ -100,18 +88,20 @@ class VisionTower(PreTrainedModel):
         """The family's own class has initialised its weights already."""
 
     @classmethod
-    def from_encoder(cls, name: str, resolution: int | None = None, dtype: torch.dtype = torch.float32) -> "VisionTower":
-        """Build the tower of an encoder (key, folder, NAME=PATH, hub id) with its weights.
+    def from_encoder(
+        cls, name: str, resolution: int | None = None, dtype: torch.dtype = torch.float32, view: str = "square"
+    ) -> "VisionTower":
+        """Build the tower of an encoder (key, folder, NAME=PATH, hub id) with its weights, for pictures of a view (pictures.py).
 
         Raises ValueError for an unknown name, absent weights (with the command that brings them), or weights that do not fill
         the model.
         """
         register()
-        spec = encoders.resolve(name, resolution)
+        spec = encoders.resolve(name, resolution, view)
         source = encoders.find_weights(spec)
         tower = cls._around(spec, _tiny_twin(spec).to(dtype) if source is None else _load(spec, source, dtype), source is None)
         spec = tower.spec
-        if spec.family in FAMILIES and FAMILIES[spec.family].positions == "fixed" and tower.position_grid not in (None, spec.grid):
+        if family_of(spec.family).positions == "fixed" and tower.position_grid not in (None, spec.grid):
             own = tower.position_grid * spec.patch_size
             raise ValueError(f"{spec.key} has positions for {own} pixels a side only and is not interpolated: use --resolution {own}")
         return tower
@@ -149,10 +139,8 @@ class VisionTower(PreTrainedModel):
     @property
     def position_grid(self) -> int | None:
         """Side of the trained position table; None where positions are computed for any grid or nobody can say."""
-        family, config = self.spec.family, self.config.encoder
-        if family not in FAMILIES or FAMILIES[family].positions == "computed" or config.get("is_native"):
-            return None
-        return round(config["num_patches"] ** 0.5) if family == "siglip2_vision_model" else config["image_size"] // config["patch_size"]
+        family = family_of(self.spec.family)
+        return None if family.positions == "computed" else family.position_side(self.config.encoder)
 
     @property
     def interpolation(self) -> str | None:
@@ -187,24 +175,21 @@ class VisionTower(PreTrainedModel):
         return self
 
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
-        """PIL pictures -> (B, 3, R, R) fp32: turned as EXIF says, RGB, resized to the square, normalised by the spec."""
-        side = self.spec.resolution
-        return torch.stack([self._pixels(image, side, side) for image in images])
+        """PIL pictures -> (B, 3, R, R) fp32: turned as EXIF says, RGB, by the spec's view, normalised by the spec."""
+        return torch.stack([torch.from_numpy(pictures.square(image, self.spec)) for image in images])
 
     def _pixels(self, image: Image.Image, height: int, width: int) -> torch.Tensor:
-        resized = ImageOps.exif_transpose(image).convert("RGB").resize((width, height), RESAMPLE[self.spec.resample])
-        mean, std = (np.array(v, dtype=np.float32) for v in (self.spec.mean, self.spec.std))
-        return torch.from_numpy((np.asarray(resized) / np.float32(255) - mean) / std).permute(2, 0, 1)
+        return torch.from_numpy(pictures.pixels(image, self.spec, height, width))
 
     def preprocess_native(self, images: list[Image.Image], max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """PIL pictures at their own aspect ratio -> packed patches (N, 3, P, P) fp32 and image_sizes (B, 2), height and width in
         pixels: what `forward` takes. ValueError for a family that reads squares only."""
         spec = self.spec
         encoders.require_native(spec)
-        grids = [native_grid(spec.family, *_upright_size(image), spec.patch_size, max_tokens) for image in images]
+        grids = [native_grid(spec.family, *pictures.upright_size(image), spec.patch_size, max_tokens) for image in images]
         sizes = torch.tensor(grids) * spec.patch_size
         pixels = [self._pixels(image, height, width) for image, (height, width) in zip(images, sizes.tolist())]
-        return torch.cat([_patches(p[None], spec.patch_size)[0] for p in pixels]), sizes
+        return torch.cat([patches_of(p[None], spec.patch_size)[0] for p in pixels]), sizes
 
     def forward(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None, **kwargs) -> BaseModelOutput:
         """(B, 3, R, R) -> features (B, N, D). With image_sizes (B, 2), packed patches (N, 3, P, P) of pictures at their own aspect
@@ -230,11 +215,8 @@ class VisionTower(PreTrainedModel):
 
     def _packed(self, patches: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
         """Packed patches (N, 3, P, P) -> (N, D), no picture seeing another."""
-        grids = image_sizes // self.spec.patch_size
-        if self.spec.family == "genlip":  # all pictures in one packed row
-            return self.encoder(patches, grid_hw=grids).last_hidden_state
-        parts = zip(patches.split(grids.prod(dim=1).tolist()), grids)
-        return torch.cat([_siglip2(self.encoder, part[None], grid[None])[0] for part, grid in parts])
+        encoders.require_native(self.spec)
+        return family_of(self.spec.family).native.packed(self.encoder, patches, image_sizes // self.spec.patch_size)
 
     def native(self, images: list[Image.Image], max_tokens: int | None = None) -> list[torch.Tensor]:
         """Features at each picture's own aspect ratio: a list of (N_i, D), N_i at most `max_tokens` (default: the square's number).
@@ -259,61 +241,25 @@ def digests_as_trained(name: str, resolution: int | None = None) -> Iterator[str
             yield digest(tensor_digests({key: tensor.to(state[key].dtype) for key, tensor in cast.items()}))
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) as seen, after the turn that EXIF asks for."""
-    width, height = image.size
-    return (width, height) if image.getexif().get(274, 1) >= 5 else (height, width)
-
-
 def native_grid(family: str, height: int, width: int, patch: int, max_tokens: int) -> tuple[int, int]:
-    """Rows and columns of patches for a picture of `height` x `width` pixels, at most `max_tokens` in all, by the family's own rule.
-
-    GenLIP (stage 2 of its training): sides to the nearest multiple of the patch, scaled down only above the maximum, up only
-    below 16 patches; an aspect ratio above 200 is refused. SigLIP 2 NaFlex: the largest scale, up or down, whose rounded-up grid
-    keeps within the maximum, searched to 1e-5 as its processor does.
-    """
+    """Rows and columns of patches for a picture of `height` x `width` pixels, at most `max_tokens` in all, by the family's own rule; an
+    aspect ratio above 200 is refused."""
     if max(height, width) > 200 * min(height, width):
         raise ValueError(f"a picture of {width} x {height} pixels is more than 200 times longer than wide: crop it")
-    if family == "genlip":
-        height, width = native_size(height, width, 16 * patch**2, max_tokens * patch**2, patch)
-        return height // patch, width // patch
-
-    def grid(scale: float) -> tuple[int, int]:
-        return tuple(max(1, math.ceil(side * scale / patch)) for side in (height, width))
-
-    low, high = 1e-6, 100.0
-    while high - low >= 1e-5:
-        middle = (low + high) / 2
-        low, high = (middle, high) if math.prod(grid(middle)) <= max_tokens else (low, middle)
-    return grid(low)
-
-
-def _patches(pixels: torch.Tensor, patch: int) -> torch.Tensor:
-    """(B, 3, H, W) -> (B, N, 3, P, P), row by row."""
-    b, c, h, w = pixels.shape
-    return pixels.view(b, c, h // patch, patch, w // patch, patch).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c, patch, patch)
-
-
-def _siglip2(encoder: PreTrainedModel, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
-    """Patches (B, N, 3, P, P) of grids (B, 2) -> (B, N, D) of SigLIP 2 NaFlex, whose patch rows have channels last."""
-    rows = patches.permute(0, 1, 3, 4, 2).flatten(2)
-    return encoder.encoder(inputs_embeds=encoder.embeddings(rows, grids)).last_hidden_state
+    return family_of(family).native.grid(height, width, patch, max_tokens)
 
 
 def _encode(encoder: PreTrainedModel, spec: EncoderSpec, pixels: torch.Tensor, interpolate: bool) -> torch.Tensor:
-    """(B, 3, H, W) -> (B, prefix + N, D) where the spec says: the one place that knows the families' ways of being called."""
-    if spec.family == "siglip2_vision_model":
-        grid = torch.tensor(pixels.shape[2:], device=pixels.device) // spec.patch_size
-        return _siglip2(encoder, _patches(pixels, spec.patch_size), grid.expand(len(pixels), 2))
-    if spec.family in ("siglip_vision_model", "aimv2_vision_model"):  # their last_hidden_state lies behind one more norm
-        options = {"interpolate_pos_encoding": True} if interpolate else {}
-        return encoder.encoder(inputs_embeds=encoder.embeddings(pixels, **options)).last_hidden_state
-    # CLIP's last_hidden_state is its final block's output: its last norm is applied to the class token alone.
-    options = {"interpolate_pos_encoding": True} if interpolate and spec.family in ("clip_vision_model", "openvision2") else {}
-    if spec.family == "timm_wrapper":
-        options = {"do_pooling": False}
-    features = encoder(pixels, **options).last_hidden_state
+    """(B, 3, H, W) -> (B, prefix + N, D) where the spec says."""
+    family = family_of(spec.family)
+    features = family.features[spec.feature](encoder, pixels, **(family.interpolate if interpolate else {}))
     return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
+
+
+def never_trained(encoder: torch.nn.Module) -> bool:
+    """Whether its weights are as its class makes them: every norm still has one value in all channels, as no training leaves it."""
+    norms = [m for m in encoder.modules() if "norm" in type(m).__name__.lower() and isinstance(getattr(m, "weight", None), torch.Tensor)]
+    return bool(norms) and all(bool((m.weight == m.weight.flatten()[0]).all()) for m in norms)
 
 
 def _load(spec: EncoderSpec, source: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -340,12 +286,7 @@ def _load(spec: EncoderSpec, source: str, dtype: torch.dtype) -> PreTrainedModel
 
 def _tiny_twin(spec: EncoderSpec) -> PreTrainedModel:
     """A randomly initialised model of the family's real class, the same for the same seed, without touching the global RNG."""
-    if spec.family == "genlip":
-        from genlip.recipes import TINY
-
-        config = AutoConfig.for_model("genlip", **TINY)
-    else:
-        config = AutoConfig.for_model(spec.family, **(_TINY | _TINY_OWN.get(spec.family, {})))
+    config = AutoConfig.for_model(spec.family, **FAMILIES[spec.family].twin)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         return AutoModel.from_config(config)

@@ -125,7 +125,7 @@ CELLS = [
     Cell("genlip.speak", "run/export shards/train-0.tar", "run/export/model.safetensors", binary_spoilt),
     Cell("genlip.speak", "run/export shards/train-0.tar", "run/export/preprocessor_config.json", json_spoilt),
     Cell("genlip.speak", "run/export shards/train-0.tar", "run/export/preprocessor_config.json", fields_spoilt(("size", "patch_size")),
-         ("no patch_size",)),
+         ("size None", "no size", *(f"patch_size {value}" for value in (None, 10**9, 0, "x")), "no patch_size")),  # the model has its own
     Cell("genlip.speak", "run/export shards/train-0.tar", "run/export/tokenizer.json", json_spoilt),
     Cell("genlip.speak", "run/export shards/train-0.tar", "shards/train-0.tar", binary_spoilt, ("cut",)),  # the samples before the cut
     Cell("genlip.speak", "run/export rows.parquet", "rows.parquet", binary_spoilt),

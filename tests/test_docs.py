@@ -336,7 +336,7 @@ def test_every_field_of_a_noise_file_is_described(tmp_path):
 
 def test_every_suite_and_every_family_is_on_its_page():
     from eval_suites import suites
-    from llava_plugin.encoders import FAMILIES
+    from llava_plugin.encoders.families import FAMILIES
 
     suite_table = pages.tables(pages.section(pages.text_of("docs/own-benchmark.md"), "A selection of columns"))[0]
     assert {name for row in suite_table[1:] for name in re.findall(r"`(\w+)`", row[0])} == set(suites.SUITES)
@@ -353,17 +353,14 @@ def test_every_shim_is_on_its_page():
 
 
 READER = "genlip/common/conversations.py"
-PREPARED = (READER, "genlip/common/picture_files.py", "train_mllm/image_check.py", "train_mllm/prepare_data.py")
+PREPARED = (READER, "genlip/common/picture_files.py", "genlip/image_decoding.py", "train_mllm/image_check.py", "train_mllm/prepare_data.py")
 
 
 @pytest.mark.parametrize(
     ("title", "files"),
     [
-        ("What is counted", ("genlip/shards.py", "genlip/data.py", READER)),
-        (
-            "What is counted for conversations",
-            PREPARED,
-        ),
+        ("What is counted", ("genlip/shards.py", "genlip/data.py", "genlip/image_decoding.py", READER)),
+        ("What is counted for conversations", PREPARED),
     ],
 )
 def test_every_reason_for_leaving_a_sample_out_is_described(title, files):

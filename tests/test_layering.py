@@ -26,10 +26,12 @@ TORCH_FREE = (
     "genlip",
     "genlip.recipes",
     "genlip.estimate",
+    "genlip.image_decoding",
     "llava_plugin",
     "llava_plugin.encoders",
     "llava_plugin.fetch",
     "llava_plugin.llava_next",
+    "llava_plugin.pictures",
     "train_mllm.recipes",
     "train_mllm.setup",
     "train_mllm.estimate",
@@ -79,7 +81,13 @@ COMMANDS = (
     "small_data.mini",
     "small_data.mini.sheet",
 )
-UPLOADABLE = {"configuration_genlip", "packed_row", "modeling_genlip", "image_processing_genlip"}  # what `convert --code` carries
+UPLOADABLE = {
+    "configuration_genlip",
+    "packed_row",
+    "modeling_genlip",
+    "image_decoding",
+    "image_processing_genlip",
+}  # what `convert --code` carries
 
 
 def imports(file: Path) -> set[str]:

@@ -20,21 +20,22 @@ from . import image_check
 
 
 def normalise(row: dict, images: Path, decode: bool = False) -> dict:
-    """One row in the one form: {"id", "images": [ImageRef], "messages": as Turns has them, "digest"}, pictures scanned.
+    """One row in the one form: {"id", "images": [ImageRef], "messages": as Turns has them, "digest", "notes"}, pictures scanned.
 
     The digest is of what training sees: the turns and each picture's bytes. Raises ValueError with the reason under which the row is
     counted.
     """
     turns, shown = read_row(row)
     sha = hashlib.sha256(turns.said)
-    kept = []
+    kept, notes = [], []
     for some in shown:
         picture, data = read_picture(some, images)
-        image_check.check_image(data, decode)
+        notes.append(image_check.check_image(data, decode).note)
         _add_picture(sha, data)
         kept.append(picture)
     name = str(row.get("id", "")).encode(errors="replace").decode()  # half a surrogate pair is no text
-    return {"id": name, "images": kept, "messages": turns.messages, "digest": sha.digest()}
+    seen = sorted({note for note in notes if note})
+    return {"id": name, "images": kept, "messages": turns.messages, "digest": sha.digest(), "notes": seen}
 
 
 def _add_picture(sha, data: bytes | memoryview) -> None:

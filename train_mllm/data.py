@@ -19,7 +19,6 @@ Shapes: S tokens of a conversation, N visual tokens per picture, D tower width.
 
 import functools
 import hashlib
-import io
 import json
 import os
 import sys
@@ -36,9 +35,10 @@ from genlip.common.ledger import Ledger
 from genlip.common.progress import tracked
 from genlip.common.tokens import text_ids
 from llava_plugin.mllm import IMAGE, end_of_turn, prompt_ids
+from llava_plugin.pictures import read_picture
 
 from .conversations import open_conversations
-from .skipped import Skipped, decoded
+from .skipped import Skipped
 
 IGNORED = -100
 ROWS_A_MEASURE = 256
@@ -147,10 +147,10 @@ def _split(ids: list[int], mark: int) -> list[list[int]]:
 
 
 def open_picture(picture: dict) -> Image.Image:
-    """A prepared picture, decoded. ValueError with the reason, under which its conversation is counted."""
+    """A prepared picture as RGB. ValueError with the reason, under which its conversation is counted."""
     try:
-        return decoded(Image.open(io.BytesIO(picture["bytes"]) if picture["bytes"] is not None else picture["path"]))
-    except (OSError, Image.DecompressionBombError) as e:
+        return read_picture(picture["bytes"] if picture["bytes"] is not None else picture["path"]).image
+    except OSError as e:
         raise ValueError("missing picture" if isinstance(e, FileNotFoundError) else "undecodable picture") from e
 
 

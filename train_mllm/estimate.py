@@ -18,7 +18,7 @@ from genlip.common import sources
 from genlip.common.files import read_json
 from genlip.common.hardware import PEAK_BF16
 from genlip.common.schema import Provenance, RunRecord, read
-from llava_plugin import llava_next
+from llava_plugin import encoders, llava_next
 
 from .recipes import Recipe
 from .setup import LlmShape, Setup
@@ -198,9 +198,23 @@ def missing(setup: Setup) -> list[str]:
         lacks.append(f"no folder of pictures at {recipe.images!r}: give --images the folder that the conversations' paths start from")
     if recipe.init and not (Path(recipe.init) / "provenance.json").is_file():
         lacks.append(f"no projector export in {recipe.init}. Make it: python -m train_mllm.train projector --encoder {recipe.encoder} ...")
+    elif recipe.init and (view := read(Provenance, Path(recipe.init) / "provenance.json", "export that stage again").view) != recipe.view:
+        lacks.append(f"{recipe.init} was trained on pictures of view {view}: give --view {view}, or train the stage before anew")
     if recipe.out and (short := lacks_disk(setup)):
         lacks.append(short)
     return lacks
+
+
+def another_size(setup: Setup) -> str | None:
+    """What a user should hear where the stage before saw pictures of another size: its projector works token by token, so it goes on."""
+    init, spec = setup.recipe.init, setup.spec
+    if not init or spec is None or not (Path(init) / "provenance.json").is_file():
+        return None
+    before = read(Provenance, Path(init) / "provenance.json", "export that stage again")
+    if not (before.resolution and before.tokens) or (before.resolution, before.tokens) == (spec.resolution, spec.tokens):
+        return None
+    then, now = encoders.in_words(before.resolution, before.tokens), encoders.in_words(spec.resolution, spec.tokens)
+    return f"{init} was trained at {then}, this stage is at {now}"
 
 
 def dry_run(setup: Setup, on_gpu: bool, gpu_memory: float, mfu: float = 0.4) -> None:
@@ -217,7 +231,10 @@ def dry_run(setup: Setup, on_gpu: bool, gpu_memory: float, mfu: float = 0.4) -> 
     how = "trained" if recipe.train_encoder else "frozen"
     if spec is not None:
         say("encoder from", setup.encoder or ("its seed" if spec.seed is not None else "nowhere yet: see below"))
-        say("pictures", f"{spec.resolution} x {spec.resolution}, {spec.tokens} tokens of width {spec.width}, {how}")
+        say("pictures", spec.size_in_words)
+        say("features", f"of width {spec.width}, {how}")
+    if size := another_size(setup):
+        say("note", size)
     if recipe.train_encoder:
         say("note", NO_ANYRES)
     if setup.llm is not None:

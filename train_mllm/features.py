@@ -4,6 +4,7 @@ Used by `python -m train_mllm.train ... --cache-features`; size: pictures x toke
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from genlip.common import digests
 from genlip.common.files import file_aside
+from genlip.common.fingerprint import CODE
 from genlip.common.progress import tracked
 
 from .conversations import open_conversations, picture_paths
@@ -27,7 +29,8 @@ def cached_features(data: Path, tower, encoder_digest: str, data_digest: str, ea
     `earlier` is the data folder of the stage before: where it talks about the same pictures, one after another, its file serves this one.
     """
     table = open_conversations(data)
-    key = hashlib.sha256(f"{encoder_digest} {tower.spec} {_pictures(table, data_digest)}".encode()).hexdigest()[:16]
+    key = f"{encoder_digest} {replace(tower.spec, why='')} {CODE['pixels']} {_pictures(table, data_digest)}"
+    key = hashlib.sha256(key.encode()).hexdigest()[:16]
     file = data / f"features-{key}.npy"
     if not file.is_file() and earlier and (earlier / file.name).is_file():
         file = earlier / file.name

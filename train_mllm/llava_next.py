@@ -42,6 +42,7 @@ SAME = {  # fields that LLaVA-NeXT cannot follow elsewhere
     "batching": "batch",
     "lora_rank": 0,
     "resolution": 0,
+    "view": "square",
     "cache_features": False,
     "standardise": False,
     "bf16": True,

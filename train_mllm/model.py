@@ -48,7 +48,9 @@ def check_made_for(start, tower, setup: Setup) -> None:
     """Raises ValueError where the loaded export `start` has another encoder than `tower`, or one that is given other pixels; resolutions
     may differ, since a projector works token by token."""
     own, theirs, before = tower.spec, start.tower.spec, start.provenance
-    labels = {name: getattr(own, name) for name in ("key", "hub_id", "path", "licence", "seed", "parameters", "resolution")}
+    labels = {name: getattr(own, name) for name in ("key", "hub_id", "path", "licence", "seed", "parameters", "resolution", "why")}
+    if own.view == "square":
+        labels["crop"] = own.crop  # which acts in the other view alone
     if replace(theirs, **labels) != own:
         raise ValueError(
             f"{setup.recipe.init} has a projector for {before.encoder} with other preprocessing than {setup.recipe.encoder} has now: bring "
@@ -142,6 +144,10 @@ def prepare_for_training(model, setup: Setup, dtype, zero: bool, on_gpu: bool) -
         use_liger(model.model.language_model)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+        # It lets the input embeddings of every part require gradients, the encoder's patches too: a frozen one would keep all its
+        # activations and be gone through backwards, and some classes' embeddings are no single tensor.
+        model.disable_input_require_grads()
+        model.model.language_model.enable_input_require_grads()
     if recipe.lora_rank:
         model.model.language_model = with_adapters(model.model.language_model, recipe)
         model.lm_head.requires_grad_(False)

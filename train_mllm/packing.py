@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, LlavaForConditionalGeneration
 
 from .data import IGNORED, TokenizedConversation
 from .setup import Setup
@@ -227,9 +227,10 @@ def flash_packed_attention(
     return (out if token_source is None else out[token_source]).unsqueeze(0), None
 
 
-def use_packed_attention(model, flash: bool = False, part: str = "text_config") -> None:
-    """Let the language model of a LlavaForConditionalGeneration train on packed batches, or a bare one (part=""). Only what is in memory
-    changes: an export says nothing of it."""
+def use_packed_attention(model, flash: bool = False) -> None:
+    """Let a language model, bare or of a LlavaForConditionalGeneration, train on packed batches. Only what is in memory changes: an export
+    says nothing of it, and the encoder, which may have no attention at all, is left alone."""
     AttentionInterface.register("packed_sequences", flash_packed_attention if flash else packed_attention)
     AttentionMaskInterface.register("packed_sequences", lambda *args, **kwargs: None)
-    model.set_attn_implementation({part: "packed_sequences"})
+    language = model.model.language_model if isinstance(model, LlavaForConditionalGeneration) else model
+    language.set_attn_implementation("packed_sequences")

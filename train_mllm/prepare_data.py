@@ -118,6 +118,8 @@ def _scanned(chunk: sources.Chunk, job: PieceJob, subsets: dict[str, Tally]) -> 
             tally.count(tally.skipped, str(e), str(named) if named not in (None, "") else f"row {number} of {job.piece.file.name}")
             continue
         tally.used += 1
+        for note in row["notes"]:
+            tally.count(tally.noted, note, row["id"] or f"row {number} of {job.piece.file.name}")
         tally.pictures += len(row["images"])
         kept.append(row)
     return kept
@@ -310,6 +312,7 @@ def _ledger(origin: dict, mix: sources.Mix, plan: list, tallies: dict[int, dict]
         **{key: sum(subset[key] for subset in subsets.values()) for key in ("read", "used", "pictures")},
         "absent": sum(max(0, (t["expected"] or 0) - t["rows"]) for t in told),
         "skipped": dict(whole.skipped),
+        "noted": dict(whole.noted),
         "names": whole.names,
         "sources": told,
         "subsets": subsets,
@@ -355,6 +358,8 @@ def show(folder: Path, samples: int, tokenizer: str) -> None:
     print_sources(ledger)
     for reason, n in ledger["skipped"].items():
         print(f"  left out: {n:,} {reason} ({', '.join(ledger['names'][reason])})")
+    for note, n in ledger.get("noted", {}).items():
+        print(f"  noted: {n:,} {note} ({', '.join(ledger['names'][note])})")
     table = open_conversations(folder)
     if tokenizer:
         from transformers import AutoTokenizer
@@ -365,7 +370,7 @@ def show(folder: Path, samples: int, tokenizer: str) -> None:
     step = max(1, len(table) // max(samples, 1))
     for row in (table.slice(i, 1).to_pylist()[0] for i in range(0, len(table), step)[:samples]):
         seen = [image_check.check_image(p["bytes"] if p["bytes"] is not None else Path(p["path"]).read_bytes()) for p in row["images"]]
-        print(f"\n{row['id'] or '(no id)'}: {', '.join(f'{w} x {h}' for w, h in seen) or 'no picture'}")
+        print(f"\n{row['id'] or '(no id)'}: {', '.join(f'{w} x {h}' for w, h, _ in seen) or 'no picture'}")
         if tokenizer:
             print(as_text(row["messages"], tokenizer))
         else:

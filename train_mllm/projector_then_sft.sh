@@ -1,18 +1,26 @@
 #!/usr/bin/env bash
 # Projector stage, then SFT, by the recipe named first; the four sft_*.sh call this one. Further flags go to the SFT stage, those in
-# PROJECTOR_FLAGS to the projector stage.
+# PROJECTOR_FLAGS to the projector stage, --resolution and --view to both.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-[ -n "${VIRTUAL_ENV:-}" ] || [ ! -x .venv/bin/python ] || PATH="$PWD/.venv/bin:$PATH"
+here=$(cd "$(dirname "$0")/.." && pwd)  # relative paths are the caller's
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+[ -n "${VIRTUAL_ENV:-}" ] || [ ! -x "$here/.venv/bin/python" ] || PATH="$here/.venv/bin:$PATH"
 for word in "$@"; do [ "$word" != --help ] || exec python -m train_mllm.train "$1" --help; done
 case ${1:-} in "" | -*) echo "usage: bash train_mllm/projector_then_sft.sh RECIPE [--any.flag value]" >&2; exit 2 ;; esac
 recipe=$1; shift
 encoder=${ENCODER:-genlip-g16}
 case $recipe in *1.5b*) llm=${LLM:-Qwen/Qwen2.5-1.5B-Instruct} ;; *) llm=${LLM:-Qwen/Qwen2.5-7B-Instruct} ;; esac
 out=${OUT:-runs/$recipe-${encoder//[\/=]/-}}
-dry=(); for flag in "$@"; do [ "$flag" != --dry-run ] || dry=(--dry-run); done
+dry=() both=() before=
+for flag in "$@"; do
+  [ "$flag" != --dry-run ] || dry=(--dry-run)
+  case $flag in --resolution=* | --view=*) both+=("$flag") ;; esac
+  case $before in --resolution | --view) both+=("$before" "$flag") ;; esac
+  before=$flag
+done
 
 # shellcheck disable=SC2086  # PROJECTOR_FLAGS are several words
-[ -n "${PROJECTOR:-}" ] || ENCODER=$encoder LLM=$llm OUT=$out-projector bash train_mllm/pretrain_projector.sh ${PROJECTOR_FLAGS:-} ${dry[@]+"${dry[@]}"}
-exec bash train_mllm/launch.sh "$recipe" --encoder "$encoder" --llm "$llm" --init "${PROJECTOR:-$out-projector/export}" \
+[ -n "${PROJECTOR:-}" ] || ENCODER=$encoder LLM=$llm OUT=$out-projector bash "$here/train_mllm/pretrain_projector.sh" \
+  ${both[@]+"${both[@]}"} ${PROJECTOR_FLAGS:-} ${dry[@]+"${dry[@]}"}
+exec bash "$here/train_mllm/launch.sh" "$recipe" --encoder "$encoder" --llm "$llm" --init "${PROJECTOR:-$out-projector/export}" \
   --data "${SFT_DATA:-data/onevision-single-image.yaml}" --images "${SFT_IMAGES:-}" --out "$out" "$@"

@@ -38,6 +38,13 @@ class Recipe:
     resolution: int = option(
         0, "pixels per side of a picture; 0: the encoder's own (paper: what gives 24 x 24 tokens)", "data", kind="derived", most=2**14
     )
+    view: str = option(
+        "square",
+        "the whole picture as a square, or the crop that the encoder's own processor makes",
+        "data",
+        ("square", "crop"),
+        kind="derived",
+    )
     turns: str = option(
         "dialogue", "independent: a turn sees the picture and itself alone", "data", ("dialogue", "independent"), kind="compared"
     )

@@ -195,7 +195,7 @@ def resolve(recipe: Recipe, processes: int) -> Setup:
     lacks: list[str] = []
     spec = encoder = llm = None
     try:
-        spec = encoders.resolve(recipe.encoder, recipe.resolution or None)
+        spec = encoders.resolve(recipe.encoder, recipe.resolution or None, recipe.view)
         encoder = encoders.find_weights(spec)
     except ValueError as e:
         lacks.append(str(e))

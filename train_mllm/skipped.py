@@ -6,11 +6,9 @@ run. That process writes one line to RUN/skipped.jsonl and its batch does withou
 
 import json
 import os
-import struct
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from transformers import TrainerCallback
 
 from genlip.common.files import write_json
@@ -66,12 +64,3 @@ class SkippedCheck(TrainerCallback):
                 f"{n} conversations broke in training ({dict(ledger.skipped)}; first: {ledger.names}). "
                 "Mend them, or allow more with --max-bad; both need another --out"
             )
-
-
-def decoded(picture: Image.Image) -> Image.Image:
-    """The picture with its pixels. ValueError with the reason where they cannot be had."""
-    try:
-        picture.load()
-    except (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as e:
-        raise ValueError("undecodable picture") from e
-    return picture

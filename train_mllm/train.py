@@ -92,6 +92,9 @@ def train(recipe: Recipe) -> Path:
         how = "trained" if recipe.train_encoder else "frozen"
         print(laid.record.kernels)
         tokens = laid.ledger["tokens"]["sentence"]
+        print(f"pictures: {built.tower.spec.size_in_words}")
+        if size := estimate.another_size(setup):
+            print(f"note: {size}")
         print(f"encoder {built.tower.spec.key}: {how}; {learns:,} of {total:,} parameters learn; {tokens}", flush=True)
     run_trainer(trainer, built.model, run, first, zero)
     if first:
@@ -134,7 +137,7 @@ def build_model(setup: Setup) -> Built:
     set_seed(recipe.seed)
     logging.disable_progress_bar()  # one for every folder that is read
     dtype = torch.bfloat16 if recipe.bf16 and torch.cuda.is_available() else torch.float32
-    tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None)
+    tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None, view=recipe.view)
     model, tokenizer = mllm.build(tower, setup.llm, dtype=dtype, seed=recipe.seed, projector=recipe.projector)
     before = initialise_from(model, setup) if recipe.init else None
     freeze_parts(model, recipe)

@@ -23,12 +23,14 @@ Settings = tuple[int, tuple[str, ...]]  # (max_new_tokens, stop strings)
 
 @dataclass(frozen=True)
 class Answer:
-    """What was asked (the prompt's words, digests of its pictures and of its token ids) and what was answered."""
+    """What was asked (the prompt's words, digests of its pictures and of its token ids, unusual modes of the pictures' files) and what was
+    answered."""
 
     text: str
     prompt: str
     image: str
     tokens: str = ""
+    modes: str = ""
 
 
 def path_of(folder: Path, key: dict) -> Path:
@@ -74,7 +76,8 @@ class Journal:
                             raise ValueError("another key")
                         continue
                     settings = (entry["max_new_tokens"], tuple(entry["until"]))
-                    self.answers[entry["doc_id"], settings] = Answer(entry["answer"], entry["prompt"], entry["image"], entry["tokens"])
+                    answer = Answer(entry["answer"], entry["prompt"], entry["image"], entry["tokens"], entry.get("modes", ""))
+                    self.answers[entry["doc_id"], settings] = answer
                 except (ValueError, KeyError, TypeError) as error:
                     raise ValueError(f"{self.path}, line {number}: not an answer of this task ({error!r}); delete the file") from error
         return kept
@@ -86,7 +89,8 @@ class Journal:
         for doc_id, answer in answers.items():
             self.answers[doc_id, settings] = answer
             entry = {"doc_id": doc_id, "max_new_tokens": new_tokens, "until": until, "image": answer.image, "tokens": answer.tokens}
-            lines.append(json.dumps({**entry, "prompt": answer.prompt, "answer": answer.text}) + "\n")
+            modes = {"modes": answer.modes} if answer.modes else {}
+            lines.append(json.dumps({**entry, **modes, "prompt": answer.prompt, "answer": answer.text}) + "\n")
         self._write("".join(lines))
 
     def _write(self, text: str) -> None:

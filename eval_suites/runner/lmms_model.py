@@ -22,6 +22,8 @@ from lmms_eval.api.model import lmms
 
 from eval_suites.runner import preflight
 from eval_suites.runner.journal import Answer, Journal, Settings
+from eval_suites.tasks.pictures import UnreadablePicture, document
+from llava_plugin.pictures import unusual
 
 WINDOW = 16  # batches: no more pictures than the MLLM keeps features of
 # What lmms-eval's own models take where a task names no limit (TextVQA).
@@ -38,11 +40,12 @@ def manifest():
 class EvaluatedMllm(lmms):
     """lmms-eval's view of an Mllm: `generate_until` on chat messages.
 
-    `answers` keeps, for every (task, doc_id), the text of the prompt, a digest of its pictures ("" for none) and the answer: what the
-    model was really shown, for the sample record and for clustering by picture. Four things may be given by a caller that has them:
-    a `journal` of answers; `report(done, total)`, called after every batch (lmms-eval's kind of bar otherwise); `note(text)`, called with
-    what a user should hear (printed otherwise); and `leave_out(task, {doc_id: why})`, called with the questions whose picture cannot be
-    read, before anything is scored (an error otherwise).
+    `answers` keeps, for every (task, doc_id), the text of the prompt, a digest of its pictures ("" for none), their modes where unusual,
+    and the answer: what the model was really shown, for the sample record and for clustering by picture. Four things may be given by a
+    caller that has them: a `journal` of answers; `report(done, total)`, called after every batch (lmms-eval's kind of bar otherwise);
+    `note(text)`, called with what a user should hear (printed otherwise); and `leave_out(task, {doc_id: why})`, called with the questions
+    that cannot be asked, since their picture cannot be read or their words hold the marker of one, before anything is scored (an error
+    otherwise).
     """
 
     is_simple = False
@@ -85,7 +88,7 @@ class EvaluatedMllm(lmms):
             for i in batch:
                 try:
                     asked[i] = self._ask(requests[i])
-                except UnreadablePicture as error:
+                except (UnreadablePicture, MarkerInWords) as error:
                     unreadable.setdefault(where[i][0], {})[where[i][1]] = str(error)
             texts |= self._answer(where, asked, settings[batch[0]])
             done += len(batch)
@@ -143,7 +146,7 @@ class EvaluatedMllm(lmms):
             if len(texts) != len(part) or not all(isinstance(text, str) for text in texts):
                 raise RuntimeError(f"{task}: {len(part)} questions were answered by {len(texts)} texts, or by something that is no text")
             new = {
-                where[i]: Answer(_until(text, settings[1]), _text(asked[i][0]), _digest(asked[i][1]), tokens)
+                where[i]: Answer(_until(text, settings[1]), _text(asked[i][0]), _digest(asked[i][1]), tokens, _noted(asked[i][1]))
                 for i, text, tokens in zip(part, texts, self.mllm.prompt_digests, strict=True)
             }
             if self.journal:
@@ -164,18 +167,27 @@ class EvaluatedMllm(lmms):
                 yield batch
 
     def _ask(self, request: Instance) -> tuple[list[dict], list]:
-        """(conversation, pictures) of one request, from the task's own messages; the document's picture is decoded here."""
+        """(conversation, pictures) of one request, from the task's own messages; the document's picture is read here. UnreadablePicture
+        or MarkerInWords says why it cannot be asked."""
         from PIL import ImageFile
+
+        from llava_plugin.mllm import IMAGE
 
         _, doc_to_messages, _, doc_id, task, split = request.args
         # lmms-eval switches this on at import, for all; a picture cut short would then be answered as if it were whole.
         ImageFile.LOAD_TRUNCATED_IMAGES = False
+        doc = {}
         try:
-            messages = doc_to_messages(self.task_dict[task][split][doc_id])
-        except (OSError, SyntaxError) as error:  # what PIL raises of bytes that are no picture, or not a whole one
+            doc = document(self.task_dict[task][split], doc_id)
+            messages = doc_to_messages(doc)
+        except (OSError, SyntaxError) as error:  # what PIL raises in a task's code of bytes that are no picture, or not a whole one
             if getattr(error, "errno", None):
                 raise  # the disk's fault, not the picture's
             raise UnreadablePicture(str(error).splitlines()[0][:200]) from error
+        except (AttributeError, TypeError) as error:  # the task's code takes a picture for granted
+            if empty := [name for name in ("image", "images", "picture") if name in doc and not doc[name]]:
+                raise UnreadablePicture(f"no picture: {empty[0]} is empty") from error
+            raise
         conversation, pictures = [], []
         for message in messages:
             parts = []
@@ -184,6 +196,8 @@ class EvaluatedMllm(lmms):
                     pictures.append(part["url"])
                     parts.append({"type": "image"})
                 elif part["type"] == "text":
+                    if IMAGE in part["text"]:
+                        raise MarkerInWords(f"its words hold {IMAGE}, which stands for a picture")
                     parts.append({"type": "text", "text": part["text"]})
                 else:
                     raise ValueError(f"task {task} asks about {part['type']}; this model sees pictures and text")
@@ -212,13 +226,13 @@ def _load(folder: Path, device: str | None):
         return mllm.load(native, device=device)
 
 
-class UnreadablePicture(ValueError):
-    """A document's picture is none, or only a part of one."""
+class MarkerInWords(ValueError):
+    """A question's own words hold what stands for a picture: it would be asked with one too many."""
 
 
 def _refuse(task: str, unreadable: dict[int, str]) -> None:
     named = ", ".join(f"doc {doc_id} ({why})" for doc_id, why in list(unreadable.items())[:5])
-    raise ValueError(f"{task}: {len(unreadable)} pictures cannot be read: {named}")
+    raise ValueError(f"{task}: {len(unreadable)} questions cannot be asked: {named}")
 
 
 def _text(conversation: list[dict]) -> str:
@@ -237,6 +251,11 @@ def _settings(generation: dict) -> Settings:
 def _until(text: str, stop: Iterable[str]) -> str:
     """The text up to the first of the stop strings."""
     return text[: min((at for mark in stop if (at := text.find(mark)) >= 0), default=len(text))]
+
+
+def _noted(pictures: list) -> str:
+    """The unusual modes of the pictures' files, as `RGBA, I;16`; "" for none."""
+    return ", ".join(sorted({picture.info["mode"] for picture in pictures if unusual(picture.info.get("mode", "RGB"))}))
 
 
 def _digest(pictures: list) -> str:

@@ -137,8 +137,9 @@ def _how_to_train(encoder: str, label: str, runs: Path, projector_only: bool) ->
     from llava_plugin import encoders
 
     spec = encoders.resolve(encoder)
+    size = f"\nIts pictures will be {spec.size_in_words}"
     first = " (its projector stage is there, which does not count)" if projector_only else ""
-    text = f"no fine-tuned MLLM of {label} under {runs}/{first}. Train one: ENCODER={encoder} bash train_mllm/sft_qwen1.5b_frozen.sh"
+    text = f"no fine-tuned MLLM of {label} under {runs}/{first}. Train one: ENCODER={encoder} bash train_mllm/sft_qwen1.5b_frozen.sh{size}"
     there = [export for export in (*exports_in(runs), *exports_in(Path("demo/runs"))) if export.provenance.stage == "sft"]
     named = ", ".join(f"{export.encoder} ({export.folder})" for export in there)
     text += f"\nFine-tuned MLLMs that are here: {named}" if there else ""
@@ -242,6 +243,16 @@ def budget_problem(export: Export, others: list[results.EncoderResult]) -> list[
     except ValueError as error:
         return [str(error)]
     return []
+
+
+def size_in_words(export: Export) -> str:
+    """How big a picture is to the MLLM, as every command says it."""
+    from llava_plugin.encoders import in_words
+
+    said = export.provenance
+    if said.native_tokens:
+        return f"each at its own aspect ratio, at most {said.native_tokens} tokens: as the MLLM was made"
+    return f"{in_words(said.resolution, said.tokens)}: as the MLLM was trained" if said.resolution and said.tokens else "not recorded"
 
 
 def result_folder(args: argparse.Namespace, suite: Suite, export: Export) -> Path:

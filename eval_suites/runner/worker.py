@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -50,7 +50,7 @@ def run_job(job: TaskJob, suite: Suite, export: Export, lm) -> None:
     journal.adopt(job.folder, key)
     lm.journal = journal.Journal(job.folder, key)
     with tempfile.TemporaryDirectory() as folder:
-        tasks.write_definition(Path(folder), job.data)
+        tasks.write_definition(Path(folder), job.data, "undecoded")
         manager = TaskManager(include_path=folder, include_defaults=False)
         task = get_task_dict([name], manager, "chat")[name]
         lm.leave_out = lambda _, unreadable: left_out.update(_leave_out(task, job, unreadable))
@@ -67,7 +67,8 @@ def run_job(job: TaskJob, suite: Suite, export: Export, lm) -> None:
             process_docs_parallel=1,
         )
     metrics = {column.metric.split(",")[0] for column in suite.columns if column.task == job.task}
-    samples = [_record(sample, lm.answers[name, sample["doc_id"]], metrics) for sample in out["samples"][name]]
+    asked = [lm.answers[name, sample["doc_id"]] for sample in out["samples"][name]]
+    samples = [_record(sample, answer, metrics) for sample, answer in zip(out["samples"][name], asked)]
     wanted = (job.key["limit"] or job.data.rows) - len(left_out)
     if len(samples) != wanted:
         raise RuntimeError(f"lmms-eval scored {len(samples)} samples of {wanted}")
@@ -80,6 +81,7 @@ def run_job(job: TaskJob, suite: Suite, export: Export, lm) -> None:
         n=len(samples),
         n_expected=job.n_expected,
         left_out=left_out,
+        noted=dict(Counter(f"picture of mode {answer.modes}" for answer in asked if answer.modes)),
         empty=sum(not sample["answer"].strip() for sample in samples),
         cleaned=sum(sample["cleaned"] for sample in out["samples"][name] if "cleaned" in sample),
         results={metric: value for metric, value in out["results"][name].items() if "," in metric},
@@ -118,7 +120,7 @@ def weight_files(export: Export) -> list[Path]:
 
 
 def _leave_out(task, job: TaskJob, unreadable: dict[int, str]) -> dict[int, str]:
-    """Take questions whose picture cannot be read out of lmms-eval's task, which scores what is left; what was taken, and why.
+    """Take questions that cannot be asked out of lmms-eval's task, which scores what is left; what was taken, and why.
 
     MME counts pairs: the other question about the picture goes too.
     """
@@ -131,7 +133,7 @@ def _leave_out(task, job: TaskJob, unreadable: dict[int, str]) -> dict[int, str]
         left_out |= {i: f"the other question of its pair, doc {doc_id}, cannot be asked" for i, doc_id in others.items()}
     task.instances[:] = [instance for instance in task.instances if instance.doc_id not in left_out]
     if not task.instances:
-        raise ValueError(f"none of {len(left_out)} pictures can be read; of the first: {next(iter(left_out.values()))}")
+        raise ValueError(f"none of {len(left_out)} questions can be asked; of the first: {next(iter(left_out.values()))}")
     return left_out
 
 
@@ -346,7 +348,9 @@ def _succeeded(worker: _Running, board) -> bool:
         board.say(f"{job.task}: done in {time.monotonic() - worker.start:.0f} s")
         if result.left_out:
             named = "; ".join(f"doc {doc_id} ({why})" for doc_id, why in list(result.left_out.items())[:5])
-            board.say(f"note: {job.task}: {len(result.left_out)} questions left out, their pictures cannot be read: {named}")
+            board.say(f"note: {job.task}: {len(result.left_out)} questions left out, which cannot be asked: {named}")
+        for note, n in result.noted.items():
+            board.say(f"note: {job.task}: {n} times a {note}")
         return True
     if not any(message.startswith("error: ") for message in worker.said):
         code = worker.process.exitcode

@@ -232,15 +232,18 @@ def fetch_command(task: str, root: Path) -> str:
     return f"hf download --repo-type dataset {path} --include '{pattern}' --local-dir {root / path}"
 
 
-def resolved(data: Data) -> dict:
-    """Our definition of the task over these files: an `include:` of the packaged one, and only what the module's docstring allows."""
+def resolved(data: Data, pictures: str = "decoded") -> dict:
+    """Our definition of the task over these files: an `include:` of the packaged one, and only what the module's docstring allows.
+
+    `pictures`: "decoded" for any model of lmms-eval, "undecoded" for ours, which reads them by our own rule (pictures.py).
+    """
     config = {
         "include": str(definition_path(data.task)),
         "task": local_name(data.task),
         "dataset_path": "parquet",
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {data.split: [str(file) for file in data.files]}, "description": data.digest},
-        "process_docs": _Function("eval_suites.tasks.pictures.decoded"),
+        "process_docs": _Function(f"eval_suites.tasks.pictures.{pictures}"),
     }
     if data.task in CIDER:
         prefix = CIDER[data.task]
@@ -257,7 +260,7 @@ class _Function(str):
     """A dotted name that YAML shows as `!function name`."""
 
 
-def write_definition(folder: Path, data: Data) -> Path:
+def write_definition(folder: Path, data: Data, pictures: str = "decoded") -> Path:
     """Write the resolved definition of one task to FOLDER/<task>_local.yaml."""
     import yaml
 
@@ -266,5 +269,5 @@ def write_definition(folder: Path, data: Data) -> Path:
 
     Dumper.add_representer(_Function, lambda dumper, name: dumper.represent_scalar("!function", str(name)))
     path = folder / f"{local_name(data.task)}.yaml"
-    write_file(path, yaml.dump(resolved(data), Dumper=Dumper, sort_keys=False, width=200))
+    write_file(path, yaml.dump(resolved(data, pictures), Dumper=Dumper, sort_keys=False, width=200))
     return path

@@ -22,7 +22,7 @@ from .files import read_json
 
 MEND = "export the model again"
 # Raised by hand wherever our code gives other pixels, prompts, tokens or texts for equal files; a test holds what each gives today.
-CODE = {"pixels": 1, "prompt": 1, "decoding": 1, "cleaning": 1}
+CODE = {"pixels": 2, "prompt": 1, "decoding": 1, "cleaning": 1}
 # Parts in which two encoders' exports differ by themselves; in all others they have to be equal to differ in the encoder alone.
 OF_THE_ENCODER = ("weights", "config", "config.encoder", "preprocessing")
 
@@ -55,7 +55,7 @@ ON_UNLESS_SAID |= {"vision_use_head"}
 # Of generation_config.json: places and versions, what the question's own limit overrules, and what acts in sampling alone.
 _OF_GENERATION_ALONE = {"transformers_version", "_from_model_config", "max_length", "max_new_tokens", "do_sample", "temperature", "top_k"}
 _OF_GENERATION_ALONE |= {"top_p", "typical_p", "min_p"}
-_LABELS = {"key", "hub_id", "path", "licence", "seed", "parameters"}  # of an encoder's spec
+_LABELS = {"key", "hub_id", "path", "licence", "seed", "parameters", "why"}  # of an encoder's spec
 _TOKENIZER = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "*.model", "*.tiktoken")
 _TEMPLATES = ("chat_template.*", "additional_chat_templates/*")
 
@@ -95,7 +95,7 @@ def of_export(export: Path, weights: str, dtype: str | None = None, generation: 
             **of_tokenizer(export),
             "generation": "greedy" if generation == "ours" else f"authors {_digest(authors_settings(export))[:16]}",
             "dtype": (dtype or saved).removeprefix("torch."),
-            "view": "native" if config.get("native_tokens") else "square",
+            "view": "native" if config.get("native_tokens") else str(spec.get("view", "square")),
             "engine": "native",
             **{f"code.{name}": str(number) for name, number in CODE.items()},
         }

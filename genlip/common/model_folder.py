@@ -70,7 +70,7 @@ def safetensors_header(file: Path) -> dict[str, Any]:
         except (ValueError, RecursionError, AttributeError, KeyError, TypeError, IndexError) as error:
             raise ValueError(f"{file} holds no safetensors ({error!r}): {MEND}") from error
     if size != whole or not shapes:
-        raise ValueError(f"{file} holds {size:,} bytes, and says that it holds {whole:,}: {MEND}")
+        raise ValueError(f"{file} is cut short or damaged: it holds {size:,} bytes, and says {whole:,}: {MEND}")
     return tensors
 
 

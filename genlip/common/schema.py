@@ -34,10 +34,11 @@ _NOT_COMPARED_IN_1 |= {"encoder_digest", "encoder_digest_before", "llm_digest", 
 _NOT_COMPARED_IN_1 |= {"cache_features", "report", "save_every", "seed", "schema", "protocol", "earlier", "recipe"}
 
 
-def fact(kind: str, said: str, **default: Any) -> Any:
-    """A field of a record: its kind, what it means, and `default` or `default_factory` where a file of schema 1 may lack it."""
+def fact(kind: str, said: str, later: bool = False, **default: Any) -> Any:
+    """A field of a record: its kind, what it means, and `default` or `default_factory` where a file of schema 1 may lack it; of schema 2
+    too, where the field came `later` than that schema."""
     assert kind in KINDS
-    return field(metadata={"kind": kind, "said": said}, **default)
+    return field(metadata={"kind": kind, "said": said, "later": later}, **default)
 
 
 class Record(Mapping[str, Any]):
@@ -108,6 +109,9 @@ class Provenance(Stage):
     native_tokens: int | None = fact(
         "compared", "most tokens of a picture at its own aspect ratio; null: every picture is a square", default=None
     )
+    view: str = fact(
+        "compared", "what of a picture is shown: `square`, the whole, or `crop`, as the encoder's own processor", True, default="square"
+    )
     interpolation: str | None = fact("derived", "what was done to the encoder's positions to fit the grid, or null", default=None)
     encoder_digest_before: str | None = fact("derived", "digest of the encoder before training", default=None)
     encoder_digest: str | None = fact("derived", "digest of the encoder in the export; equal to the one before if frozen", default=None)
@@ -153,7 +157,10 @@ class Result(Record):
     llm: str = fact("name", "name of the language model")
     n: int = fact("derived", "samples scored")
     n_expected: int = fact("compared", "samples that the suite, or the data's manifest, declares")
-    left_out: dict[str, Any] = fact("compared", "doc id -> why, of questions whose picture cannot be read", default_factory=dict)
+    left_out: dict[str, Any] = fact("compared", "doc id -> why, of questions that cannot be asked", default_factory=dict)
+    noted: dict[str, Any] = fact(
+        "derived", "note -> questions that it was made of, such as those about a `picture of mode I;16`", True, default_factory=dict
+    )
     empty: int | None = fact("derived", "answers that are empty", default=None)
     cleaned: int | None = fact(
         "derived", "captions from which line separators were taken before CIDEr's tokenizer reads them", default=None
@@ -229,7 +236,8 @@ def parse(kind: type[R], content: object, where: str, mend: str) -> R:
     if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
         raise ValueError(f"{where} is of schema {json.dumps(schema)}, and this version reads 1 to {SCHEMA}: update GenLIP-Eval")
     known, hints = fields(kind), get_type_hints(kind)  # type: ignore[arg-type]
-    needed = [f.name for f in known if schema > 1 or (f.default is MISSING and f.default_factory is MISSING)]
+    bare = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
+    needed = [f.name for f in known if f.name in bare or (schema > 1 and not f.metadata["later"])]
     if missing := [name for name in needed if name not in content or (content[name] is None and hints[name] is str)]:
         raise ValueError(f"{where} does not say {', '.join(missing)}: {mend}")
     if schema == 1:  # in which null stood for what was not known

@@ -5,30 +5,32 @@ config.json, never by a piece of a name: in today's tools a local SigLIP 2 folde
     python -m llava_plugin.encoders --verify KEY    # loads the weights and checks them against the table
 
 Where a baseline's features come from: the final block, as the GenLIP paper says of its baselines (section 4), class and register
-tokens dropped; GenLIP's and DINO's come after the final norm, as their authors say. An encoder of a family that is not in the
-table (anything AutoModel or timm reads) gives its last hidden state, its grid and prefix tokens measured on its own class.
+tokens dropped; GenLIP's and DINO's come after the final norm, as their authors say (families.py). An encoder of a family that is not
+there (anything AutoModel or timm reads) gives its last hidden state, its grid and prefix tokens measured on its own class.
 """
 
 import dataclasses
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from genlip.common import model_folder
 from genlip.common.files import read_json
 from genlip.common.hub import offline
+from genlip.common.preprocessing import PLACES, Preprocessing, read_preprocessing
 from genlip.common.suggest import unknown
 
-OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF = (0.5, 0.5, 0.5)
+from .families import FAMILIES, PAPER_GRID, PAPERS, family_of
+
+VIEWS = ("square", "crop")  # see llava_plugin/pictures.py
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What an MLLM must know of an encoder. Pictures are resized to `resolution` x `resolution` pixels as a whole ("square"),
-    which keeps documents whole; `feature` says where features are taken: after the final "norm" or the output of the last "block".
+    """What an MLLM must know of an encoder. Pictures come in as `resolution` x `resolution` pixels, by its `view`; `feature` says
+    where features are taken: after the final "norm" or the output of the last "block".
     """
 
     key: str  # the row's label: an exact key, a NAME of NAME=PATH, or the last folder of a path
@@ -40,12 +42,15 @@ class EncoderSpec:
     prefix_tokens: int  # class and register tokens in front of the patches, dropped
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    resample: str  # "bilinear" or "bicubic"
+    resample: str  # "nearest", "lanczos", "bilinear", "bicubic", "box" or "hamming"
     hub_id: str | None = None
     path: str | None = None  # a folder that a user named
     licence: str = "unknown"
     seed: int | None = None  # a randomly initialised twin is built from it where no weights are found
     parameters: int | None = None  # of the vision model, counted on its class; None where nobody has counted
+    why: str = "as it was made"  # it is used at this resolution
+    view: str = "square"  # or "crop": what of a picture is shown
+    crop: float | str | None = None  # of its own processor: shorter side over the centre crop's; None: it squashes
 
     @property
     def grid(self) -> int:
@@ -56,49 +61,24 @@ class EncoderSpec:
         return self.grid**2
 
     @property
+    def size_in_words(self) -> str:
+        size = f"{in_words(self.resolution, self.tokens)}: {self.why}"
+        if self.view == "square":
+            return size
+        cut = f"the shorter side at {round(self.resolution * float(self.crop))} pixels, its centre" if self.crop else "the whole, squashed"
+        return f"{size}; view crop, its own processor's: {cut}"
+
+    @property
     def size(self) -> tuple[str, int, int]:
         """What `same_budget` compares."""
         return self.key, self.tokens, self.resolution
 
 
-@dataclass(frozen=True)
-class Family:
-    """How a family is used, by its authors' code; a folder's own preprocessor_config.json may change mean, std and resample.
-
-    `patch_size`, `resolution`, `width`, `registers` are what the family's config class takes where a config.json leaves a field out.
-    `positions`: a "table" that is interpolated to another grid, one that is "fixed", or "computed" for any grid.
-    """
-
-    feature: str
-    prefix_tokens: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    resample: str
-    positions: str
-    patch_size: int
-    resolution: int
-    width: int
-    registers: int = 0  # behind the class token, dropped with it
-
-
-FAMILIES = {
-    "genlip": Family("norm", 0, HALF, HALF, "bilinear", "computed", 16, 384, 1024),
-    "clip_vision_model": Family("block", 1, OPENAI_MEAN, OPENAI_STD, "bicubic", "table", 32, 224, 768),
-    "openvision2": Family("block", 1, IMAGENET_MEAN, IMAGENET_STD, "bilinear", "table", 14, 336, 1024),
-    "siglip_vision_model": Family("block", 0, HALF, HALF, "bicubic", "table", 16, 224, 768),
-    "siglip2_vision_model": Family("block", 0, HALF, HALF, "bilinear", "table", 16, 256, 768),
-    "aimv2_vision_model": Family("block", 0, OPENAI_MEAN, OPENAI_STD, "bicubic", "fixed", 14, 224, 1024),
-    "dinov2": Family("norm", 1, IMAGENET_MEAN, IMAGENET_STD, "bicubic", "table", 14, 224, 768),
-    "dinov2_with_registers": Family("norm", 1, IMAGENET_MEAN, IMAGENET_STD, "bicubic", "table", 16, 224, 768, registers=4),
-    "dinov3_vit": Family("norm", 1, IMAGENET_MEAN, IMAGENET_STD, "bilinear", "computed", 16, 224, 384),
-}
-NATIVE = ("genlip", "siglip2_vision_model")  # families that read a picture at its own aspect ratio
-
-
 def _spec(key, family, hub_id, patch_size, resolution, width, licence, parameters, **changes) -> EncoderSpec:
     rule = FAMILIES[family]
-    fields = {name: getattr(rule, name) for name in ("feature", "prefix_tokens", "mean", "std", "resample")} | changes
-    return EncoderSpec(key, family, patch_size, resolution, width, hub_id=hub_id, licence=licence, parameters=parameters, **fields)
+    fields = {name: getattr(rule, name) for name in ("feature", "prefix_tokens", "mean", "std", "resample", "crop")} | changes
+    why = PAPERS if resolution == PAPER_GRID * patch_size else "its key's own"
+    return EncoderSpec(key, family, patch_size, resolution, width, hub_id=hub_id, licence=licence, parameters=parameters, why=why, **fields)
 
 
 def _genlip(key: str, hub_id: str, width: int, parameters: int) -> EncoderSpec:
@@ -163,6 +143,7 @@ _TABLE = [
     _tiny("openvision2-tiny", "openvision2", 893_952),
     _tiny("dinov2-tiny", "dinov2", 895_232),
     _tiny("dinov3-tiny", "dinov3_vit", 893_056, prefix_tokens=5),
+    _tiny("vit-tiny", "vit", 910_592),
 ]
 KEYS = {spec.key: spec for spec in _TABLE}
 
@@ -172,53 +153,64 @@ def weights_dir() -> Path:
     return Path(os.environ.get("GENLIP_WEIGHTS", "weights"))
 
 
-def resolve(name: str, resolution: int | None = None) -> EncoderSpec:
-    """`KEY`, `PATH`, `NAME=PATH` or a hub id -> its spec, at another resolution (pixels a side) if asked.
+def in_words(resolution: int, tokens: int) -> str:
+    """How big a picture is to an encoder: the line that every command prints, with its reason."""
+    grid = math.isqrt(tokens)
+    return f"{resolution} x {resolution} pixels, {grid} x {grid} grid, {tokens} tokens"
 
-    Raises ValueError for an unknown name (with the nearest keys), a folder without a readable config.json, a family that is
-    not in the table, or a resolution that is no multiple of the patch.
+
+def resolve(name: str, resolution: int | None = None, view: str = "square") -> EncoderSpec:
+    """`KEY`, `PATH`, `NAME=PATH` or a hub id -> its spec, at another resolution (pixels a side) if asked, for pictures of a view.
+
+    Raises ValueError for an unknown name (with the nearest keys), a folder without a readable config.json, a processor file that this
+    table cannot express (with file and field), or a resolution that is no multiple of the patch or that its class cannot take.
     """
     label, _, path = name.rpartition("=")
     if name in KEYS:
         spec = KEYS[name]
     elif Path(path).is_dir():
-        spec = _from_config(label or Path(path).resolve().name, Path(path))
+        spec = _from_folder(label or Path(path).resolve().name, Path(path), None, resolution)
     elif label:
         raise ValueError(f"{path} is not a folder: NAME=PATH wants a from_pretrained folder, for example {label}=runs/tiny-s1/export")
     elif name.count("/") == 1 and not name.startswith((".", "/")):
-        spec = _from_config(name.split("/")[1], _hub_config(name), hub_id=name)
+        spec = _from_folder(name.split("/")[1], _hub_config(name), name, resolution)
     else:
         raise ValueError(unknown("encoder", name, KEYS, "; or a folder, NAME=FOLDER, or a hub id org/name"))
     if resolution and resolution != spec.resolution:
         spec = dataclasses.replace(spec, resolution=resolution)
     if spec.resolution % spec.patch_size:
         raise ValueError(f"{name}: resolution {spec.resolution} is not a multiple of its patch size {spec.patch_size}")
-    return spec
+    if view == "crop" and isinstance(spec.crop, str):
+        raise ValueError(f"{name}: its own processor cuts the centre out of {spec.crop}, which --view crop does not: use --view square")
+    return dataclasses.replace(spec, view=view, why="--resolution" if resolution else spec.why)
 
 
-def _from_config(label: str, folder: Path, hub_id: str | None = None) -> EncoderSpec:
-    """The spec of any folder, read from its own config.json: by the table for a known family, else measured on its class."""
+def _from_folder(label: str, folder: Path, hub_id: str | None, asked: int | None) -> EncoderSpec:
+    """The spec of any folder, read from its own files: by the table for a known family, else measured on its class."""
     file = folder / "config.json"
     if not file.is_file():
+        if (folder / "open_clip_config.json").is_file():
+            raise ValueError(
+                f"{folder} is open_clip's own layout, which transformers cannot load: save it as a from_pretrained folder first"
+            )
         raise ValueError(f"{folder} has no config.json: give a from_pretrained folder (such as runs/NAME/export)")
     model_folder.check(folder)
     config = read_json(file, "copy or fetch the folder again")
-    vision = config.get("vision_config", config)
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds no object: copy or fetch the folder again")
+    vision = config.get("vision_config") or config
     # A dual-tower config may leave its vision part's model_type out: transformers' name for it is "<model_type>_vision_model".
     # timm's own configs carry no model_type at all.
     family = "timm_wrapper" if "pretrained_cfg" in config else vision.get("model_type") or f"{config.get('model_type')}_vision_model"
-    own = folder / "preprocessor_config.json"
-    processor = read_json(own, "copy or fetch the folder again") if own.is_file() else {}
+    said = read_preprocessing(folder) or Preprocessing(file)
     where = {"hub_id": hub_id, "path": None if hub_id else str(folder)}
     if family not in FAMILIES:
-        return _measured(label, family, folder, config, processor, where)
+        return _measured(label, family, folder, vision, said, asked, where)
     rule = FAMILIES[family]
-    patch_size = vision.get("patch_size", rule.patch_size)
-    resolution = vision.get("image_size", rule.resolution)
-    if family == "siglip2_vision_model":  # its positions are a square table of this many entries
-        resolution = patch_size * round(vision.get("num_patches", 256) ** 0.5)
-    if family == "genlip" and processor:
-        resolution = processor["size"]
+    patch_size = _side(vision.get("patch_size", rule.patch_size), "patch_size", file)
+    resolution, why = _side(rule.config_resolution(vision) or rule.resolution, "image_size", file), "its config.json's own"
+    if rule.learned_resolution:
+        resolution, why = rule.learned_resolution(said, patch_size)
     return EncoderSpec(
         label,
         family,
@@ -227,55 +219,63 @@ def _from_config(label: str, folder: Path, hub_id: str | None = None) -> Encoder
         vision.get("hidden_size", rule.width),
         rule.feature,
         rule.prefix_tokens + vision.get("num_register_tokens", rule.registers) if rule.prefix_tokens else 0,
-        _triple(processor.get("image_mean", rule.mean)),
-        _triple(processor.get("image_std", rule.std)),
-        RESAMPLE.get(processor.get("resample"), rule.resample),
+        said.mean or rule.mean,
+        said.std or rule.std,
+        said.resample or rule.resample,
         **where,
+        why=why,
+        crop=rule.crop if said.size is None else said.crop,
     )
 
 
-RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
-
-
-def _measured(label: str, family: str, folder: Path, config: dict, processor: dict, where: dict) -> EncoderSpec:
-    """The spec of an encoder outside the table: preprocessing from its config, shapes from one forward of its class without
-    weights (on the meta device). ValueError where its preprocessing is nowhere said or its output is no square grid."""
+def _measured(label: str, family: str, folder: Path, vision: dict, said: Preprocessing, asked: int | None, where: dict) -> EncoderSpec:
+    """The spec of an encoder outside the table: preprocessing from its files, shapes from one forward of its class without weights (on
+    the meta device). ValueError where its preprocessing is nowhere said or its output is no square grid."""
     from transformers import CONFIG_MAPPING
 
-    if family == "timm_wrapper":
-        if missing := lacks_torchvision(family):
-            raise ValueError(f"{folder}: {missing}")
-        own = config["pretrained_cfg"]
-        resolution, mean, std, resample = own["input_size"][-1], own["mean"], own["std"], own.get("interpolation", "bicubic")
-    elif family not in CONFIG_MAPPING:
+    if missing := lacks_packages(family):
+        raise ValueError(f"{folder}: {missing}")
+    if family not in CONFIG_MAPPING and family != "timm_wrapper":
         raise ValueError(f"{folder}: no family {family!r} in the table, and this transformers does not know it either")
-    else:
-        vision = config.get("vision_config", config)
-        size = processor.get("size", {})
-        resolution = vision.get("image_size") or (size.get("height") or size.get("shortest_edge") if isinstance(size, dict) else size)
-        if not processor.get("image_mean") or not isinstance(resolution, int):
-            raise ValueError(
-                f"{folder}: no family {family!r} in the table, so its preprocessor_config.json has to say image_mean, image_std and size"
-            )
-        mean, std, resample = processor["image_mean"], processor["image_std"], RESAMPLE.get(processor.get("resample"), "bicubic")
+    # What its authors feed it; a convolutional class also has an image_size that means nothing.
+    own = said.size or (_side(vision["image_size"], "image_size", folder / "config.json") if vision.get("image_size") else None)
+    if said.mean is None or said.std is None or not isinstance(own, int):
+        raise ValueError(
+            f"{folder}: no family {family!r} in the table, so its preprocessor_config.json has to say image_mean, image_std and size "
+            f"({said.file.name} says mean {said.mean}, std {said.std}, size {own})"
+        )
     from .measure import measure_shapes
 
+    resolution = asked or own
     seen = measure_shapes(str(folder), resolution)
+    if resolution % seen.grid:
+        raise ValueError(
+            f"{folder} makes a grid of {seen.grid} x {seen.grid} of {resolution} pixels: give --resolution a multiple of {seen.grid}"
+        )
     return EncoderSpec(
-        label, family, resolution // seen.grid, resolution, seen.width, "norm", seen.prefix_tokens, _triple(mean), _triple(std), resample,
-        parameters=seen.parameters, **where,
+        label, family, resolution // seen.grid, resolution, seen.width, family_of(family).feature, seen.prefix_tokens, said.mean, said.std,
+        said.resample or "bicubic", parameters=seen.parameters, **where, why="its own files'", crop=said.crop,
     )  # fmt: skip
 
 
-def lacks_torchvision(family: str) -> str | None:
+def _side(value, name: str, file: Path) -> int:
+    """Of a length that a config.json may state as one number or as two equal ones."""
+    sides = set(value) if isinstance(value, list) else {value}
+    if len(sides) == 1 and isinstance(side := sides.pop(), int):
+        return side
+    raise ValueError(f"{file}: {name} is {value}, and only squares are read here")
+
+
+def lacks_packages(family: str) -> str | None:
     """Why an encoder of this family cannot run here, or None. timm imports torchvision, which a CPU torch often lacks."""
     import importlib.util
 
-    absent = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
-    if family != "timm_wrapper" or not absent:
+    packages = family_of(family).packages
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    if not absent:
         return None
-    names = f"needs a working torchvision and timm (absent: {', '.join(absent)})"
-    return f"{names}: pip install --no-deps timm torchvision, both fitting this torch, in an environment of its own"
+    names = f"needs a working {' and '.join(reversed(packages))} (absent: {', '.join(absent)})"
+    return f"{names}: pip install --no-deps {' '.join(packages)}, both fitting this torch, in an environment of its own"
 
 
 def same_budget(sizes: list[tuple[str, int, int]]) -> int:
@@ -298,22 +298,21 @@ def same_budget(sizes: list[tuple[str, int, int]]) -> int:
 
 def require_native(spec: EncoderSpec) -> None:
     """ValueError, with the keys that can, where an encoder does not read pictures at their own aspect ratio."""
-    if spec.family not in NATIVE:
-        able = ", ".join(key for key, other in KEYS.items() if other.family in NATIVE)
+    if not family_of(spec.family).native:
+        able = ", ".join(key for key, other in KEYS.items() if family_of(other.family).native)
         raise ValueError(f"{spec.key} reads squares only; at native aspect ratio: {able}")
 
 
-def _triple(value) -> tuple[float, float, float]:
-    return (value,) * 3 if isinstance(value, (int, float)) else tuple(value)
-
-
 def _hub_config(hub_id: str) -> Path:
-    """The folder of a hub id's config in the hub's cache, fetched unless HF_HUB_OFFLINE=1."""
+    """The folder of a hub id's config, and of its processor file where it has one, in the hub's cache; fetched unless HF_HUB_OFFLINE=1."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         file = hf_hub_download(hub_id, "config.json")
+        for name in (name for name in PLACES if name != "config.json"):
+            with suppress(EntryNotFoundError, LocalEntryNotFoundError):
+                hf_hub_download(hub_id, name)
     except (LocalEntryNotFoundError, HfHubHTTPError, EntryNotFoundError) as e:
         raise ValueError(f"{hub_id} is not in the hub's cache and cannot be fetched: python -m llava_plugin.fetch {hub_id}") from e
     return Path(file).parent

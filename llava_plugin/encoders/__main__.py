@@ -4,14 +4,14 @@ from pathlib import Path
 
 from genlip.common.command import command, new_parser
 
-from . import KEYS, EncoderSpec, lacks_torchvision, resolve, weights_dir
+from . import KEYS, EncoderSpec, lacks_packages, resolve, weights_dir
 
 
 def verify(name: str) -> str:
-    """Load an encoder and hold it against its spec: one sentence; ValueError where weights are absent or do not fit."""
+    """Load an encoder and hold it against its spec: what it is, how big pictures are; ValueError where weights are absent or do not fit."""
     import torch
 
-    from llava_plugin.tower import VisionTower, digest
+    from llava_plugin.tower import VisionTower, digest, never_trained
 
     tower = VisionTower.from_encoder(name)
     spec = tower.spec
@@ -19,14 +19,15 @@ def verify(name: str) -> str:
         features = tower(torch.zeros(1, 3, spec.resolution, spec.resolution)).last_hidden_state
     if not torch.isfinite(features).all():
         raise ValueError(f"{spec.key}: features are not finite; fetch its weights again: python -m llava_plugin.fetch {spec.key} --force")
-    state = "untrained, from its seed" if tower.config.untrained else "trained weights"
-    counts = f"{spec.parameters:,} parameters, {spec.grid} x {spec.grid} = {features.shape[1]} tokens of width {features.shape[2]}"
+    fresh = "random weights: no norm of it has learned anything" if never_trained(tower.encoder) else "trained weights"
+    state = "untrained, from its seed" if tower.config.untrained else fresh
+    counts = f"{spec.parameters:,} parameters, width {features.shape[2]}, digest {digest(tower)[:8]}"
     note = f"; {tower.interpolation}" if tower.interpolation else ""
-    return f"{spec.key}: {state}, {counts}, digest {digest(tower)[:8]}{note}"
+    return f"{spec.key}: {state}, {counts}\n{spec.size_in_words}{note}"
 
 
 def _here(spec: EncoderSpec) -> str:
-    if missing := lacks_torchvision(spec.family):
+    if missing := lacks_packages(spec.family):
         return missing.partition(" (")[0]
     if (Path(spec.path or weights_dir() / spec.key) / "config.json").is_file() and spec.key != "random-tiny":
         return "here"
@@ -63,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    for spec in specs if args.names else ():
+        print(f"{spec.key}: {spec.size_in_words}")
     return 0
 
 

@@ -8,6 +8,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from llava_plugin import register
 
+from .families import family_of
+
 
 class EncoderShapes(NamedTuple):
     grid: int  # patches along a side
@@ -26,18 +28,23 @@ def measure_shapes(source: str, resolution: int) -> EncoderShapes:
     config = getattr(config, "vision_config", config)
     with torch.device("meta"):
         encoder = build(config)
-        out = encoder.eval()(torch.zeros(1, 3, resolution, resolution)).last_hidden_state
+        family = family_of(config.model_type)
+        try:
+            out = family.features[family.feature](encoder.eval(), torch.zeros(1, 3, resolution, resolution))
+        except (ValueError, RuntimeError, TypeError) as e:
+            raise ValueError(
+                f"{source}: its class {type(encoder).__name__} does not take {resolution} x {resolution} pixels alone: {e}"
+            ) from e
     if out.ndim == 4:
         if out.shape[2] != out.shape[3]:
             raise ValueError(f"{source} gives features of shape {tuple(out.shape)}: channels behind the grid are not understood here")
         return EncoderShapes(out.shape[2], 0, out.shape[1], encoder.num_parameters())
     patch = getattr(config, "patch_size", None)
-    if config.model_type == "timm_wrapper":
-        prefix = getattr(encoder.timm_model, "num_prefix_tokens", 0)
-    elif isinstance(patch, int):
+    prefix = out.shape[1] - math.isqrt(out.shape[1]) ** 2  # also of a class that joins patches on the way, as Swin does
+    if family.prefix_of:
+        prefix = family.prefix_of(encoder)
+    elif isinstance(patch, int) and (resolution // patch) ** 2 <= out.shape[1]:
         prefix = out.shape[1] - (resolution // patch) ** 2
-    else:
-        prefix = out.shape[1] - math.isqrt(out.shape[1]) ** 2
     grid = math.isqrt(out.shape[1] - prefix) if 0 <= prefix < out.shape[1] else 0
     if grid == 0 or grid**2 + prefix != out.shape[1]:
         raise ValueError(f"{source} gives {out.shape[1]} tokens at {resolution} pixels, which is no square grid behind prefix tokens")

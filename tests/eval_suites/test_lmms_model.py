@@ -137,7 +137,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_left_out():
     requests = [request(i, f"{i}") for i in range(6)]
     lm, _ = model(requests)
     lm.task_dict["task"] = {"test": Picky(6, {1: UnidentifiedImageError("no picture"), 4: OSError("image file is truncated")})}
-    with pytest.raises(ValueError, match=r"2 pictures cannot be read: doc 1 \(no picture\), doc 4 \(image file is truncated\)"):
+    with pytest.raises(ValueError, match=r"2 questions cannot be asked: doc 1 \(no picture\), doc 4 \(image file is truncated\)"):
         lm.generate_until(requests)
     left_out = {}
     lm.leave_out = lambda task, why: left_out.update(why)

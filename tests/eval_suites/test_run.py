@@ -412,7 +412,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_costs_one_sample(small_easyv
     arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa")
     assert small_easyvqa.run(*arguments) == 3
     out, err = capsys.readouterr()
-    assert "easyvqa_shape: 1 questions left out, their pictures cannot be read: doc 17 (" in err
+    assert "easyvqa_shape: 1 questions left out, which cannot be asked: doc 17 (" in err
     assert "39 of 40, 1 left out whose pictures cannot be read" in out
     assert (table()[0]["shape"], table()[0]["all_avg"], table()[0]["complete"]) == ("", "", "2/3")
     assert "which shape, 17?" not in "".join(small_easyvqa.asked("a"))
@@ -673,3 +673,45 @@ def test_a_pretraining_run_among_the_runs_is_an_encoder_and_stops_nobody(small_e
     assert small_easyvqa.run() == 2 and "genlip-tiny, llm-tiny, runs/a/export" in capsys.readouterr().err
     message = refusal(small_easyvqa, capsys, "--encoder", "genlip-tiny", "--suite", "easyvqa", "--mllm", str(encoder))
     assert "holds an encoder, not an MLLM: fine-tune one around it" in message
+
+
+def test_every_kind_of_question_that_cannot_be_asked_costs_itself_alone(small_easyvqa, capsys):
+    """Bytes that are no picture, rows without any, a marker in a question's own words; and a 16-bit ramp, which is a picture."""
+    import numpy as np
+
+    from tests.genlip.test_image_decoding import encoded, no_pictures
+
+    path = Path("data/genlip-eval/easy-vqa/shape/test-00000-of-00001.parquet")
+    rows = pq.read_table(path).to_pylist()
+    kinds = no_pictures()
+    for row, (data, _) in zip(rows, kinds.values()):
+        row["image"]["bytes"] = data
+    n = len(kinds)
+    rows[n]["image"] = {"bytes": None, "path": None}
+    rows[n + 1]["image"] = {"bytes": None, "path": "gone.png"}
+    rows[n + 2]["image"] = None
+    rows[n + 3]["question"] = f"which <image> shape, {n + 3}?"
+    ramp = Image.fromarray(np.full((8, 8), 32_768, dtype=np.uint16))
+    rows[-1]["image"]["bytes"] = encoded(ramp)
+    write_parquet(path, rows)
+    right = truth()
+    small_easyvqa.export("a", "genlip-tiny", reply=lambda prompt: right[prompt])
+    assert small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa", "--allow-partial") == 3
+    err = capsys.readouterr().err
+    assert f"easyvqa_shape: {n + 4} questions left out, which cannot be asked: doc 0 (undecodable picture" in err
+    assert "note: easyvqa_shape: 1 times a picture of mode I;16" in err
+    result = json.loads(next(Path("results").rglob("easyvqa_shape/result.json")).read_text())
+    assert list(map(int, result["left_out"])) == list(range(n + 4)) and result["n"] == 40 - n - 4 and n >= 15
+    whys = list(result["left_out"].values())
+    assert all(why.startswith(expected) for why, (_, expected) in zip(whys, kinds.values()))
+    assert whys[n:] == [
+        "no picture: neither bytes nor path",
+        "no bytes, and no file gone.png",
+        "no picture: image is empty",
+        "its words hold <image>, which stands for a picture",
+    ]
+    assert result["noted"] == {"picture of mode I;16": 1}
+    seen = [(prompt, some[0].pixel) for prompts, images, *_ in small_easyvqa.models[Path("runs/a/export")].batches
+            for prompt, some in zip(prompts, images) if "shape, 39?" in prompt]  # fmt: skip
+    assert [pixel for _, pixel in seen] == [(128, 128, 128)]  # the task's own code was handed our RGB, not white
+    assert (table()[0]["shape"], table()[0]["complete"]) == ("100.0", "2/3")

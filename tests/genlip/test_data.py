@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from genlip import data as data_module
+from genlip import image_decoding
 from genlip import shards as shards_module
 from genlip.data import START, Ledger, Sample, iterate_stream, load_tokenizer, normalised, packed_rows, questions_and_answers
 from genlip.shards import Shard, data_digest, list_sources, listing_digest, open_shard
@@ -189,7 +190,7 @@ def test_waste_is_small_on_the_length_mix_of_both_stages(recipe, monkeypatch, me
 
 
 def test_bad_samples_are_counted_by_reason(recipe, shards, tar, draw, monkeypatch):
-    monkeypatch.setattr(data_module, "MAX_PIXELS", 10_000)
+    monkeypatch.setattr(image_decoding, "MAX_PIXELS", 10_000)
     red, caption = draw("red"), b'{"caption": "x"}'
     members = {"a.png": red, "b.png": red[:40], "b.json": caption, "c.json": caption, "d.png": red, "d.json": b'{"caption": "  "}'}
     members |= {"e.png": red, "e.json": b"{", "f.png": red, "f.json": b'{"caption": 7}', "g.png": red, "g.txt": b"\xff\xfe"}

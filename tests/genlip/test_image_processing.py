@@ -150,7 +150,7 @@ def test_what_is_no_picture_is_named(size, tmp_path, shared):
         (None, "NoneType"),
         (np.zeros((20, 20, 3)), "float64"),
         (np.zeros((20, 20, 5), dtype=np.uint8), "not a picture"),
-        (Image.new("F", (20, 20)), "floats of unknown range"),
+        (Image.new("F", (20, 20)), "float pixels of unknown range"),
     ):
         with pytest.raises(ValueError, match=sentence) as e:
             processor([noise(20, 20), wrong])

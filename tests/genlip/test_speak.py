@@ -113,3 +113,26 @@ def test_real_captions_come_back_word_for_word(shared, tmp_path, capsys):
         [sys.executable, "-m", "genlip.speak", str(tmp_path / "run/export"), tar, "--quiet"], capture_output=True, text=True, check=True
     ).stdout
     assert int(said.split(" of 32 captions word for word")[0].split()[-1]) >= 30
+
+
+@pytest.mark.parametrize(
+    ("processor", "shape", "said"),
+    [
+        ({"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, (32, 32, 3), "32 x 32 pixels: as it was"),
+        ({"size": {"shortest_edge": 40}, "crop_size": 48, "image_mean": None}, (48, 48, 3), "48 x 48 pixels: as it was"),
+        ({"size": "native", "max_pixels": 4096}, (48, 80, 3), "each picture at its own shape: as it was"),
+        (None, (64, 96, 3), "each picture at its own shape: no processor file"),
+    ],
+)
+def test_any_processor_file_says_how_pictures_are_shown_and_none_leaves_their_shape(novice, processor, shape, said, tmp_path, capsys):
+    file = novice / "preprocessor_config.json"
+    file.unlink()
+    if processor:
+        file.write_text(json.dumps(processor))
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (100, 60), "red").save(picture)
+    assert speak.main([str(novice), str(picture), "--max-new-tokens", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{picture}\t") and f"pictures: {said}" in err
+    (seen,) = generation.pictures([str(picture)], generation.load(str(novice)).size, "x")
+    assert seen.pixels.shape == shape

@@ -8,8 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 import genlip
-from llava_plugin.encoders import FAMILIES, KEYS, find_weights, resolve, same_budget
+from llava_plugin.encoders import KEYS, find_weights, resolve, same_budget
 from llava_plugin.encoders.__main__ import main as encoders_main
+from llava_plugin.encoders.families import FAMILIES
 from llava_plugin.tower import VisionTower, digest
 
 genlip.register()
@@ -65,7 +66,7 @@ def test_folder_without_config_or_of_an_unknown_family(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "my-own"}')
     with pytest.raises(ValueError, match="no family 'my-own' in the table, and this transformers does not know it"):
         resolve(str(tmp_path))
-    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "config.json").write_text('{"model_type": "ijepa"}')
     with pytest.raises(ValueError, match="has to say image_mean, image_std and size"):
         resolve(str(tmp_path))
 
@@ -93,8 +94,8 @@ def test_any_automodel_from_its_config(tmp_path, family, config, grid, prefix):
     save_with_processor(model, tmp_path, 48)
     spec = resolve(f"mine={tmp_path}")
     assert (spec.family, spec.grid, spec.prefix_tokens, spec.mean, spec.resample) == (family, grid, prefix, (0.4, 0.5, 0.6), "bilinear")
-    assert spec.parameters == model.num_parameters()
     tower = VisionTower.from_encoder(f"mine={tmp_path}")
+    assert tower.spec.parameters == model.num_parameters()
     pixels = torch.randn(2, 3, 48, 48)
     with torch.no_grad():
         own = model(pixels).last_hidden_state
@@ -158,9 +159,16 @@ def test_weights_of_another_family_or_size_or_absent_are_refused_with_the_comman
 def test_verify_says_what_is_there(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("GENLIP_WEIGHTS", str(tmp_path))
     assert encoders_main(["--verify", "clip-tiny"]) == 0
-    assert "clip-tiny: untrained, from its seed, 894,208 parameters, 4 x 4 = 16 tokens of width 128, digest" in capsys.readouterr().out
-    VisionTower.from_encoder("clip-tiny").encoder.save_pretrained(tmp_path / "clip-tiny")
-    assert encoders_main(["--verify", "clip-tiny"]) == 0 and "trained weights" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "clip-tiny: untrained, from its seed, 894,208 parameters, width 128, digest" in out
+    assert "64 x 64 pixels, 4 x 4 grid, 16 tokens: its key's own" in out
+    encoder = VisionTower.from_encoder("clip-tiny").encoder
+    encoder.save_pretrained(tmp_path / "clip-tiny")
+    assert encoders_main(["--verify", "clip-tiny"]) == 0 and "clip-tiny: random weights" in capsys.readouterr().out
+    with torch.no_grad():
+        encoder.encoder.layers[0].layer_norm1.weight[0] += 0.01  # as any step of training leaves it
+    encoder.save_pretrained(tmp_path / "clip-tiny")
+    assert encoders_main(["--verify", "clip-tiny"]) == 0 and "clip-tiny: trained weights" in capsys.readouterr().out
     assert encoders_main(["--verify", "genlip-g16"]) == 2 and "python -m llava_plugin.fetch genlip-g16" in capsys.readouterr().err
     assert encoders_main(["--verify"]) == 2
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from llava_plugin.encoders import FAMILIES, KEYS, NATIVE
+from llava_plugin.encoders import KEYS
+from llava_plugin.encoders.families import FAMILIES, family_of
 from llava_plugin.tower import VisionTower, digest, digests_as_trained, native_grid, tensor_digests
 
 TWINS = [key for key, spec in KEYS.items() if spec.seed is not None and key != "random-tiny"]
@@ -18,6 +19,7 @@ FIRST_LAYER = {  # the parameter that a pixel meets first, by the names of the f
     "aimv2_vision_model": "embeddings.patch_embed.weight",
     "dinov2": "embeddings.patch_embeddings.projection.weight",
     "dinov3_vit": "embeddings.patch_embeddings.weight",
+    "vit": "embeddings.patch_embeddings.projection.weight",
 }
 
 
@@ -31,7 +33,7 @@ def by_hand(tower, pixels):
     model, family = tower.encoder, tower.spec.family
     if family == "genlip":
         return model(pixels).last_hidden_state
-    if family == "dinov2":
+    if family in ("dinov2", "vit"):
         return model(pixels).last_hidden_state[:, 1:]  # class token
     if family == "dinov3_vit":
         return model(pixels).last_hidden_state[:, 5:]  # class token, four registers
@@ -151,6 +153,7 @@ def own_processor(family, side):
     from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     import genlip
 
@@ -163,6 +166,7 @@ def own_processor(family, side):
         "siglip_vision_model": lambda: SiglipImageProcessorPil(size=whole["size"], do_convert_rgb=True),
         "dinov2": lambda: BitImageProcessorPil(**whole, **imagenet),
         "openvision2": lambda: BitImageProcessorPil(**whole, **imagenet, resample=2),  # its authors' "vgg_value_range", bilinear
+        "vit": lambda: ViTImageProcessorPil(size=whole["size"]),
         "dinov3_vit": lambda: BitImageProcessorPil(**whole, **imagenet, resample=2),  # its own class needs torchvision
     }[family]()
 
@@ -208,7 +212,7 @@ def test_any_mode_and_exif_turn(key):
 # --- native aspect ratio ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", [key for key in TWINS if KEYS[key].family in NATIVE])
+@pytest.mark.parametrize("key", [key for key in TWINS if family_of(KEYS[key].family).native])
 @torch.no_grad()
 def test_native_aspect_gives_lists_and_no_picture_sees_another(key):
     tower = VisionTower.from_encoder(key)

@@ -1,8 +1,10 @@
 """The plan: shapes counted as transformers counts them, memory as a run takes it, ZeRO chosen with a reason, what is missing said."""
 
 import json
+import os
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -221,6 +223,21 @@ def test_scripts_plan_without_anything(script):
     assert result.returncode == 0, result.stderr
     assert f"preset                  {'projector' if script.startswith('pretrain') else script.replace('_', '-')}" in result.stdout
     assert f"train_encoder           {'unfrozen' in script}" in result.stdout
+
+
+@pytest.mark.parametrize("flag", ["--resolution 96", "--resolution=96", ""])
+def test_both_stages_of_a_script_have_one_resolution_and_paths_are_the_callers(flag, tmp_path):
+    """From another folder, where the encoder lies, and the pictures' size is said by both."""
+    from llava_plugin.tower import VisionTower
+
+    VisionTower.from_encoder("clip-tiny").encoder.save_pretrained(tmp_path / "it")
+    environment = os.environ | {"ENCODER": "mine=it", "OUT": "out/run", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "train_mllm/sft_qwen1.5b_frozen.sh"), "--dry-run", *flag.split()]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    lines = [line.split(maxsplit=1)[1] for line in result.stdout.splitlines() if line.startswith("pictures ")]
+    own = "64 x 64 pixels, 4 x 4 grid, 16 tokens: its config.json's own"
+    assert lines == ["96 x 96 pixels, 6 x 6 grid, 36 tokens: --resolution" if flag else own] * 2
 
 
 def test_an_encoder_in_a_folder_is_counted_and_what_was_resolved_is_said(tmp_path, llama_tiny, capsys):

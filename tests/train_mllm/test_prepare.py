@@ -19,6 +19,7 @@ from PIL import Image
 from genlip.common import columns, digests, sources
 from genlip.common import conversations as reader
 from genlip.common.picture_files import ImageRef
+from llava_plugin import pictures
 from train_mllm import conversations as rows_module
 from train_mllm import image_check, prepare_data
 from train_mllm.conversations import normalise, open_conversations
@@ -106,7 +107,8 @@ def test_forms_become_one(images):
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
 def test_pictures_are_told_whole_from_cut(form):
     data = encoded(form, (40, 24))
-    assert image_check.check_image(data) == image_check.check_image(data, full=True) == (40, 24)
+    assert image_check.check_image(data) == image_check.check_image(data, full=True)
+    assert image_check.check_image(data)[:2] == (40, 24)
     with pytest.raises(ValueError, match="undecodable picture"):
         image_check.check_image(data[: len(data) * 2 // 3])
     with pytest.raises(ValueError, match="undecodable picture"):
@@ -115,30 +117,30 @@ def test_pictures_are_told_whole_from_cut(form):
 
 def test_the_scan_does_not_decode_what_looks_whole_and_decodes_what_does_not(monkeypatch, shared):
     decoded = []
-    real = image_check._decode
-    monkeypatch.setattr(image_check, "_decode", lambda data: decoded.append(len(data)) or real(data))
+    real = pictures.read_picture
+    monkeypatch.setattr(pictures, "read_picture", lambda data: decoded.append(len(data)) or real(data))
     for options in ({}, {"progressive": True}, {"exif": Image.Exif()}):
-        assert image_check.check_image(encoded("JPEG", (40, 24), **options)) == (40, 24)
-    assert image_check.check_image(encoded("PNG", (40, 24))) == (40, 24) and not decoded
+        assert image_check.check_image(encoded("JPEG", (40, 24), **options)) == (40, 24, "RGB")
+    assert image_check.check_image(encoded("PNG", (40, 24))) == (40, 24, "RGB") and not decoded
     padded = encoded("JPEG", (40, 24)) + b"\0" * 500  # whole all the same: an odd end alone is no fault
-    assert image_check.check_image(padded) == (40, 24) and decoded == [len(padded)]
+    assert image_check.check_image(padded) == (40, 24, "RGB") and decoded == [len(padded)]
     with pytest.raises(ValueError, match="undecodable"):
         image_check.check_image((shared / "ocr" / "broken.jpg").read_bytes())
     for file in sorted((shared / "sft" / "images").iterdir()) + sorted((shared / "charts" / "images").iterdir()):
         with Image.open(file) as image:
-            assert image_check.check_image(file.read_bytes()) == image.size
+            assert image_check.check_image(file.read_bytes()) == (*image.size, image.mode)
     assert len(decoded) == 2, "real pictures were decoded"
 
 
 def test_damage_in_the_middle_is_found_by_a_full_decode_and_a_bomb_by_its_header():
     data = bytearray(encoded("PNG", (64, 64)))
     data[len(data) // 2] ^= 255
-    assert image_check.check_image(bytes(data)) == (64, 64)
+    assert image_check.check_image(bytes(data)) == (64, 64, "RGB")
     with pytest.raises(ValueError, match="undecodable"):
         image_check.check_image(bytes(data), full=True)
     bomb = bytearray(encoded("PNG"))
     bomb[16:24] = (20_000).to_bytes(4, "big") * 2
-    with pytest.raises(ValueError, match="picture too large"):
+    with pytest.raises(ValueError, match="too many pixels"):
         image_check.check_image(bytes(bomb))
 
 
@@ -234,7 +236,7 @@ def test_json_is_read_as_a_stream_from_any_row(images, monkeypatch):
 
 def test_parquet_folders(images, monkeypatch):
     """A hub snapshot's layout: subsets as folders, several files each, `data_source` naming a finer one. Nothing is decoded."""
-    monkeypatch.setattr(image_check, "_decode", None)
+    monkeypatch.setattr(pictures, "read_picture", None)
     raw = {"bytes": (images / "red.png").read_bytes(), "path": "red.png"}
     for name, n in (("chart/train-0", 3), ("chart/train-1", 2), ("doc/train-0", 4)):
         file = images / "hub" / f"{name}.parquet"

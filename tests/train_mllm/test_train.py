@@ -333,7 +333,7 @@ def test_what_is_missing_is_said_with_the_command(recipe, capsys, tmp_path, monk
     monkeypatch.setenv("GENLIP_WEIGHTS", str(tmp_path / "none"))
     assert main(["sft-qwen7b-frozen", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "384 x 384, 576 tokens" in out
+    assert "384 x 384 pixels, 24 x 24 grid, 576 tokens" in out
     for command in ("fetch genlip-g16", "fetch Qwen/Qwen2.5-7B-Instruct", "no conversations: give --data"):
         assert command in out
     assert main(["sft-qwen7b-frozen", "--out", str(tmp_path / "x")]) == 2
