@@ -19,6 +19,7 @@ from eval_suites import tasks
 from genlip.common import sources
 from genlip.common.command import command, new_parser
 from genlip.common.conversations import IMAGE
+from genlip.common.locks import locked
 from genlip.common.picture_files import read_picture
 
 WORD = "what is written in the image?"  # OCRBench's own question about a word
@@ -103,7 +104,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, default=Path(), metavar="DIR", help="where picture names start (default: here)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a data root of its own, for run.py --data-root")
     args = parser.parse_args(argv)
-    path, rows = write_benchmark(args.task, args.source, args.images, args.out)
+    with locked(args.out, args.task):
+        path, rows = write_benchmark(args.task, args.source, args.images, args.out)
     print(f"{path}: {rows} rows")
     return 0
 

@@ -17,11 +17,13 @@ Shapes: B samples, N patches, T text tokens of a packed row.
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from .common import model_folder
 from .common.conversations import IMAGE, read_turns
 from .common.ledger import Ledger
 from .common.tokens import text_ids
@@ -63,6 +65,8 @@ class Batch:
 def load_tokenizer(name: str):
     from transformers import AutoTokenizer
 
+    if Path(name).is_dir():
+        model_folder.check(Path(name))
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as e:

@@ -66,7 +66,8 @@ def list_sources(data: str) -> list[Source]:
     return [Source(tuple(s for p in _files(path) for s in _groups(p)), weight / total) for path, weight in parts]
 
 
-def _parts(text: str, base: Path) -> Iterator[tuple[str, float | None]]:
+def _parts(text: str, base: Path, inside: tuple[Path, ...] = ()) -> Iterator[tuple[str, float | None]]:
+    """PATH[@WEIGHT] -> (path, weight or None), a list's lines in its place; `inside` are the lists around it."""
     path, at, weight = text.rpartition("@")
     path = path if at else text
     if at:
@@ -82,9 +83,20 @@ def _parts(text: str, base: Path) -> Iterator[tuple[str, float | None]]:
         return
     if not Path(path).is_file():
         raise ValueError(f"there is no list {path}")
-    for line in Path(path).read_text().splitlines():
-        if line.strip() and not line.startswith("#"):
-            yield from _parts(line.strip(), Path(path).parent)
+    if Path(path).resolve() in inside:
+        raise ValueError(f"the list {path} names itself: take that line out")
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no list of paths, a line each ({error})") from error
+    named = [line for line in lines if line and not line.startswith("#")]
+    if not named:
+        raise ValueError(f"the list {path} names no shards: write a path on each line")
+    for line in named:
+        try:
+            yield from _parts(line, Path(path).parent, (*inside, Path(path).resolve()))
+        except ValueError as error:
+            raise ValueError(f"list {path}: {error}") from error
 
 
 def _files(path: str) -> list[str]:

@@ -36,7 +36,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from genlip.common import fingerprint
+from genlip.common import fingerprint, model_folder
 from genlip.common.files import write_json
 from genlip.common.fingerprint import Fingerprint
 from genlip.common.schema import SCHEMA, Provenance, read
@@ -95,6 +95,8 @@ def build(
         require_native(tower.spec)
         if joined > 1:
             raise ValueError(f"{projector} joins the 2 x 2 tokens of a square: with native_tokens use mlp2x_gelu or linear")
+    if Path(llm).is_dir():
+        model_folder.check(Path(llm))
     try:
         language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(llm)
@@ -217,6 +219,7 @@ def load(
     if not (export / "provenance.json").is_file():
         raise ValueError(f"{export} has no provenance.json: give the export/ folder of a run of train_mllm (runs/NAME/export)")
     provenance = read(Provenance, export / "provenance.json", "export the model again")
+    model_folder.check(export)
     made_of = fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype), generation)
     authors = fingerprint.authors_settings(export) if generation == "authors" else None
     projector = getattr(LlavaConfig.from_pretrained(export), "projector", "mlp2x_gelu")  # exports from before there was a choice

@@ -107,7 +107,17 @@ def open_conversations(folder: Path):
     files = sorted((folder / "conversations").glob("*.arrow"))
     if not files:
         raise ValueError(f"{folder} holds no conversations: make it with python -m train_mllm.prepare_data SOURCE --out {folder}")
-    return pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(f))).read_all() for f in files])
+    return pa.concat_tables([_table(file) for file in files])
+
+
+def _table(arrow: Path):
+    """A piece of the prepared table. ValueError where it was cut short or is none."""
+    import pyarrow as pa
+
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(arrow))).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{arrow} is no whole table of conversations ({error}): remove {arrow.parent.parent}, prepare again") from error
 
 
 # --- pictures in files of their own -----------------------------------------------------------------------------------------
@@ -135,10 +145,9 @@ def changed_pictures(arrow: Path, rehash: bool = False) -> tuple[list[str], list
     Told by size, times and inode, and where one of these moved by the bytes of the whole row, whose digest stands beside it.
     """
     import numpy as np
-    import pyarrow as pa
     import pyarrow.compute as pc
 
-    table = pa.ipc.open_file(pa.memory_map(str(arrow))).read_all()
+    table = _table(arrow)
     paths = picture_paths(table)
     own = paths.is_valid().to_numpy()
     if not own.any():

@@ -29,7 +29,9 @@ from pathlib import Path
 from genlip.common import digests, sources
 from genlip.common.command import command, new_parser
 from genlip.common.files import file_aside, read_json, write_json
+from genlip.common.flags import bounded
 from genlip.common.ledger import Ledger
+from genlip.common.locks import locked
 from genlip.common.processes import finished
 from genlip.common.progress import progress, tracked
 
@@ -202,7 +204,9 @@ def prepare(
     origin = origin_of(source, images, seed, decode, rehash)
     for known in (folder / "ledger.json", folder / "origin.json"):
         if known.is_file():
-            content = read_json(known)
+            content = read_json(
+                known, f"remove {folder} to have it prepared again", {"origin": dict} if known.name == "ledger.json" else {}
+            )
             check_origin(folder, content.get("origin", {"files": {}, **content}), origin)
             if known.name == "ledger.json":
                 check_pictures(folder, rehash)
@@ -343,7 +347,9 @@ def show(folder: Path, samples: int, tokenizer: str) -> None:
     """Print the ledger and a few conversations; with a tokenizer's folder, as the model sees them, what it learns in [[ ]]."""
     if not (folder / "ledger.json").is_file():
         raise ValueError(f"{folder} has no ledger.json: give a folder made by train_mllm.prepare_data")
-    ledger = read_json(folder / "ledger.json")
+    counts = {"used": int, "read": int, "pictures": int, "duplicates": int, "skipped": dict, "names": dict}
+    fields = {"origin": dict, "digest": str, "sources": list, **counts}
+    ledger = read_json(folder / "ledger.json", f"prepare {folder} again", fields)
     print(f"from {ledger['origin']['source']}, digest {ledger['digest'][:8]}")
     print(
         f"{ledger['used']:,} of {ledger['read']:,} conversations, {ledger['pictures']:,} pictures, "
@@ -386,25 +392,28 @@ def main(argv: list[str] | None = None) -> int:
     )
     if showing:
         parser.add_argument("folder", help="a folder made by this command")
-        parser.add_argument("--samples", type=int, default=3, help="conversations to print (default 3)")
+        parser.add_argument("--samples", type=bounded(int), default=3, help="conversations to print (default 3)")
         parser.add_argument("--tokenizer", default="", help="folder of a language model: print what it sees, what it learns in [[ ]]")
     else:
         parser.add_argument("source", help="JSON, JSON lines, parquet, a folder of such files, or a YAML mix")
         parser.add_argument("--images", default="", help="folder of the pictures (default: the source's own)")
         parser.add_argument("--out", required=True, help="folder to write")
-        parser.add_argument("--max-bad", type=float, default=0.01, help="share of unusable rows that is borne (default 0.01)")
+        parser.add_argument(
+            "--max-bad", type=bounded(float, most=1), default=0.01, help="share of unusable rows that is borne (default 0.01)"
+        )
         parser.add_argument(
             "--decode", action="store_true", help="decode every picture in full: finds damage in the middle, ten times slower"
         )
-        parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
-        parser.add_argument("--seed", type=int, default=0, help="draws a mix's random:N (default 0)")
+        parser.add_argument("--workers", type=bounded(int, 1), help="processes (default: one for each core)")
+        parser.add_argument("--seed", type=bounded(int), default=0, help="draws a mix's random:N (default 0)")
         parser.add_argument("--rehash", action="store_true", help="read source and pictures again, whatever is known of them")
         parser.add_argument("--accept-mix", action="store_true", help="take a mix that gives over 1 %% more or fewer rows than it says")
     args = parser.parse_args(argv[1:] if showing else argv)
     if showing:
         show(Path(args.folder), args.samples, args.tokenizer)
         return 0
-    ledger = prepare(**vars(args))
+    with locked(Path(args.out)):
+        ledger = prepare(**vars(args))
     skipped = ledger["skipped"] or "none"
     print_sources(ledger)
     print(f"{args.out}: {ledger['used']} of {ledger['read']} conversations, skipped {skipped}, digest {ledger['digest'][:8]}")

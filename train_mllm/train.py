@@ -14,16 +14,16 @@ Loss = sum over supervised tokens / their number in the whole step, over all pro
 """
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from genlip.common.command import Failed, command, new_parser, sentence
 from genlip.common.files import keep_until, read_json, write_json, written_aside
-from genlip.common.flags import add_recipe, check_choices, flag, read_recipe
+from genlip.common.flags import add_recipe, bounded, check_choices, flag, read_recipe
 from genlip.common.ledger import Ledger
-from genlip.common.locks import one_at_a_time
+from genlip.common.locks import locked, one_at_a_time
 from genlip.common.run_folder import claim_run_folder, pin, recorded
 from genlip.common.schema import Provenance, RunRecord
 
@@ -172,7 +172,7 @@ def lay_out_data(setup: Setup, built: Built, run: Path, data: Path, zero: int, b
     from .skipped import Skipped, SkippedCheck
 
     recipe, tower, config, on_gpu = setup.recipe, built.tower, built.model.config, torch.cuda.is_available()
-    ledger = read_json(data / "ledger.json")
+    ledger = read_json(data / "ledger.json", f"prepare {data} again", {"digest": str, "used": int})
     conversations = Conversations(data, built.tokenizer, config, recipe)
     lengths = token_lengths(conversations, data, ledger["digest"])
     kept = (lengths[:, 2] >= 0).nonzero()[0]
@@ -307,7 +307,7 @@ def prepared_data(recipe: Recipe, run: Path, first: bool) -> Path:
         return data
     try:
         if done and own:
-            kept = next((read_json(file) for file in (there, began) if file.is_file()), None)
+            kept = next((read_json(file, "give another --out", {"origin": dict}) for file in (there, began) if file.is_file()), None)
             if kept:
                 check_origin(data, kept["origin"], origin_of(recipe.data, recipe.images, recipe.seed))
         elif own:
@@ -315,7 +315,7 @@ def prepared_data(recipe: Recipe, run: Path, first: bool) -> Path:
         if done or not own:
             check_pictures(data)
         if began.is_file() and there.is_file():
-            before, now = (read_json(file)["digest"] for file in (began, there))
+            before, now = (read_json(file, "give another --out", {"digest": str})["digest"] for file in (began, there))
             if before != now:
                 raise ValueError(f"{run} began with data {before[:8]}, and {data} holds {now[:8]}: bring those back, or give another --out")
     except ValueError as error:
@@ -381,9 +381,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     run = add_recipe(parser, PRESETS, argv)["run"]
     run.add_argument("--dry-run", action="store_true", help="print the resolved recipe, what it costs and what is missing; run nothing")
-    run.add_argument("--gpus", type=int, metavar="N", help=f"--dry-run: H100s to plan for (default: 8; of {', '.join(LAPTOP)}: 0, a CPU)")
-    run.add_argument("--gpu-memory", type=float, default=80.0, metavar="GB", help="--dry-run: memory per GPU (default: 80)")
-    run.add_argument("--mfu", type=float, default=0.4, metavar="X", help="--dry-run: share of an H100's FLOP/s in use (default: 0.4)")
+    run.add_argument(
+        "--gpus", type=bounded(int), metavar="N", help=f"--dry-run: H100s to plan for (default: 8; of {', '.join(LAPTOP)}: 0, a CPU)"
+    )
+    run.add_argument("--gpu-memory", type=bounded(float, 1), default=80.0, metavar="GB", help="--dry-run: memory per GPU (default: 80)")
+    run.add_argument(
+        "--mfu", type=bounded(float, 0.001, 1), default=0.4, metavar="X", help="--dry-run: share of an H100's FLOP/s in use (default: 0.4)"
+    )
     args = parser.parse_args(argv)
     recipe = read_recipe(parser, PRESETS, args)
     with explained(recipe):
@@ -395,7 +399,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if not recipe.out:
             raise ValueError(f"--out is needed, for example --out runs/{recipe.preset}")
-        train(recipe)
+        with locked(Path(recipe.out)) if os.environ.get("RANK", "0") == "0" else nullcontext():
+            train(recipe)
     return 0
 
 

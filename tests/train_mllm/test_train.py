@@ -27,6 +27,7 @@ from train_mllm import trainer as trainer_module
 from train_mllm.freeze_check import FreezeCheck
 from train_mllm.recipes import PRESETS, protocol
 from train_mllm.train import main, train
+from train_mllm.trainer import StrictTrainer, newest_whole
 
 ROOT = Path(__file__).parents[2]
 
@@ -232,6 +233,23 @@ def test_a_stopped_run_goes_on_to_the_same_weights(recipe, monkeypatch):
     monkeypatch.undo()
     assert (Path(other.out) / "checkpoints" / "checkpoint-3").is_dir()
     assert provenance(train(other))["weights_digest"] == undisturbed["weights_digest"]
+
+
+def test_the_newest_checkpoints_are_those_of_the_highest_steps_whatever_the_clock_says(recipe, monkeypatch):
+    real = StrictTrainer._save_checkpoint
+
+    def dated_in_the_future(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        os.utime(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", (4e9 - self.state.global_step,) * 2)
+
+    monkeypatch.setattr(StrictTrainer, "_save_checkpoint", dated_in_the_future)
+    export = train(replace(recipe, save_every=1))
+    folder = export.parent / "checkpoints"
+    assert sorted(file.name for file in folder.iterdir()) == ["checkpoint-5", "checkpoint-6"]
+    for spoilt in ("whole.json", "trainer_state.json"):
+        (folder / "checkpoint-6").mkdir(exist_ok=True)
+        (folder / "checkpoint-6" / spoilt).write_text("{")
+        assert newest_whole(folder).name == "checkpoint-5" and not (folder / "checkpoint-6").exists()
 
 
 def test_a_run_stopped_before_its_export_takes_no_step_more(recipe, monkeypatch):
