@@ -173,23 +173,26 @@ class Setup:
         return steps
 
     @property
+    def _sources(self) -> dict[str, Path]:
+        """Encoder, language model and earlier stage, where each is a folder."""
+        named = {"encoder": self.encoder, "llm": self.llm, "init": self.recipe.init}
+        return {name: Path(folder) for name, folder in named.items() if folder and Path(folder).is_dir()}
+
+    @property
     def source_files(self) -> dict[str, dict[str, str]]:
-        """Of encoder, language model and earlier stage, where each is a folder: file -> digest of its bytes, read once while untouched."""
-        folders = {"encoder": self.encoder, "llm": self.llm, "init": self.recipe.init}
-        found = {name: _read_from(Path(folder)) for name, folder in folders.items() if folder and Path(folder).is_dir()}
+        """Of each source: file -> digest of its bytes, which are read once while untouched."""
+        found = {name: _read_from(folder) for name, folder in self._sources.items()}
         return {name: dict(zip((file.name for file in files), digests.of_files(files))) for name, files in found.items()}
 
     def check_sources(self, began: RunRecord) -> None:
-        """ValueError with the first files that are not what the run began with, where its record and this machine both have such a folder."""
+        """ValueError with the first files that are not those that the run began with; of what is a folder then and now."""
         there = self.source_files
-        for name, before in began.source_files.items():
-            now = there.get(name, before)
-            changed = sorted(file for file in before.keys() | now.keys() if before.get(file) != now.get(file))
-            if changed:
-                folder = {"encoder": self.encoder, "llm": self.llm, "init": self.recipe.init}[name]
+        for name in began.source_files.keys() & there.keys():
+            before, now = began.source_files[name], there[name]
+            if changed := sorted(file for file in before.keys() | now.keys() if before.get(file) != now.get(file)):
                 raise ValueError(
-                    f"{self.recipe.out} began with other files of {SOURCES[name]} than {folder} holds now ({', '.join(changed[:3])}): bring "
-                    "them back, or give another --out"
+                    f"{self.recipe.out} began with other files of {SOURCES[name]} than {self._sources[name]} holds now "
+                    f"({', '.join(changed[:3])}): bring them back, or give another --out"
                 )
 
     def record(self, digests: dict[str, str | None], data_digest: str, accumulation: int, zero: int, dtype: str, on_gpu: bool) -> RunRecord:

@@ -205,8 +205,9 @@ def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export |
         one, other = results.facts_of(done.provenance), results.facts_of(export.provenance)
         if differing := [name for name in {**one, **other} if one.get(name) != other.get(name)]:
             raise ValueError(
-                f"{task}: {export.folder / 'provenance.json'} says otherwise of these weights than the result does ({', '.join(differing)}): "
-                f"bring that file back, or remove {folder / 'result.json'}, and the answers are scored under what it says now"
+                f"{task}: {export.folder / 'provenance.json'} says otherwise of these weights than the result does "
+                f"({', '.join(differing)}): bring that file back, or remove {folder / 'result.json'}, "
+                "and the answers are scored under what it says now"
             )
     return TaskJob(task, data, expected, key, folder, done is not None)
 

@@ -430,12 +430,9 @@ def _set_apart(rows: list[EncoderResult]) -> list[list[str]]:
         said: Provenance | None = next((result["provenance"] for result in row.results.values()), None)
         seed = {"seed": said.recipe.get("seed")} if said and not row.members else {}
         facts.append({**(said.compared() if said else {}), **seed})
-    differing = [
-        name for name in dict.fromkeys(name for said in facts for name in said) if len({json.dumps(s.get(name)) for s in facts}) > 1
+    names = dict.fromkeys(name for said in facts for name in said)
+    differing = [name for name in names if len({json.dumps(said.get(name)) for said in facts}) > 1]
+    told = [
+        [f"{name.removeprefix('recipe.')} {json.dumps(said[name])}" for name in differing if said.get(name) is not None] for said in facts
     ]
-    return [
-        [row.llm, *row.marks, *(f"{name.removeprefix('recipe.')} {json.dumps(s[name])}" for name in differing if s.get(name) is not None)][
-            :5
-        ]
-        for row, s in zip(rows, facts)
-    ]
+    return [[row.llm, *row.marks, *said][:5] for row, said in zip(rows, told)]

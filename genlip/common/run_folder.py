@@ -61,8 +61,8 @@ def claim_run_folder(recipe: Any, accept_changes: bool | None = None) -> Path:
             removed = "" if old else ", or whose run.json was removed"
             commit, why = (BEFORE_RENAMED, f"its recipe has {flag(old[0])}") if old else (BEFORE_RECORDED, "it has no run.json")
             raise ValueError(
-                f"{folder} holds a run that an earlier version began ({why}){removed}: finish it with that (git checkout {commit}), or give "
-                "another --out"
+                f"{folder} holds a run that an earlier version began ({why}){removed}: finish it with that (git checkout {commit}), or "
+                "give another --out"
             )
         keys = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
         if not keys:
