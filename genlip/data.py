@@ -34,7 +34,6 @@ from .shards import Source, open_shard
 
 END_OF_CAPTION = "<|im_end|>\n"  # the two end tokens of the paper's sequence
 MAX_CONSECUTIVE_BAD = 1000  # stop after this many unusable samples in a row
-NO_ROOM = "picture and question fill a row"
 IGNORED = -100
 SAMPLE_OVERHEAD_BYTES = 4096  # cached bytes per sample besides the pixels: ids, name
 
@@ -256,7 +255,8 @@ class PackedRows(IterableDataset):
                 continue
             yield sample
         short = [name for name in ("max_length", "row_tokens") if getattr(self.recipe, name) == self._most]
-        helps = f": raise {' and '.join(flag(name, self._most) for name in short)}" if NO_ROOM in ledger.skipped else ""
+        full = "picture and question fill a row" in ledger.skipped
+        helps = f": raise {' and '.join(flag(name, self._most) for name in short)}" if full else ""
         raise ValueError(
             f"{MAX_CONSECUTIVE_BAD} unusable samples in turn in {self.recipe.data}: {dict(ledger.skipped)}; first: {ledger.names}{helps}"
         )
@@ -280,7 +280,7 @@ class PackedRows(IterableDataset):
             patches = pixels.shape[0] * pixels.shape[1] // self.patch_size**2
             most = self._most - patches
             if most <= len(self.tokenize_prompt(turns[0][0])):
-                raise ValueError(NO_ROOM)
+                raise ValueError("picture and question fill a row")
             if len(ids) > most:  # the end tokens go too: the caption does not end here
                 ids, labels = ids[:most], labels[:most]
                 notes.append("cut")

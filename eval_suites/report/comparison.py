@@ -18,9 +18,11 @@ def section(suite: Suite, a: EncoderResult, b: EncoderResult, noise: NoiseFile |
     head = ["benchmark", a.label, b.label, "difference [95 %]", *["believable from"] * believable, "n", "p", f"{a.label} is"]
     one, two = (f"{row.label} ({row.digest[:8] or LMMS_FILES})" for row in (a, b))
     text = f"\n## {one} against {two}\n\n"
-    lacking = _not_evaluated(suite, a, b)
+    lacking = {name: titles for name, row in ((one, a), (two, b)) if (titles := _not_evaluated(suite, row))}
     shown = [line for line in lines if line.title not in {title for titles in lacking.values() for title in titles}]
-    sentences = [f"Not evaluated of {label}: {', '.join(titles)}." for label, titles in lacking.items()]
+    sentences = [f"Not evaluated of {name}: {', '.join(titles)}." for name, titles in lacking.items()]
+    if len(lacking) > 1 and lacking[one] == lacking[two]:
+        sentences = [f"Not evaluated of either: {', '.join(lacking[one])}."]
     text += f"{' '.join(how(a, b, lines, noise) + sentences)}\n\n"
     text += f"{markdown_text(tuple(head), [_line(line, believable) for line in shown])}\n"
     aside = recorded(a, b)
@@ -28,13 +30,8 @@ def section(suite: Suite, a: EncoderResult, b: EncoderResult, noise: NoiseFile |
     return text + (f"\nRecorded, and no other model by itself: {'; '.join(aside)}.\n" if aside else "")
 
 
-def _not_evaluated(suite: Suite, a: EncoderResult, b: EncoderResult) -> dict[str, list[str]]:
-    """Row -> columns without an answer of it, which a sentence names in place of a line each."""
-    named = {f"{row.label} ({row.digest[:8] or LMMS_FILES})": row for row in (a, b)}
-    found = {
-        name: [column.title for column in suite.columns if row.cells[column.name].refused == "not evaluated"] for name, row in named.items()
-    }
-    return {name: titles for name, titles in found.items() if titles}
+def _not_evaluated(suite: Suite, row: EncoderResult) -> list[str]:
+    return [column.title for column in suite.columns if row.cells[column.name].refused == "not evaluated"]
 
 
 def besides(a: EncoderResult, b: EncoderResult, others: list[str]) -> str:

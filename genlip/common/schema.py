@@ -210,7 +210,7 @@ class RunRecord(Record):
     dtype: str = fact("compared", "of the weights as they are loaded")
     processes: int = fact("environment", "processes that train")
     accumulation: int = fact("environment", "micro-steps per step; times `processes` it stays what it is at the start")
-    zero: int = fact("environment", "DeepSpeed's ZeRO stage, 0 for none; a run goes on in the one it began with")
+    zero: int = fact("environment", "DeepSpeed's ZeRO stage, 0 for none; recorded, and stays what it was at the start")
     kernels: str = fact("environment", "what attention and layers are computed with")
     versions: dict[str, Any] = fact("environment", "of torch, transformers, accelerate and this project")
     git_commit: str | None = fact("environment", "of this project, with `-dirty` where files differ; null outside a clone")
