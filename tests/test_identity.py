@@ -204,12 +204,25 @@ def weights_and_their_digest() -> None:
     mllm.save(loaded.model, loaded.tokenizer, EXPORT, loaded.provenance)
 
 
-def two_words_swapped() -> None:
+def two_words_swapped(folder: Path = EXPORT) -> None:
     """Two of the tokenizer's words have each other's number."""
-    content = json.loads((EXPORT / "tokenizer.json").read_text())
+    content = json.loads((folder / "tokenizer.json").read_text())
     words = content["model"]["vocab"]
     words["Ġred"], words["Ġblue"] = words["Ġblue"], words["Ġred"]
-    (EXPORT / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def prepared_word() -> None:
+    """Another word of the same length in the table that training reads."""
+    (file,) = Path("runs/mine/data/conversations").glob("*.arrow")
+    content = file.read_bytes()
+    assert b"triangle" in content
+    file.write_bytes(content.replace(b"triangle", b"rectangl"))
+
+
+def recipe_and_record_gone() -> None:
+    Path("runs/mine/recipe.json").unlink()
+    Path("runs/mine/run.json").unlink()
 
 
 def result_of(task: str) -> Path:
@@ -266,6 +279,8 @@ EVALUATED = {
     "a bit of the weights": (flip(EXPORT / "model.safetensors"), "refused"),
     "a weight, and its digest with it": (weights_and_their_digest, "identity"),
     "the digest in provenance.json": (edit(EXPORT / "provenance.json", "weights_digest", to="0" * 64), "refused"),
+    "whether it was frozen": (edit(EXPORT / "provenance.json", "frozen", to=False), "refused"),
+    "its tokens per picture": (edit(EXPORT / "provenance.json", "tokens", to=64), "refused"),
     "the language model's rope base": (edit(EXPORT / "config.json", "text_config", "rope_parameters", "rope_theta", to=500.0), "identity"),
     "its epsilon": (edit(EXPORT / "config.json", "text_config", "rms_norm_eps", to=0.1), "identity"),
     "its activation": (edit(EXPORT / "config.json", "text_config", "hidden_act", to="gelu"), "identity"),
@@ -298,11 +313,13 @@ EVALUATED = {
     "a row twice": (rows("docvqa_val", lambda found: [*found, found[0]]), "refused"),
     "a picture": (rows("docvqa_val", lambda found: [found[0] | {"image": found[-1]["image"]}, *found[1:]]), "data"),
     "a picture that cannot be read": (rows("docvqa_val", first(image={"bytes": b"no picture", "path": None})), "data"),
+    "a picture by a file's name alone": (rows("docvqa_val", first(image={"bytes": None, "path": "0.png"})), "data"),
     "how many there should be": (edit(DATA / "manifest.json", "sets", "docvqa_val", "n", to=9), "refused"),
     # results
     "n of a result": (in_result("mini_docvqa_val", n=7), "cell"),
     "a score that is no number": (in_result("mini_docvqa_val", results={"anls,none": float("nan")}), "cell"),
     "a sample's score": (in_samples("mini_docvqa_val", lambda found: [found[0] | {"scores": {"anls": 0.77}}, *found[1:]]), "cell"),
+    "an answer": (in_samples("mini_docvqa_val", lambda found: [found[0] | {"answer": "star!"}, *found[1:]]), "cell"),
     "a sample less": (in_samples("mini_docvqa_val", lambda found: found[1:]), "cell"),
     "a sample twice": (in_samples("mini_docvqa_val", lambda found: [*found[1:], found[1]]), "cell"),
     "a result of another task": (in_result("mini_docvqa_val", task="mini_chartqa"), "again"),
@@ -359,30 +376,78 @@ def cells() -> dict[tuple[str, str], str]:
 # --- training ---------------------------------------------------------------------------------------------------------------
 
 LLM, SFT_DATA = Path("weights/llama-tiny"), Path("data/mini/sft")
-BEGUN = {
-    "the encoder's weights": other_weights("encoder/model.safetensors"),
-    "a bit of them": flip("encoder/model.safetensors"),
-    "the encoder's config": edit("encoder/config.json", "layer_norm_eps", to=0.1),
-    "how it sees pictures": edit("encoder/preprocessor_config.json", "image_mean", to=[0.1, 0.1, 0.1]),
-    "the language model's weights": other_weights(str(LLM / "model.safetensors")),
-    "its config": edit(LLM / "config.json", "rms_norm_eps", to=0.1),
-    "its tokenizer": replaced(LLM / "tokenizer.json", '"Ġpicture"', '"Ġpikture"'),
-    "its chat template": replaced(LLM / "chat_template.jinja", "\n", "\nBe brief.\n"),
-    "the projector stage's weights": other_weights("runs/projector/export/model.safetensors"),
-    "an answer in the conversations": replaced(SFT_DATA / "conversations.json", '"triangle', '"rectangle'),
-    "a picture of them": flip(SFT_DATA / "images/000000/mini_0000000.jpg", -20),
+BEGUN = {  # what changes, and what the refusal has to name
+    "the encoder's weights": (other_weights("encoder/model.safetensors"), "the encoder's weights"),
+    "a bit of them": (flip("encoder/model.safetensors"), "the encoder's weights"),
+    "the encoder's config": (edit("encoder/config.json", "layer_norm_eps", to=0.1), "the encoder's config"),
+    "how it sees pictures": (edit("encoder/preprocessor_config.json", "image_mean", to=[0.1, 0.1, 0.1]), "preprocessing"),
+    "the language model's weights": (other_weights(str(LLM / "model.safetensors")), "the language model"),
+    "its config": (edit(LLM / "config.json", "rms_norm_eps", to=0.1), "the language model's config"),
+    "its tokenizer": (lambda: two_words_swapped(LLM), "the tokenizer"),
+    "its chat template": (replaced(LLM / "chat_template.jinja", "\n", "\nBe brief.\n"), "the chat template"),
+    "the projector stage's weights": (other_weights("runs/projector/export/model.safetensors"), "runs/projector/export"),
+    "the projector stage's record": (edit("runs/projector/export/provenance.json", "steps", to=3000), "was edited"),
+    "an answer in the conversations": (replaced(SFT_DATA / "conversations.json", '"triangle', '"rectangle'), "hold something else"),
+    "a picture of them": (flip(SFT_DATA / "images/000000/mini_0000000.jpg", -20), "have changed"),
+    "a word of the prepared conversations": (prepared_word, "is not what was prepared there"),
+    "recipe.json": (edit("runs/mine/recipe.json", "lr", to=0.05), "another recipe"),
+    "recipe.json is gone": (lambda: Path("runs/mine/recipe.json").unlink(), "another recipe.json or run.json"),
+    "run.json": (edit("runs/mine/run.json", "per_step", to="1 conversations"), "was edited"),
+    "both are gone": (recipe_and_record_gone, "another recipe.json or run.json"),
+    "a checkpoint of another step": (
+        edit("runs/mine/checkpoints/checkpoint-50/trainer_state.json", "global_step", to=99),
+        "is not whole",
+    ),
 }
 
 
-@pytest.mark.parametrize("change", BEGUN)
-def test_a_change_of_what_a_stopped_run_was_begun_with(place, commands, change):
-    """Stopped before its last checkpoint: the same command is refused, names what differs, and exports nothing."""
+@pytest.fixture
+def stopped(world, tmp_path, monkeypatch):
+    """The world in its own place, where the run was stopped before its last checkpoint; put back afterwards."""
+    shutil.copytree(world, tmp_path / "kept", symlinks=True)
+    monkeypatch.chdir(world)
     shutil.rmtree(EXPORT)
     shutil.rmtree("runs/mine/checkpoints/checkpoint-100")
-    BEGUN[change]()
-    code, said = commands(place, *SFT)
-    assert code == 2 and "error: " in said and "Traceback" not in said, said
-    assert not EXPORT.exists(), said
+    yield world
+    monkeypatch.undo()
+    shutil.rmtree(world)
+    shutil.copytree(tmp_path / "kept", world, symlinks=True)
+
+
+@pytest.mark.parametrize("change", BEGUN)
+def test_a_change_of_what_a_stopped_run_was_begun_with(stopped, commands, change):
+    """The same command is refused, names what differs, and exports nothing; a checkpoint that is none is passed over."""
+    make, named = BEGUN[change]
+    make()
+    code, said = commands(stopped, *SFT)
+    assert named in said and "Traceback" not in said, said
+    if named == "is not whole":
+        assert code == 0, said
+    else:
+        assert code == 2 and "error: " in said and not EXPORT.exists(), said
+
+
+def test_a_stopped_run_goes_on_where_nothing_changed(stopped, commands, tmp_path):
+    before = json.loads((tmp_path / "kept" / EXPORT / "provenance.json").read_text())
+    code, said = commands(stopped, *SFT)
+    assert code == 0, said
+    assert json.loads((EXPORT / "provenance.json").read_text())["weights_digest"] == before["weights_digest"]
+
+
+BETWEEN = {
+    "the encoder's config": (edit("encoder/config.json", "layer_norm_eps", to=0.1), "the encoder's config"),
+    "the language model's config": (edit(LLM / "config.json", "rms_norm_eps", to=0.1), "the language model's config"),
+    "its tokenizer": (lambda: two_words_swapped(LLM), "the tokenizer"),
+}
+
+
+@pytest.mark.parametrize("change", BETWEEN)
+def test_a_change_between_two_stages(place, commands, change):
+    """Weights that are equal and read otherwise are another model to the projector that was made for them."""
+    make, named = BETWEEN[change]
+    make()
+    code, said = commands(place, *SFT, "--out", "runs/later")
+    assert code == 2 and named in said and "train the projector again" in said, said
 
 
 FLAGS = {
@@ -477,5 +542,7 @@ def test_equal_models_are_equal_wherever_they_lie(place, commands):
 def test_the_page_lists_what_was_tried():
     """docs/identity.md: a row per change, with what notices it."""
     ((_, *listed),) = pages.tables(pages.section(pages.text_of("docs/identity.md"), "Tried, one by one"))
-    tried = {change: noticed for change, (_, noticed) in EVALUATED.items()} | dict.fromkeys(BEGUN, "refused")
+    tried = {change: noticed for change, (_, noticed) in EVALUATED.items()} | {
+        change: "passed over" if named == "is not whole" else "refused" for change, (_, named) in BEGUN.items()
+    }
     assert {change: noticed for change, noticed in listed} == tried
