@@ -156,7 +156,7 @@ def run_record(recipe: Recipe, tokenizer: Any, data_digest: str, processes: int)
         init_digest=weights_digest(Path(recipe.init)) if recipe.init else None,
         data=recipe.data,
         data_digest=data_digest,
-        per_step=f"{recipe.rows} rows of {recipe.row_tokens} tokens",
+        per_step=f"{recipe.rows} row{'s' * (recipe.rows > 1)} of {recipe.row_tokens} tokens",
         dtype="float32",
         processes=processes,
         accumulation=recipe.rows // processes,

@@ -226,7 +226,7 @@ def train(setup: Setup, run: Path, data: Path) -> Path:
             seed=recipe.seed,
             recipe=asdict(recipe),
             versions=record.versions,
-            git_commit=record.git_commit or "unknown",
+            git_commit=record.git_commit,
             earlier=earlier,
             llm_digest_before=record.llm_digest,
         )

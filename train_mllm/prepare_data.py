@@ -158,9 +158,9 @@ def check_origin(folder: Path, theirs: dict, origin: dict) -> None:
         print(f"note: {folder} knows its source by size alone; remove it to have it prepared again")
         changed = [origin["source"]] * (theirs.get("bytes") != origin["bytes"])
     if changed:
-        differ.append(f"{len(changed)} files hold something else (first: {', '.join(changed[:3])})")
+        differ.append(f"{len(changed)} file{'s hold' if len(changed) > 1 else ' holds'} something else (first: {', '.join(changed[:3])})")
     if differ:
-        raise ValueError(f"{folder} was made from other data: {'; '.join(differ)}. Give another --out, or remove {folder}")
+        raise ValueError(f"{folder} was made from other data: {'; '.join(differ)}. Bring the data back, or give another --out")
 
 
 def check_pictures(folder: Path, rehash: bool = False) -> None:
@@ -177,7 +177,7 @@ def check_pictures(folder: Path, rehash: bool = False) -> None:
     if changed or gone:
         raise ValueError(
             f"of the pictures that {folder} was made of {len(changed)} have changed and {len(gone)} are gone (first: "
-            f"{', '.join((changed + gone)[:3])}). Bring them back; or give another --out, or remove {folder}, to prepare what is there now"
+            f"{', '.join((changed + gone)[:3])}). Bring them back, or prepare what is there now under another --out"
         )
 
 

@@ -84,6 +84,8 @@ def train(recipe: Recipe) -> Path:
         claim_run_folder(recipe)
         data = prepared_data(recipe, run, first)
         if export.is_dir():
+            if first and (began := recorded(run)):
+                setup.check_sources(began)
             print(f"{export} exists: this run is done")
             return export
     if recipe.backend == "llava_next":
@@ -298,7 +300,7 @@ def write_export(setup: Setup, built: Built, laid: LaidOut, trainer, groups: dic
         "seed": recipe.seed,
         "recipe": asdict(recipe),
         "versions": record.versions,
-        "git_commit": record.git_commit or "unknown",
+        "git_commit": record.git_commit,
     }
     with written_aside(export) as part:
         mllm.save(model, built.tokenizer, part, provenance)
@@ -335,6 +337,22 @@ def prepared_data(recipe: Recipe, run: Path, first: bool) -> Path:
             raise
         raise ValueError(f"{export} was trained on other data than there are now: {error}") from error
     return data
+
+
+def refusals(setup: Setup) -> list[str]:
+    """Why a run that was begun would not go on, as far as that can be told without loading weights; nothing is written."""
+    recipe, run = setup.recipe, Path(setup.recipe.out)
+    if not recipe.out or not (run / "recipe.json").is_file() or not Path(recipe.data).exists():
+        return []
+    try:
+        claim_run_folder(recipe)
+        if any((folder / "ledger.json").is_file() for folder in (run / "data", Path(recipe.data))):
+            prepared_data(recipe, run, True)
+        if began := recorded(run):
+            setup.check_sources(began)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def token_ledger(lengths, left_out: Ledger, recipe: Recipe) -> dict:
@@ -407,6 +425,7 @@ def main(argv: list[str] | None = None) -> int:
             check_recipe(recipe)
             gpus = 8 * (recipe.preset not in LAPTOP) if args.gpus is None else args.gpus
             setup = resolve(recipe, int(os.environ.get("WORLD_SIZE", gpus or 1)))
+            setup = replace(setup, lacks=(*setup.lacks, *refusals(setup)))
             estimate.dry_run(setup, gpus > 0, args.gpu_memory, args.mfu)
             return 0
         if not recipe.out:

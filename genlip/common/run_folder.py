@@ -58,10 +58,11 @@ def claim_run_folder(recipe: Any, accept_changes: bool | None = None) -> Path:
         if earlier and (folder / "export").is_dir() and _in_new_names(theirs, recipe) == mine:
             return folder
         if earlier:
+            removed = "" if old else ", or whose run.json was removed"
             commit, why = (BEFORE_RENAMED, f"its recipe has {flag(old[0])}") if old else (BEFORE_RECORDED, "it has no run.json")
             raise ValueError(
-                f"{folder} holds a run that an earlier version began ({why}): finish it with that (git checkout {commit}), or give another "
-                "--out"
+                f"{folder} holds a run that an earlier version began ({why}){removed}: finish it with that (git checkout {commit}), or "
+                "give another --out"
             )
         keys = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
         if not keys:

@@ -141,9 +141,7 @@ class Provenance(Stage):
     seed: int | None = fact("seed", "the recipe's", default=None)
     recipe: dict[str, Any] = fact("derived", "the recipe, with all its fields", default_factory=dict)
     versions: dict[str, Any] = fact("environment", "of torch, transformers, accelerate and this project", default_factory=dict)
-    git_commit: str | None = fact(
-        "environment", "of this project, with `-dirty` where files differ; `unknown` outside a clone", default=None
-    )
+    git_commit: str | None = fact("environment", "of this project, with `-dirty` where files differ; null outside a clone", default=None)
     weights_digest: str = fact("derived", "digest of all weights; `mllm.load` refuses an export whose weights have another")
 
     def compared(self) -> dict[str, Any]:
@@ -222,10 +220,13 @@ class RunRecord(Record):
     dtype: str = fact("compared", "of the weights as they are loaded")
     processes: int = fact("environment", "processes that train")
     accumulation: int = fact("environment", "micro-steps per step; times `processes` it stays what it is at the start")
-    zero: int = fact("environment", "DeepSpeed's ZeRO stage, 0 for none; a run goes on in the one it began with")
+    zero: int = fact("environment", "DeepSpeed's ZeRO stage, 0 for none; recorded, and stays what it was at the start")
     kernels: str = fact("environment", "what attention and layers are computed with")
     versions: dict[str, Any] = fact("environment", "of torch, transformers, accelerate and this project")
     git_commit: str | None = fact("environment", "of this project, with `-dirty` where files differ; null outside a clone")
+    source_files: dict[str, Any] = fact(
+        "derived", "of `encoder`, `llm` and `init`, where they are folders: file -> digest of its bytes", True, default_factory=dict
+    )
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def test_what_is_loaded_is_what_was_saved(pair, tmp_path):
 def test_one_of_another_run_is_refused(pair, tmp_path):
     checkpoint.save(tmp_path, 3, *pair, {})
     (tmp_path / "run.json").write_text('{"stage": "pretrain"}')
-    with pytest.raises(ValueError, match="step-000003 was written under another run.json"):
+    with pytest.raises(ValueError, match=r"step-000003 was written under another run\.json"):
         checkpoint.load(checkpoint.newest(tmp_path), *pair)
 
 

@@ -1,8 +1,9 @@
 """A run goes on from what it began with alone: weights, tokenizer, preprocessing, earlier stage, data and step are pinned before step 0."""
 
 import json
+import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tests.train_mllm.test_train import assert_same, provenance, start
 from train_mllm.freeze_check import FreezeCheck
 from train_mllm.model import same_weights
 from train_mllm.setup import micro_steps, resolve
-from train_mllm.train import train
+from train_mllm.train import main, train
 from train_mllm.trainer import run_digest
 
 
@@ -119,6 +120,34 @@ def test_a_folder_overwritten_meanwhile_is_refused_and_put_back_the_run_goes_on(
     began = json.loads((Path(recipe.out) / "run.json").read_text())
     assert complaints(began, json_schema(RunRecord)) == complaints(ended, json_schema(Provenance)) == []
     assert (began["encoder_digest"], began["llm_digest"]) == (ended["encoder_digest"], ended["llm_digest_before"])
+
+
+@pytest.mark.parametrize("name", ["llm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("encoder", "init"))])
+def test_a_finished_run_and_a_dry_run_look_at_the_files_that_it_began_with(folders, tmp_path, killed, capsys, name):
+    """By their bytes, without loading a weight; put back, the run is done."""
+    recipe = replace(folders, max_steps=6)
+    if name == "init":
+        first = train(replace(recipe, stage="projector", max_steps=1, out=recipe.out + "-projector"))
+        first.rename(tmp_path / "init")
+        recipe = replace(recipe, init=str(tmp_path / "init"))
+    killed(recipe)
+    ends = {"encoder": "patch_embedding.weight", "llm": "layers.0.mlp.up_proj.weight", "init": "multi_modal_projector.linear_1.weight"}
+    said = rf"began with other files of .* than {tmp_path / name} holds now \(model\.safetensors\): bring them back, or give another --out"
+    config = tmp_path / "recipe.json"
+    config.write_text(json.dumps(asdict(recipe)))
+    plan = ["--config", str(config), "--dry-run", "--gpus", "0"]
+    for done in (False, True):
+        assert main(plan) == 0 and "nothing is missing" in capsys.readouterr().out
+        shutil.copytree(tmp_path / name, tmp_path / "kept")
+        overwrite(tmp_path / name, ends[name])
+        assert main(plan) == 0 and re.search(said, capsys.readouterr().out)
+        if done:
+            with pytest.raises(ValueError, match=said):
+                train(recipe)
+        shutil.rmtree(tmp_path / name)
+        (tmp_path / "kept").rename(tmp_path / name)
+        train(recipe)
+    assert "this run is done" in capsys.readouterr().out
 
 
 def test_the_output_layer_is_pinned_too(folders, tmp_path, killed):
