@@ -233,7 +233,9 @@ def test_a_noise_file_gives_single_seeds_a_smallest_believable_difference(world,
     write_results(world[0], world[1], "other", right_share(3, 0.5), recipe={"lr": 0.1, "encoder": "other"})
     assert main(["good", "other", "--noise", "noise.json"]) == 2 and "another recipe than other" in capsys.readouterr().err
     Path("noise.json").write_text("{}")
-    assert main(["good", "poor", "--noise", "noise.json"]) == 2 and "is no noise file" in capsys.readouterr().err
+    assert main(["good", "poor", "--noise", "noise.json"]) == 2 and "noise.json does not say suite" in capsys.readouterr().err
+    Path("noise.json").write_text(json.dumps(said | {"spread": {"shape": "x"}}))
+    assert main(["good", "poor", "--noise", "noise.json"]) == 2 and "noise.json, spread: shape is" in capsys.readouterr().err
 
 
 def test_the_page_shows_joined_rows_and_how_they_were_judged(world, tmp_path, monkeypatch):
