@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -52,12 +53,18 @@ LONG = {
 }  # fmt: skip
 
 
-def begin(long: Long, folder: Path) -> subprocess.Popen:
+def begin(long: Long, folder: Path, most: int = resource.RLIM_INFINITY) -> subprocess.Popen:
+    """The command, which may write files of at most so many bytes each."""
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing on is an OSError then, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     words = [str(ROOT / word) if word.startswith("eval_suites/") else word for word in long.words.split()]
     return subprocess.Popen(
         [sys.executable, *words], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=limited,
     )  # fmt: skip
 
 
@@ -176,3 +183,26 @@ def test_the_second_of_two_at_once_is_refused(name, inputs):
     assert second.returncode == 2 and f"process {first.pid} on " in said and "another run is writing into" in said
     first.communicate()
     assert first.returncode == 0
+
+
+# Bytes that a file may have, below what the command's largest one has.
+FULL = {"pretraining": 300_000, "preparation": 20_000, "SFT": 300_000, "evaluation": 2_000, "mini world": 3_000, "fetch": 100_000}
+FULL |= {"tables": 300, "report": 20_000}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_full_disk_is_a_sentence_and_with_space_again_the_same_comes_out(name, inputs):
+    if name == "evaluation":
+        pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
+    long, folder, undisturbed = LONG[name], place(inputs, f"{name}-full"), place(inputs, f"{name}-space")
+    process = begin(long, folder, FULL[name])
+    said = process.communicate()[1]
+    assert process.returncode in (1, 2) and "Traceback" not in said, said
+    assert "out/" in said.splitlines()[-1] and "File too large" in said.splitlines()[-1], said
+    left = [path.name for path in folder.rglob("*") if path.name.endswith((".part", ".lock"))]
+    assert not left, left
+    for place_of in (folder, undisturbed):
+        process = begin(long, place_of)
+        said = process.communicate()[1]
+        assert process.returncode == 0, said
+    assert results(long, folder) == results(long, undisturbed)
