@@ -37,9 +37,9 @@ from transformers import (
 )
 
 from genlip.common import fingerprint, model_folder
-from genlip.common.files import write_json
+from genlip.common.files import read_json, require
 from genlip.common.fingerprint import Fingerprint
-from genlip.common.schema import SCHEMA, Provenance, read
+from genlip.common.schema import SCHEMA, Provenance, read, write
 from genlip.common.suggest import choose
 from genlip.common.tokens import broken, broken_ids
 
@@ -98,10 +98,14 @@ def build(
     if Path(llm).is_dir():
         model_folder.check(Path(llm))
     try:
-        language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(llm)
+        with model_folder.building(Path(llm, "config.json")):
+            language, found = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype, output_loading_info=True)
+        with model_folder.building(Path(llm, "tokenizer.json")):
+            tokenizer = AutoTokenizer.from_pretrained(llm)
     except OSError as e:
         raise ValueError(f"the language model in {llm} cannot be read ({e}): bring it again with python -m llava_plugin.fetch") from e
+    if lacking := sorted(found["missing_keys"]):
+        raise ValueError(f"{llm} lacks {', '.join(lacking[:5])}, which its config.json promises: {model_folder.MEND}")
     if not tokenizer.chat_template:
         raise ValueError(f"the tokenizer of {llm} has no chat template: use the -Instruct variant of the model")
     if tokenizer.pad_token is None:
@@ -182,7 +186,7 @@ def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBas
     }
     told = {"projector": model.config.projector, "native_tokens": model.config.native_tokens, "interpolation": tower.interpolation}
     provenance = Provenance(**brought | dict(said) | told | _digests(model) | {"schema": SCHEMA})
-    write_json(export / "provenance.json", provenance.as_json())
+    write(export / "provenance.json", provenance)
 
 
 def _digests(model: LlavaForConditionalGeneration) -> dict[str, str]:
@@ -222,8 +226,12 @@ def load(
     model_folder.check(export)
     made_of = fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype), generation)
     authors = fingerprint.authors_settings(export) if generation == "authors" else None
-    projector = getattr(LlavaConfig.from_pretrained(export), "projector", "mlp2x_gelu")  # exports from before there was a choice
-    model = _model_class(projector).from_pretrained(export, dtype=dtype or "auto")
+    config = read_json(export / "config.json", model_folder.MEND, {"vision_config": dict, "text_config": dict})
+    for part in ("vision_config", "text_config"):  # of a part that is not said, transformers would build a default of 7 billion
+        require(config[part], {"model_type": str}, f"{export / 'config.json'}, {part}", model_folder.MEND)
+    with model_folder.building(export / "config.json"):
+        projector = getattr(LlavaConfig.from_pretrained(export), "projector", "mlp2x_gelu")  # exports from before there was a choice
+        model = _model_class(projector).from_pretrained(export, dtype=dtype or "auto")
     for name, found in _digests(model).items() if dtype is None else ():  # in another dtype the bytes are others
         if found != provenance[name] and not (provenance.schema == 1 and provenance[name] is None):
             raise ValueError(
@@ -231,7 +239,8 @@ def load(
                 "the files were changed after training; copy the export again or train again"
             )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(export)
+    with model_folder.building(export / "tokenizer.json"):
+        tokenizer = AutoTokenizer.from_pretrained(export)
     provenance = read(Provenance, export / "provenance.json", "export the model again")
     if changed := made_of.differing(fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype), generation)):
         raise ValueError(f"{export} was replaced while it was read ({', '.join(changed)}): run the same command again")

@@ -204,12 +204,25 @@ def weights_and_their_digest() -> None:
     mllm.save(loaded.model, loaded.tokenizer, EXPORT, loaded.provenance)
 
 
-def two_words_swapped() -> None:
+def two_words_swapped(folder: Path = EXPORT) -> None:
     """Two of the tokenizer's words have each other's number."""
-    content = json.loads((EXPORT / "tokenizer.json").read_text())
+    content = json.loads((folder / "tokenizer.json").read_text())
     words = content["model"]["vocab"]
     words["Ġred"], words["Ġblue"] = words["Ġblue"], words["Ġred"]
-    (EXPORT / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def prepared_word() -> None:
+    """Another word of the same length in the table that training reads."""
+    (file,) = Path("runs/mine/data/conversations").glob("*.arrow")
+    content = file.read_bytes()
+    assert b"triangle" in content
+    file.write_bytes(content.replace(b"triangle", b"rectangl"))
+
+
+def recipe_and_record_gone() -> None:
+    Path("runs/mine/recipe.json").unlink()
+    Path("runs/mine/run.json").unlink()
 
 
 def result_of(task: str) -> Path:
@@ -269,6 +282,7 @@ EVALUATED = {
     "model.safetensors: a weight, and `weights_digest` with it": (weights_and_their_digest, "identity"),
     "provenance.json: `weights_digest`": (edit(EXPORT / "provenance.json", "weights_digest", to="0" * 64), "refused"),
     "provenance.json: `frozen`": (edit(EXPORT / "provenance.json", "frozen", to=False), "refused"),
+    "provenance.json: `tokens`": (edit(EXPORT / "provenance.json", "tokens", to=64), "refused"),
     "config.json: `text_config.rope_parameters.rope_theta`": (edit(CONFIG, TEXT, "rope_parameters", "rope_theta", to=500.0), "identity"),
     "config.json: `text_config.rms_norm_eps`": (edit(CONFIG, TEXT, "rms_norm_eps", to=0.1), "identity"),
     "config.json: `text_config.hidden_act`": (edit(CONFIG, TEXT, "hidden_act", to="gelu"), "identity"),
@@ -301,11 +315,13 @@ EVALUATED = {
     "*.parquet: a row twice": (rows("docvqa_val", lambda found: [*found, found[0]]), "refused"),
     "*.parquet: `image` of a row": (rows("docvqa_val", lambda found: [found[0] | {"image": found[-1]["image"]}, *found[1:]]), "data"),
     "*.parquet: an `image` that cannot be read": (rows("docvqa_val", first(image={"bytes": b"no picture", "path": None})), "data"),
+    "*.parquet: an `image` by its file's name alone": (rows("docvqa_val", first(image={"bytes": None, "path": "0.png"})), "data"),
     "manifest.json: `n`": (edit(DATA / "manifest.json", "sets", "docvqa_val", "n", to=9), "refused"),
     # results
     "result.json: `n`": (in_result(DOCVQA, n=7), "cell"),
     "result.json: NaN in `results`": (in_result(DOCVQA, results={"anls,none": float("nan")}), "cell"),
     "samples.jsonl: `scores` of a line": (in_samples(DOCVQA, lambda found: [found[0] | {"scores": {"anls": 0.77}}, *found[1:]]), "cell"),
+    "samples.jsonl: `answer` of a line": (in_samples(DOCVQA, lambda found: [found[0] | {"answer": "star!"}, *found[1:]]), "cell"),
     "samples.jsonl: a line less": (in_samples(DOCVQA, lambda found: found[1:]), "cell"),
     "samples.jsonl: a line twice": (in_samples(DOCVQA, lambda found: [*found[1:], found[1]]), "cell"),
     "result.json: `task`": (in_result(DOCVQA, task="mini_chartqa"), "again"),
@@ -362,30 +378,81 @@ def cells() -> dict[tuple[str, str], str]:
 # --- training ---------------------------------------------------------------------------------------------------------------
 
 LLM, SFT_DATA = Path("weights/llama-tiny"), Path("data/mini/sft")
-BEGUN = {
-    "encoder/model.safetensors: other weights": other_weights("encoder/model.safetensors"),
-    "encoder/model.safetensors: a bit": flip("encoder/model.safetensors"),
-    "encoder/config.json: `layer_norm_eps`": edit("encoder/config.json", "layer_norm_eps", to=0.1),
-    "encoder/preprocessor_config.json: `image_mean`": edit("encoder/preprocessor_config.json", "image_mean", to=[0.1, 0.1, 0.1]),
-    "llm/model.safetensors: other weights": other_weights(str(LLM / "model.safetensors")),
-    "llm/config.json: `rms_norm_eps`": edit(LLM / "config.json", "rms_norm_eps", to=0.1),
-    "llm/tokenizer.json: a word": replaced(LLM / "tokenizer.json", '"Ġpicture"', '"Ġpikture"'),
-    "llm/chat_template.jinja: a line": replaced(LLM / "chat_template.jinja", "\n", "\nBe brief.\n"),
-    "init/model.safetensors: other weights": other_weights("runs/projector/export/model.safetensors"),
-    "conversations.json: an answer": replaced(SFT_DATA / "conversations.json", '"triangle', '"rectangle'),
-    "images/: a picture": flip(SFT_DATA / "images/000000/mini_0000000.jpg", -20),
+BEGUN = {  # what changes, and what the refusal has to name
+    "encoder/model.safetensors: other weights": (other_weights("encoder/model.safetensors"), "the encoder's weights"),
+    "encoder/model.safetensors: a bit": (flip("encoder/model.safetensors"), "the encoder's weights"),
+    "encoder/config.json: `layer_norm_eps`": (edit("encoder/config.json", "layer_norm_eps", to=0.1), "the encoder's config"),
+    "encoder/preprocessor_config.json: `image_mean`": (
+        edit("encoder/preprocessor_config.json", "image_mean", to=[0.1, 0.1, 0.1]),
+        "preprocessing",
+    ),
+    "llm/model.safetensors: other weights": (other_weights(str(LLM / "model.safetensors")), "the language model"),
+    "llm/config.json: `rms_norm_eps`": (edit(LLM / "config.json", "rms_norm_eps", to=0.1), "the language model's config"),
+    "llm/tokenizer.json: two words swapped": (lambda: two_words_swapped(LLM), "the tokenizer"),
+    "llm/chat_template.jinja: a line": (replaced(LLM / "chat_template.jinja", "\n", "\nBe brief.\n"), "the chat template"),
+    "init/model.safetensors: other weights": (other_weights("runs/projector/export/model.safetensors"), "runs/projector/export"),
+    "init/provenance.json: `steps`": (edit("runs/projector/export/provenance.json", "steps", to=3000), "was edited"),
+    "conversations.json: an answer": (replaced(SFT_DATA / "conversations.json", '"triangle', '"rectangle'), "hold something else"),
+    "images/: a picture": (flip(SFT_DATA / "images/000000/mini_0000000.jpg", -20), "have changed"),
+    "data/conversations/*.arrow: a word": (prepared_word, "is not what was prepared there"),
+    "recipe.json: `lr`": (edit("runs/mine/recipe.json", "lr", to=0.05), "another recipe"),
+    "recipe.json: gone": (lambda: Path("runs/mine/recipe.json").unlink(), "another recipe.json or run.json"),
+    "run.json: `per_step`": (edit("runs/mine/run.json", "per_step", to="1 conversations"), "was edited"),
+    "recipe.json: gone, and run.json too": (recipe_and_record_gone, "another recipe.json or run.json"),
+    "trainer_state.json: `global_step`": (
+        edit("runs/mine/checkpoints/checkpoint-50/trainer_state.json", "global_step", to=99),
+        "is not whole",
+    ),
 }
 
 
-@pytest.mark.parametrize("change", BEGUN)
-def test_a_change_of_what_a_stopped_run_was_begun_with(place, commands, change):
-    """Stopped before its last checkpoint: the same command is refused, names what differs, and exports nothing."""
+@pytest.fixture
+def stopped(world, tmp_path, monkeypatch):
+    """The world in its own place, where the run was stopped before its last checkpoint; put back afterwards."""
+    shutil.copytree(world, tmp_path / "kept", symlinks=True)
+    monkeypatch.chdir(world)
     shutil.rmtree(EXPORT)
     shutil.rmtree("runs/mine/checkpoints/checkpoint-100")
-    BEGUN[change]()
-    code, said = commands(place, *SFT)
-    assert code == 2 and "error: " in said and "Traceback" not in said, said
-    assert not EXPORT.exists(), said
+    yield world
+    monkeypatch.undo()
+    shutil.rmtree(world)
+    shutil.copytree(tmp_path / "kept", world, symlinks=True)
+
+
+@pytest.mark.parametrize("change", BEGUN)
+def test_a_change_of_what_a_stopped_run_was_begun_with(stopped, commands, change):
+    """The same command is refused, names what differs, and exports nothing; a checkpoint that is none is passed over."""
+    make, named = BEGUN[change]
+    make()
+    code, said = commands(stopped, *SFT)
+    assert named in said and "Traceback" not in said, said
+    if named == "is not whole":
+        assert code == 0, said
+    else:
+        assert code == 2 and "error: " in said and not EXPORT.exists(), said
+
+
+def test_a_stopped_run_goes_on_where_nothing_changed(stopped, commands, tmp_path):
+    before = json.loads((tmp_path / "kept" / EXPORT / "provenance.json").read_text())
+    code, said = commands(stopped, *SFT)
+    assert code == 0, said
+    assert json.loads((EXPORT / "provenance.json").read_text())["weights_digest"] == before["weights_digest"]
+
+
+BETWEEN = {
+    "the encoder's config": (edit("encoder/config.json", "layer_norm_eps", to=0.1), "the encoder's config"),
+    "the language model's config": (edit(LLM / "config.json", "rms_norm_eps", to=0.1), "the language model's config"),
+    "its tokenizer": (lambda: two_words_swapped(LLM), "the tokenizer"),
+}
+
+
+@pytest.mark.parametrize("change", BETWEEN)
+def test_a_change_between_two_stages(place, commands, change):
+    """Weights that are equal and read otherwise are another model to the projector that was made for them."""
+    make, named = BETWEEN[change]
+    make()
+    code, said = commands(place, *SFT, "--out", "runs/later")
+    assert code == 2 and named in said and "train the projector again" in said, said
 
 
 FLAGS = {
@@ -482,5 +549,5 @@ def test_the_page_lists_what_was_tried():
     page = pages.text_of("docs/identity.md")
     titles = ("The MLLM's export", "The benchmark's data", "Results", "What a run was begun with")
     listed = {f"{file}: {what}": noticed for title in titles for file, what, noticed in pages.tables(pages.section(page, title))[0][1:]}
-    tried = {change: noticed for change, (_, noticed) in EVALUATED.items()} | dict.fromkeys(BEGUN, "refused")
-    assert listed == tried
+    begun = {change: "passed over" if named == "is not whole" else "refused" for change, (_, named) in BEGUN.items()}
+    assert listed == {change: noticed for change, (_, noticed) in EVALUATED.items()} | begun

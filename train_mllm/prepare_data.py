@@ -164,7 +164,11 @@ def check_origin(folder: Path, theirs: dict, origin: dict) -> None:
 
 
 def check_pictures(folder: Path, rehash: bool = False) -> None:
-    """ValueError where picture files are not, or not any more, those that FOLDER was made of."""
+    """ValueError where picture files are not, or not any more, those that FOLDER was made of, or its own tables are not as they were
+    written."""
+    written = read_json(folder / "ledger.json", f"remove {folder} to have it prepared again", {}).get("tables")
+    if written is not None and written != _tables(folder, rehash):
+        raise ValueError(f"{folder}/conversations is not what was prepared there: give another --out, or remove {folder}")
     changed: list[str] = []
     gone: list[str] = []
     for arrow in tracked(sorted((folder / "conversations").glob("*.arrow")), "pictures as they were prepared?"):
@@ -242,6 +246,7 @@ def prepare(
             f"first: {ledger['names']}. Mend them, or allow more with --max-bad"
         )
     rows = _digests(folder)
+    ledger["tables"] = _tables(folder)
     ledger["duplicates"] = len(rows) - len(set(rows))
     ledger["digest"] = hashlib.sha256(b"".join(rows)).hexdigest()
     if origin_of(source, images, seed, decode)["files"] != origin["files"]:
@@ -318,6 +323,12 @@ def _ledger(origin: dict, mix: sources.Mix, plan: list, tallies: dict[int, dict]
         "subsets": subsets,
         "mix": {"authors": mix.authors, "obtainable": mix.obtainable, "unpublished": list(mix.unpublished)},
     }
+
+
+def _tables(folder: Path, rehash: bool = False) -> dict[str, str]:
+    """The digest of each table of conversations, by name."""
+    arrows = sorted((folder / "conversations").glob("*.arrow"))
+    return dict(zip((file.name for file in arrows), digests.of_files(arrows, rehash)))
 
 
 def _digests(folder: Path) -> list[bytes]:

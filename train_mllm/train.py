@@ -28,7 +28,16 @@ from genlip.common.run_folder import claim_run_folder, pin, recorded
 from genlip.common.schema import Provenance, RunRecord
 
 from . import estimate, llava_next
-from .model import adamw, count_parameters, freeze_parts, frozen_throughout, initialise_from, prepare_for_training, stages_of
+from .model import (
+    adamw,
+    check_read_alike,
+    count_parameters,
+    freeze_parts,
+    frozen_throughout,
+    initialise_from,
+    prepare_for_training,
+    stages_of,
+)
 from .prepare_data import check_origin, check_pictures, origin_of, prepare
 from .recipes import LAPTOP, PRESETS, Recipe, protocol
 from .setup import Setup, micro_steps, resolve
@@ -146,6 +155,7 @@ def build_model(setup: Setup) -> Built:
     digests = mllm.identity(model, tokenizer)
     guard = FreezeCheck(tower, recipe.train_encoder, digests["encoder_digest"])
     if before is not None:
+        check_read_alike(before, digests, setup)
         digests |= {"init_digest": before.weights_digest, "projector_made_for": before.encoder_digest}
     return Built(model, tokenizer, dtype, guard, digests, before)
 
@@ -196,7 +206,7 @@ def lay_out_data(setup: Setup, built: Built, run: Path, data: Path, zero: int, b
         if on_gpu:  # the Trainer moves the rest later
             tower.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
         earlier = Path(recipe.init).parent / "data" if recipe.init else None
-        conversations.features = cached_features(data, tower, str(record.encoder_digest), ledger["digest"], earlier)
+        conversations.features = cached_features(data, tower, f"{record.encoder_digest} {record.encoder_config}", ledger["digest"], earlier)
     if recipe.standardise:
         conversations.mean, conversations.std = channel_statistics(conversations.features)
         laid = replace(laid, mean=conversations.mean, std=conversations.std)
@@ -236,10 +246,11 @@ def run_trainer(trainer, model, run: Path, first: bool, zero: int) -> None:
     from transformers import TrainerState
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    from .trainer import newest_whole
+    from .trainer import check_of_this_run, newest_whole
 
     with one_at_a_time(run):
         checkpoint = newest_whole(run / "checkpoints")
+        check_of_this_run(run, checkpoint)
     if first:
         keep_until(trainer.metrics, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     reached = TrainerState.load_from_json(checkpoint / "trainer_state.json") if checkpoint and not zero else None
@@ -277,6 +288,7 @@ def write_export(setup: Setup, built: Built, laid: LaidOut, trainer, groups: dic
         "note": estimate.NO_ANYRES if recipe.train_encoder else None,
         **proof,
         "earlier": earlier,
+        **{name: record[name] for name in ("encoder_config", "preprocessing", "llm_config", "tokenizer_digest", "chat_template")},
         "llm_digest_before": (built.before and built.before.llm_digest_before) or record.llm_digest,
         "data_digest": record.data_digest,
         "parameters": groups,

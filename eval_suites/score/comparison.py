@@ -222,10 +222,13 @@ def recorded(a: EncoderResult, b: EncoderResult) -> list[str]:
 
 def _circumstances(row: EncoderResult) -> dict[str, Any]:
     """Where and with what a row of one seed was evaluated and trained."""
-    result = next(iter(row.results.values()))
+    results = list(row.results.values())
+    result = results[0]
     training = {f.name: result["provenance"][f.name] for f in fields(Provenance) if f.metadata["kind"] == "environment"}
     versions = {f"training's {name}": value for name, value in (training.pop("versions") or {}).items()}
-    return {**(result.get("environment") or {}), **training, **versions}
+    told = [each.get("environment") or {} for each in results]
+    evaluated = {name: ", ".join(dict.fromkeys(str(each[name]) for each in told if name in each)) for each in told for name in each}
+    return {**evaluated, **training, **versions}
 
 
 def asked_otherwise(a: EncoderResult, b: EncoderResult) -> list[str]:

@@ -9,10 +9,12 @@ reason why it is none.
 Standard library and numpy; 260,000 answers are read in about 3 s.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +216,7 @@ def read_samples(path: Path, columns: Sequence[Column]) -> Samples:
         for line_number, line in enumerate(stream, 1):
             try:
                 sample = json.loads(line)
-                doc = str(sample["doc_id"])
+                doc = str(index(sample["doc_id"]))
                 docs.append(doc)
                 for metric, column, own in wanted:
                     if metric not in sample["scores"]:
@@ -346,8 +348,12 @@ def read_row(folder: Path, suite: Suite) -> EncoderResult | None:
         columns = [column for column in suite.columns if column.task == task]
         if task in results:
             try:
-                samples = read_samples(folder / task / "samples.jsonl", columns)
+                file = folder / task / "samples.jsonl"
+                samples = read_samples(file, columns)
                 why = _disagreeing(results[task], samples, columns)
+                sealed = results[task].samples_digest
+                if not why and sealed and hashlib.sha256(file.read_bytes()).hexdigest() != sealed:
+                    why = f"{file} is not the file that its result was made from: {AGAIN}"
             except FileNotFoundError as error:
                 why = f"{error.filename} is gone, and a result without its samples is no result: {AGAIN}"
             except ValueError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .files import read_json, write_json
 from .flags import flag
-from .schema import RunRecord, read
+from .schema import RunRecord, read, write
 
 # Fields of recipes that an earlier version named otherwise.
 RENAMED = {
@@ -105,7 +105,7 @@ def pin(run: Path, record: RunRecord) -> None:
     """
     began = recorded(run)
     if began is None:
-        write_json(run / "run.json", record.as_json())
+        write(run / "run.json", record)
         return
     changed = [name for name in PINNED if began[name] != record[name]]
     if not changed:

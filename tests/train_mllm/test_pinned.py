@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from genlip.common.schema import Provenance, RunRecord, json_schema
+from genlip.common.run_folder import recorded
+from genlip.common.schema import Provenance, RunRecord, json_schema, write
 from llava_plugin import mllm, tower
 from llava_plugin.tower import VisionTower
 from tests.json_schema import complaints
@@ -19,6 +20,7 @@ from train_mllm.freeze_check import FreezeCheck
 from train_mllm.model import same_weights
 from train_mllm.setup import micro_steps, resolve
 from train_mllm.train import main, train
+from train_mllm.trainer import run_digest
 
 
 class Killed(Exception):
@@ -210,7 +212,9 @@ def test_weights_are_compared_in_the_coarser_of_two_dtypes():
 def test_a_run_that_goes_on_on_fewer_processes_keeps_its_step(recipe, killed, capsys):
     """As if it had begun on two processes: what one conversation after another made a step of is pinned, in run.json."""
     killed(recipe)
-    edit_json(Path(recipe.out) / "run.json", lambda _: {"processes": 2, "per_step": "8 conversations"})
+    began = replace(recorded(Path(recipe.out)), processes=2, per_step="8 conversations")
+    write(Path(recipe.out) / "run.json", began)
+    edit_json(Path(recipe.out) / "checkpoints/checkpoint-3/whole.json", lambda _: {"run": run_digest(Path(recipe.out))})
     said = provenance(train(recipe))
     assert (said["processes"], said["accumulation"], said["protocol"]["per_step"]) == (1, 2, "8 conversations")
     assert "going on at 8 conversations per step, now 1 x 2 micro-steps where it was 2 x 1" in capsys.readouterr().out
