@@ -205,14 +205,16 @@ def write_noise(noise: NoiseFile, path: Path) -> None:
     write_json(path, {"schema": 1, **vars(noise)})
 
 
+_NOISE_MEND = "give one written by python -m eval_suites.compare --seed-noise KEY --out noise.json"
+
+
 def read_noise(path: Path, suite: Suite, rows: Sequence[EncoderResult]) -> NoiseFile:
     """The file's noise, for comparisons of these rows.
 
     ValueError where it is none of ours, or was measured on another suite or under another recipe than the rows'.
     """
-    mend = f"python -m eval_suites.compare --seed-noise KEY --out {path} writes a noise file"
-    said = read_json(path, mend, {"suite": str, "encoder": str, "seeds": int, "spread": dict, "protocol": dict})
-    require(said["spread"], dict.fromkeys(said["spread"], float), f"{path}, spread", mend)
+    said = read_json(path, _NOISE_MEND, {"suite": str, "encoder": str, "seeds": int, "spread": dict, "protocol": dict})
+    require(said["spread"], dict.fromkeys(said["spread"], float), f"{path}, spread", _NOISE_MEND)
     noise = NoiseFile(said["suite"], said["encoder"], said["seeds"], said["spread"], said["protocol"])
     if noise.suite != suite.name:
         raise ValueError(f"{path} is of suite {noise.suite}, the rows are of {suite.name}")

@@ -68,7 +68,7 @@ def test_what_cannot_be_compared_is_refused(world, capsys):
         (["good"], "give two encoders"),
         (["good", "good"], "are one row"),
         (["good", "nobody"], "no results of nobody"),
-        (["good", "poor", "--suite", "mini14"], "no results of good in suite mini14"),
+        (["good", "poor", "--suite", "mini14"], "no results of suite mini14 under results: evaluate with --suite mini14"),
         (["good", "poor", "--results", "nowhere"], "results of no suite under nowhere"),
         (["--seed-noise", "good"], "takes one encoder and a file"),
         (["--seed-noise", "good", "--out", "noise.json"], "3 or more"),
@@ -233,9 +233,27 @@ def test_a_noise_file_gives_single_seeds_a_smallest_believable_difference(world,
     write_results(world[0], world[1], "other", right_share(3, 0.5), recipe={"lr": 0.1, "encoder": "other"})
     assert main(["good", "other", "--noise", "noise.json"]) == 2 and "another recipe than other" in capsys.readouterr().err
     Path("noise.json").write_text("{}")
-    assert main(["good", "poor", "--noise", "noise.json"]) == 2 and "noise.json does not say suite" in capsys.readouterr().err
+    assert main(["good", "poor", "--noise", "noise.json"]) == 2
+    wrong = capsys.readouterr().err
+    assert "noise.json does not say suite: " in wrong and "--out noise.json" in wrong
     Path("noise.json").write_text(json.dumps(said | {"spread": {"shape": "x"}}))
     assert main(["good", "poor", "--noise", "noise.json"]) == 2 and "noise.json, spread: shape is" in capsys.readouterr().err
+    assert main(["--seed-noise", "mine", "--out", "noise.json"]) == 0 and json.loads(Path("noise.json").read_text())["seeds"] == 3
+    seeded(world, "yours", [0.5, 0.6])
+    capsys.readouterr()
+    joined = next(row for row in read(world) if row.encoder == "mine" and row.members)
+    assert main([f"mine@{joined.digest[:8]}", "yours", "--noise", "noise.json"]) == 0
+    assert "Seeds are in the two rows already: --noise is not used." in capsys.readouterr().out
+
+
+def test_columns_that_were_not_evaluated_are_one_sentence(world, capsys):
+    for file in Path("results/easyvqa").glob("poor/*/*/result.json"):
+        if file.parent.name != "easyvqa_shape":
+            file.unlink()
+    assert main(["good", "poor"]) == 0
+    text = capsys.readouterr().out
+    assert "Not evaluated of poor (" in text and "): colour, yes/no." in text
+    assert "| shape" in text and "| colour" not in text
 
 
 def test_the_page_shows_joined_rows_and_how_they_were_judged(world, tmp_path, monkeypatch):
