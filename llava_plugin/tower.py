@@ -19,9 +19,9 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from . import encoders, pictures, register
+from . import encoders, pictures, register, views
 from .encoders import EncoderSpec
-from .encoders.families import FAMILIES, family_of, patches_of
+from .encoders.families import FAMILIES, family_of, native_grid, patches_of
 
 
 def tensor_digests(module: torch.nn.Module | dict[str, torch.Tensor]) -> dict[str, str]:
@@ -150,6 +150,12 @@ class VisionTower(PreTrainedModel):
             return None
         return f"positions interpolated from {own} x {own} to {grid} x {grid} by transformers' rule for {self.spec.family}"
 
+    def with_view(self, view: str) -> "VisionTower":
+        """The same tower for pictures of another view, as a spec has it."""
+        self.spec = replace(self.spec, view=view)
+        self.config.spec = asdict(self.spec)
+        return self
+
     def freeze(self) -> "VisionTower":
         """No gradients, and evaluation mode for good: `train()` on the whole MLLM does not wake drop path up."""
         self.requires_grad_(False)
@@ -160,8 +166,33 @@ class VisionTower(PreTrainedModel):
         return super().train(mode and not self.frozen)
 
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
-        """PIL pictures -> (B, 3, R, R) fp32: turned as EXIF says, RGB, by the spec's view, normalised by the spec."""
-        return torch.stack([torch.from_numpy(pictures.square(image, self.spec)) for image in images])
+        """PIL pictures -> squares (B, 3, R, R) fp32, by anyres all their tiles: turned as EXIF says, RGB, by the spec's view, normalised."""
+        return torch.stack([torch.from_numpy(square) for image in images for square in pictures.squares(image, self.spec)])
+
+    def prepare(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
+        """What an MLLM takes of PIL pictures, by the spec's view: `pixel_values`, squares or, at their own aspect ratio, packed patches
+        (N, 3, P, P); where a picture's size decides on its tokens, `image_sizes` (B, 2) too: height and width, or what they became."""
+        view = views.parse(self.spec.view)
+        if view.kind == "native":
+            patches, sizes = self.preprocess_native(images, view.max_tokens)
+            return {"pixel_values": patches, "image_sizes": sizes}
+        sizes = {"image_sizes": torch.tensor([pictures.upright_size(image) for image in images])} if view.by_size else {}
+        return {"pixel_values": self.preprocess(images), **sizes}
+
+    def features(self, images: list[Image.Image]) -> list[torch.Tensor]:
+        """Of each picture, by the spec's view: (1, N, D), by anyres (tiles, N, D), at its own aspect ratio (N, D)."""
+        view = views.parse(self.spec.view)
+        if view.kind == "native":
+            return self.native(images, view.max_tokens)
+        counts = [views.parts(self.spec, *pictures.upright_size(image)) for image in images]
+        return list(self(self.preprocess(images).to(self.device)).last_hidden_state.split(counts))
+
+    def as_input(self, features: list[torch.Tensor], sizes: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        """What an MLLM takes of `features` of pictures of these sizes (height, width), in the place of their pixels."""
+        view, together = views.parse(self.spec.view), torch.cat(features)
+        if view.kind == "native":
+            return {"pixel_values": together[None]}
+        return {"pixel_values": together} | ({"image_sizes": torch.tensor(sizes)} if view.by_size else {})
 
     def _pixels(self, image: Image.Image, height: int, width: int) -> torch.Tensor:
         return torch.from_numpy(pictures.pixels(image, self.spec, height, width))
@@ -224,14 +255,6 @@ def digests_as_trained(name: str, resolution: int | None = None) -> Iterator[str
         yield digest(tensor_digests(cast))
         if dtype != torch.float32:
             yield digest(tensor_digests({key: tensor.to(state[key].dtype) for key, tensor in cast.items()}))
-
-
-def native_grid(family: str, height: int, width: int, patch: int, max_tokens: int) -> tuple[int, int]:
-    """Rows and columns of patches for a picture of `height` x `width` pixels, at most `max_tokens` in all, by the family's own rule; an
-    aspect ratio above 200 is refused."""
-    if max(height, width) > 200 * min(height, width):
-        raise ValueError(f"a picture of {width} x {height} pixels is more than 200 times longer than wide: crop it")
-    return family_of(family).native.grid(height, width, patch, max_tokens)
 
 
 def _encode(encoder: PreTrainedModel, spec: EncoderSpec, pixels: torch.Tensor, interpolate: bool) -> torch.Tensor:

@@ -32,8 +32,10 @@ from PIL import Image
 
 from genlip.common.files import file_aside
 from genlip.common.progress import tracked
+from llava_plugin import views
 from llava_plugin.mllm import IMAGE, end_of_turn, prompt_ids
-from llava_plugin.pictures import read_picture
+from llava_plugin.pictures import picture_size, read_picture
+from llava_plugin.projectors import PROJECTORS
 
 from .conversations import open_conversations
 
@@ -59,9 +61,10 @@ class TokenizedConversation:
 # The same question is put to many pictures of a benchmark-like set, and gets few answers: tokenising both anew took a third of a small
 # model's step. What is kept is shared, not to be changed.
 @functools.lru_cache(maxsize=4096)
-def _prompt(tokenizer, said: tuple, image_token_id: int, image_tokens: int) -> list[int]:
+def _prompt(tokenizer, said: tuple, image_token_id: int, image_tokens: int | tuple[int, ...]) -> list[int]:
     """Token ids of what was `said` ((role, content), ...), up to where the answer begins."""
-    return prompt_ids(tokenizer, [{"role": role, "content": content} for role, content in said], image_token_id, image_tokens)
+    counts = image_tokens if isinstance(image_tokens, int) else list(image_tokens)
+    return prompt_ids(tokenizer, [{"role": role, "content": content} for role, content in said], image_token_id, counts)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -70,9 +73,11 @@ def _answer(tokenizer, text: str) -> list[int]:
     return [*tokenizer(text, add_special_tokens=False).input_ids, end_of_turn(tokenizer)]
 
 
-def encode(messages: list[dict], tokenizer, image_token_id: int, image_tokens: int, turns: str, max_length: int) -> TokenizedConversation:
-    """Tokens of a conversation, cut at a turn's border at `max_length`. Raises ValueError where not even one turn fits, or where
-    the chat template rewrites earlier turns, so that a dialogue is not one sequence."""
+def encode(
+    messages: list[dict], tokenizer, image_token_id: int, image_tokens: int | list[int], turns: str, max_length: int
+) -> TokenizedConversation:
+    """Tokens of a conversation, cut at a turn's border at `max_length`; `image_tokens` of any picture, or of each. Raises ValueError where
+    not even one turn fits, or where the chat template rewrites earlier turns, so that a dialogue is not one sequence."""
     system = [m for m in messages if m["role"] == "system"]
     spoken = [m for m in messages if m["role"] != "system"]
     parts = []
@@ -82,7 +87,9 @@ def encode(messages: list[dict], tokenizer, image_token_id: int, image_tokens: i
             pictures = sum(m["content"].count(IMAGE) for m in history[:-1])
             history = [{"role": "user", "content": f"{IMAGE}\n" * pictures + history[-1]["content"]}]
         said = tuple((m["role"], m["content"]) for m in system + history)
-        parts.append((_prompt(tokenizer, said, image_token_id, image_tokens), _answer(tokenizer, spoken[k]["content"])))
+        so_far = sum(content.count(IMAGE) for _, content in said)
+        counts = image_tokens if isinstance(image_tokens, int) else tuple(image_tokens[:so_far])
+        parts.append((_prompt(tokenizer, said, image_token_id, counts), _answer(tokenizer, spoken[k]["content"])))
     return (_independent if turns == "independent" else _dialogue)(parts, image_token_id, max_length)
 
 
@@ -153,42 +160,66 @@ def open_picture(picture: dict) -> Image.Image:
     try:
         return read_picture(picture["bytes"] if picture["bytes"] is not None else picture["path"]).image
     except ValueError as e:
-        raise ValueError(f"{picture['path'] or 'a picture'}: {e}: prepare the data with --decode, which leaves its row out") from e
+        raise _unreadable(picture, e) from e
+
+
+def _unreadable(picture: dict, error: ValueError) -> ValueError:
+    return ValueError(f"{picture['path'] or 'a picture'}: {error}: prepare the data with --decode, which leaves its row out")
 
 
 class Conversations(torch.utils.data.Dataset):
-    """Index -> {"id", "row": TokenizedConversation, "pictures": list of PIL pictures, or "features" (n, N, D) from the cache}.
+    """Index -> {"id", "row": TokenizedConversation, "pictures": list of PIL pictures, or "features" from the cache and "sizes"}.
 
-    `mean` and `std` (D,), if given, standardise the cached features.
+    `mean` and `std` (D,), if given, standardise the cached features (see features.py). `sizes` (pictures, 2): height and width of all
+    pictures in order, where by the view of `spec` a picture's tokens depend on them.
     """
 
-    def __init__(self, folder: Path, tokenizer, model_config, recipe, features: np.ndarray | None = None, mean=0.0, std=1.0):
+    def __init__(self, folder: Path, tokenizer, model_config, recipe, features=None, mean=0.0, std=1.0, spec=None, sizes=None):
         self.table = open_conversations(folder)
         self.tokenizer, self.recipe = tokenizer, recipe
         self.features, self.mean, self.std = features, mean, std
+        self.spec, self.sizes = spec, sizes
         self.image_token_id, self.image_tokens = model_config.image_token_id, model_config.image_seq_length
-        counts = pc.list_value_length(self.table["images"]).to_numpy()
-        self.first_picture = np.cumsum(counts) - counts
+        self.first_picture = np.append(0, np.cumsum(pc.list_value_length(self.table["images"]).to_numpy()))
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def row(self, record: dict) -> TokenizedConversation:
+    def sizes_of(self, i: int) -> list[list[int]]:
+        """Height and width of a conversation's pictures; none are known where they do not matter."""
+        return [] if self.sizes is None else self.sizes[self.first_picture[i] : self.first_picture[i + 1]].tolist()
+
+    def row(self, i: int, record: dict) -> TokenizedConversation:
+        """Of conversation `i`, whose texts are in `record`."""
+        tokens = self.image_tokens
+        if self.sizes is not None:
+            joined = PROJECTORS[self.recipe.projector].joined
+            tokens = [views.tokens(self.spec, *size, joined) for size in self.sizes_of(i)]
         try:
-            return encode(
-                record["messages"], self.tokenizer, self.image_token_id, self.image_tokens, self.recipe.turns, self.recipe.max_length
-            )
+            return encode(record["messages"], self.tokenizer, self.image_token_id, tokens, self.recipe.turns, self.recipe.max_length)
         except ValueError as e:
             raise type(e)(f"conversation {record['id']!r}: {e}") from e
 
     def __getitem__(self, i: int) -> dict:
         record = self.table.slice(i, 1).to_pylist()[0]
-        row = self.row(record)
+        row = self.row(i, record)
         if self.features is None:
             return {"id": record["id"], "row": row, "pictures": [open_picture(p) for p in record["images"]]}
-        start = self.first_picture[i]
-        features = (self.features[start : start + len(record["images"])] - self.mean) / self.std
-        return {"id": record["id"], "row": row, "features": torch.from_numpy(features)}
+        first, last = self.first_feature[self.first_picture[i : i + 2]]
+        features = (self.features[first:last] - self.mean) / self.std
+        return {"id": record["id"], "row": row, "features": torch.from_numpy(features), "sizes": self.sizes_of(i)}
+
+    @functools.cached_property
+    def first_feature(self) -> np.ndarray:
+        """Where each picture's features begin in the cache."""
+        if self.sizes is None:
+            return np.arange(self.first_picture[-1] + 1)
+        return feature_starts(self.spec, self.sizes)
+
+
+def feature_starts(spec, sizes: np.ndarray) -> np.ndarray:
+    """(pictures + 1,) Where each picture's features begin among those of all, by the view of `spec`."""
+    return np.cumsum([0, *(views.parts(spec, *size) for size in sizes.tolist())])
 
 
 class _Measures(torch.utils.data.Dataset):
@@ -203,7 +234,7 @@ class _Measures(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> tuple[int, int, int]:
         try:
-            row = self.conversations.row(self.texts.slice(i, 1).to_pylist()[0])
+            row = self.conversations.row(i, self.texts.slice(i, 1).to_pylist()[0])
         except TooLong:
             return 0, 0, -1
         return len(row.ids), sum(label != IGNORED for label in row.labels), int(row.cut)
@@ -214,8 +245,10 @@ def token_lengths(conversations: Conversations, folder: Path, data_digest: str) 
 
     Done once by all cores, kept in `folder` under the digest of tokenizer, template, lengths and data.
     """
-    tokenizer, recipe = conversations.tokenizer, conversations.recipe
-    key = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template, conversations.image_tokens, recipe.turns, recipe.max_length]
+    tokenizer, recipe, tokens = conversations.tokenizer, conversations.recipe, conversations.image_tokens
+    if conversations.sizes is not None:
+        tokens = [conversations.spec.view, conversations.spec.resolution, conversations.spec.family, tokens]
+    key = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template, tokens, recipe.turns, recipe.max_length]
     file = folder / f"lengths-{hashlib.sha256(json.dumps([key, data_digest]).encode()).hexdigest()[:16]}.npy"
     if not file.is_file():
         workers = len(os.sched_getaffinity(0)) if len(conversations) > 4 * ROWS_A_MEASURE else 0
@@ -223,6 +256,40 @@ def token_lengths(conversations: Conversations, folder: Path, data_digest: str) 
             _Measures(conversations), batch_size=ROWS_A_MEASURE, num_workers=workers, collate_fn=lambda rows: np.array(rows, dtype=np.int32)
         )
         found = np.concatenate(list(tracked(loader, "lengths in tokens")))
+        with file_aside(file) as aside, aside.open("wb") as stream:
+            np.save(stream, found)
+    return np.load(file)
+
+
+class _Sizes(torch.utils.data.Dataset):
+    """Index of a conversation -> height and width of its pictures, one behind another."""
+
+    def __init__(self, table):
+        self.pictures = table["images"]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, i: int) -> list[int]:
+        found = []
+        for picture in self.pictures[i].as_py():
+            try:
+                found += picture_size(picture["bytes"] if picture["bytes"] is not None else picture["path"])
+            except ValueError as e:
+                raise _unreadable(picture, e) from e
+        return found
+
+
+def picture_sizes(folder: Path, data_digest: str) -> np.ndarray:
+    """(pictures, 2) int32 height and width of all pictures in the data's order, by all cores once, kept in `folder` under the data's digest."""
+    file = folder / f"sizes-{data_digest[:16]}.npy"
+    if not file.is_file():
+        table = open_conversations(folder)
+        workers = len(os.sched_getaffinity(0)) if len(table) > 4 * ROWS_A_MEASURE else 0
+        loader = torch.utils.data.DataLoader(
+            _Sizes(table), batch_size=ROWS_A_MEASURE, num_workers=workers, collate_fn=lambda rows: np.array(sum(rows, []), dtype=np.int32)
+        )
+        found = np.concatenate(list(tracked(loader, "sizes of pictures"))).reshape(-1, 2)
         with file_aside(file) as aside, aside.open("wb") as stream:
             np.save(stream, found)
     return np.load(file)

@@ -25,7 +25,7 @@ from llava_plugin import encoders, llava_next
 from llava_plugin.projectors import PROJECTORS
 
 from . import sources
-from .recipes import Recipe
+from .recipes import Recipe, seen_as
 
 NO_ANYRES = "no anyres: not the setting of the paper's unfrozen table"
 PAPER_ROWS = {"projector": 558_000, "sft": 3_000_000}  # LLaVA's pretraining pairs; "3M+" of the paper
@@ -123,7 +123,7 @@ def parts(recipe: Recipe) -> Parts | None:
 
 def _spec(recipe: Recipe):
     try:
-        return encoders.resolve(recipe.encoder, recipe.resolution or None, recipe.view)
+        return encoders.resolve(recipe.encoder, recipe.resolution or None, seen_as(recipe))
     except ValueError:
         return None  # said with what is missing
 
@@ -311,7 +311,7 @@ def missing(recipe: Recipe) -> list[str]:
         except ValueError as e:
             lacks.append(str(e))
     try:
-        encoders.find_weights(encoders.resolve(recipe.encoder, recipe.resolution or None, recipe.view))
+        encoders.find_weights(encoders.resolve(recipe.encoder, recipe.resolution or None, seen_as(recipe)))
     except ValueError as e:
         lacks.append(str(e))
     try:

@@ -14,37 +14,41 @@ from genlip.common import digests
 from genlip.common.files import file_aside
 from genlip.common.fingerprint import CODE
 from genlip.common.progress import tracked
+from llava_plugin import views
 from llava_plugin.tower import digest
 
 from .conversations import open_conversations, picture_paths
-from .data import open_picture
+from .data import feature_starts, open_picture
 
 FEATURE_BATCH = 64
 
 
-def cached_features(data: Path, tower, data_digest: str, earlier: Path | None = None):
-    """(pictures, N, D) fp32 features of all pictures in the data's order, computed once, mapped into memory afterwards.
+def cached_features(data: Path, tower, data_digest: str, earlier: Path | None = None, sizes: np.ndarray | None = None):
+    """(pictures, N, D) fp32 features of all pictures in the data's order, computed once, mapped into memory afterwards; by anyres (tiles, N,
+    D), at their own aspect ratio (tokens, D), of pictures of these `sizes`.
 
     The file is named by the tower's digest, its preprocessing and the pictures, so that none of them can change unnoticed. `earlier` is
     the data folder of the stage before: where it talks about the same pictures, one after another, its file serves this one too.
     """
-    table = open_conversations(data)
-    key = f"{digest(tower)} {replace(tower.spec, why='')} {CODE['pixels']} {_pictures(table, data_digest)}"
+    table, spec = open_conversations(data), tower.spec
+    key = f"{digest(tower)} {replace(spec, why='')} {CODE['pixels']} {_pictures(table, data_digest)}"
     key = hashlib.sha256(key.encode()).hexdigest()[:16]
     file = data / f"features-{key}.npy"
     if not file.is_file() and earlier and (earlier / file.name).is_file():
         file = earlier / file.name
     if not file.is_file():
         pictures = [(i, j) for i, n in enumerate(table["images"].combine_chunks().value_lengths().to_pylist()) for j in range(n)]
+        starts = np.arange(len(pictures) + 1) if sizes is None else feature_starts(spec, sizes)
+        shape = (int(starts[-1]), spec.width) if views.parse(spec.view).kind == "native" else (int(starts[-1]), spec.tokens, spec.width)
         with file_aside(file) as aside:
-            out = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=(len(pictures), tower.spec.tokens, tower.spec.width))
+            out = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=shape)
             with torch.inference_mode():
                 batches = range(0, len(pictures), FEATURE_BATCH)
                 for start in tracked(batches, "features of the frozen encoder"):
                     batch = pictures[start : start + FEATURE_BATCH]
                     images = [open_picture(table.slice(i, 1).to_pylist()[0]["images"][j]) for i, j in batch]
-                    pixels = tower.preprocess(images).to(tower.device)
-                    out[start : start + len(batch)] = tower(pixels).last_hidden_state.float().cpu().numpy()
+                    found = torch.cat(tower.features(images))
+                    out[starts[start] : starts[start + len(batch)]] = found.float().cpu().numpy()
             out.flush()
     return np.load(file, mmap_mode="r")
 
@@ -59,14 +63,15 @@ def _pictures(table, data_digest: str) -> str:
 
 
 def channel_statistics(features):
-    """Mean and standard deviation (D,) over all pictures and tokens of the cached features (pictures, N, D), a part at a time."""
+    """Mean and standard deviation (D,) over all tokens of the cached features (..., D), a part at a time."""
     total, squares = np.zeros((2, features.shape[-1]))
+    count = features.size // features.shape[-1]
     for start in range(0, len(features), 1024):
         part = features[start : start + 1024].reshape(-1, features.shape[-1]).astype(np.float64)
         total += part.sum(0)
         squares += (part**2).sum(0)
-    mean = total / (features.shape[0] * features.shape[1])
-    std = np.sqrt(np.maximum(squares / (features.shape[0] * features.shape[1]) - mean**2, 1e-12))
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
     return mean.astype(np.float32), std.astype(np.float32)
 
 

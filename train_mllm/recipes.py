@@ -40,9 +40,15 @@ class Recipe:
     )
     view: str = option(
         "square",
-        "the whole picture as a square, or the crop that the encoder's own processor makes",
+        "what the encoder sees: square (the whole), crop (its own processor's), anyres or anyres_max_N (LLaVA-NeXT's tiles), native or native_N (at "
+        "the picture's own aspect ratio, at most N tokens)",
         "data",
-        ("square", "crop"),
+        kind="derived",
+    )
+    pinpoints: str = option(
+        "",
+        "grids of anyres: sizes in pixels [[336, 672], ...], or (1x1),...,(3x3) in tiles; empty: LLaVA-NeXT's five, up to 2 x 2",
+        "data",
         kind="derived",
     )
     turns: str = option(
@@ -87,6 +93,11 @@ class Recipe:
     save_every: int = option(500, "steps from one checkpoint to the next", "run", kind="environment")
     max_bad: float = option(0.01, "share of unusable conversations above which nothing is trained", "data", kind="environment")
     seed: int = option(0, "of the new weights and the order of the data", "run", kind="seed")
+
+
+def seen_as(recipe: Recipe) -> str:
+    """The recipe's view in one string, as llava_plugin/views.py reads it."""
+    return f"{recipe.view} {recipe.pinpoints}".strip()
 
 
 def protocol(recipe: Recipe, processes: int, accumulation: int, on_gpu: bool) -> dict[str, Any]:

@@ -25,13 +25,13 @@ from genlip.common.flags import add_recipe, check_choices, flag, read_recipe
 from genlip.common.locks import one_at_a_time
 from genlip.common.run_folder import claim_run_folder
 from genlip.common.versions import git_commit, package_versions
-from llava_plugin import encoders
+from llava_plugin import encoders, views
 
 from . import estimate, llava_next
 from .estimate import missing
 from .model import adamw, count_parameters, freeze_parts, frozen_throughout, initialise_from, prepare_for_training
 from .prepare_data import check_origin, check_pictures, origin_of, prepare
-from .recipes import LAPTOP, PRESETS, Recipe, protocol
+from .recipes import LAPTOP, PRESETS, Recipe, protocol, seen_as
 
 DEEPSPEED = Path(__file__).parent / "deepspeed"
 
@@ -41,6 +41,7 @@ def check_recipe(recipe: Recipe) -> None:
     from importlib.util import find_spec
 
     check_choices(recipe)
+    views.asked(seen_as(recipe), 1, 1)
     if recipe.cache_features and recipe.train_encoder:
         raise ValueError("--cache-features keeps a frozen encoder's features: give --no-cache-features, or --no-train-encoder")
     if recipe.standardise and not recipe.cache_features:
@@ -94,7 +95,7 @@ def train(recipe: Recipe) -> Path:
     from llava_plugin import mllm
     from llava_plugin.tower import VisionTower, digest
 
-    from .data import Conversations, token_lengths
+    from .data import Conversations, picture_sizes, token_lengths
     from .features import cached_features, channel_statistics, fold_standardisation
     from .freeze_check import FreezeCheck
     from .packing import Collator, in_batches
@@ -106,7 +107,7 @@ def train(recipe: Recipe) -> Path:
     on_gpu = torch.cuda.is_available()
     zero = estimate.zero_here(recipe, processes)
     dtype = torch.bfloat16 if recipe.bf16 and on_gpu else torch.float32
-    tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None, view=recipe.view)
+    tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None, view=seen_as(recipe))
     model, tokenizer = mllm.build(tower, encoders.find_llm(recipe.llm), dtype=dtype, seed=recipe.seed, projector=recipe.projector)
     handed_on = initialise_from(model, recipe) if recipe.init else {}
     freeze_parts(model, recipe)
@@ -116,12 +117,13 @@ def train(recipe: Recipe) -> Path:
     # The data: pictures through the tower in every step, or once and kept; conversations too long for one turn are left out.
     features, mean, std = None, 0.0, 1.0
     with one_at_a_time(run):
+        sizes = picture_sizes(data, ledger["digest"]) if views.parse(tower.spec.view).by_size else None
         if recipe.cache_features:
             if on_gpu:  # the Trainer moves the rest later
                 tower.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
             earlier = Path(recipe.init).parent / "data" if recipe.init else None
-            features = cached_features(data, tower, ledger["digest"], earlier)
-        dataset = Conversations(data, tokenizer, model.config, recipe, features, mean, std)
+            features = cached_features(data, tower, ledger["digest"], earlier, sizes)
+        dataset = Conversations(data, tokenizer, model.config, recipe, features, mean, std, tower.spec, sizes)
         lengths = token_lengths(dataset, data, ledger["digest"])
         checkpoint = newest_whole(run / "checkpoints")
         ledger = ledger | {"tokens": token_ledger(lengths, dataset, recipe)}
@@ -134,7 +136,7 @@ def train(recipe: Recipe) -> Path:
     kept = (lengths[:, 2] >= 0).nonzero()[0]
     dataset, accumulation = in_batches(dataset, lengths, kept, recipe, processes)
     flash = on_gpu and estimate.kernels(recipe).flash
-    collator = Collator(tower.preprocess, model.config, tokenizer.pad_token_id, recipe.batching == "padded", flash)
+    collator = Collator(tower, model.config, tokenizer.pad_token_id, recipe.batching == "padded", flash)
     prepare_for_training(model, recipe, dtype, bool(zero), on_gpu)
     groups = count_parameters(model)
     if first:

@@ -21,9 +21,8 @@ from genlip.common.hub import offline
 from genlip.common.preprocessing import PLACES, Preprocessing, read_preprocessing
 from genlip.common.suggest import unknown
 
+from .. import views
 from .families import FAMILIES, PAPER_GRID, PAPERS, family_of
-
-VIEWS = ("square", "crop")  # see llava_plugin/pictures.py
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class EncoderSpec:
     seed: int | None = None  # a randomly initialised twin is built from it where no weights are found
     parameters: int | None = None  # of the vision model, counted on its class; None where nobody has counted
     why: str = "as it was made"  # it is used at this resolution
-    view: str = "square"  # or "crop": what of a picture is shown
+    view: str = "square"  # what of a picture is shown, see views.py
     crop: float | str | None = None  # of its own processor: shorter side over the centre crop's; None: it squashes
 
     @property
@@ -62,6 +61,8 @@ class EncoderSpec:
     @property
     def size_in_words(self) -> str:
         size = f"{in_words(self.resolution, self.tokens)}: {self.why}"
+        if views.parse(self.view).by_size:
+            return f"{size}; {views.in_words(self)}"
         if self.view == "square":
             return size
         cut = f"the shorter side at {round(self.resolution * float(self.crop))} pixels, its centre" if self.crop else "the whole, squashed"
@@ -159,10 +160,12 @@ def in_words(resolution: int, tokens: int) -> str:
 
 
 def resolve(name: str, resolution: int | None = None, view: str = "square") -> EncoderSpec:
-    """`KEY`, `PATH`, `NAME=PATH` or a hub id -> its spec, at another resolution (pixels a side) if asked, for pictures of a view.
+    """`KEY`, `PATH`, `NAME=PATH` or a hub id -> its spec, at another resolution (pixels a side) if asked, for pictures of a view, in the
+    words of views.py.
 
     Raises ValueError for an unknown name (with the nearest keys), a folder without a readable config.json, a processor file that this
-    table cannot express (with file and field), or a resolution that is no multiple of the patch or that its class cannot take.
+    table cannot express (with file and field), or a resolution that is no multiple of the patch or that its class cannot take, or a view that
+    is not known or that it cannot have.
     """
     label, _, path = name.rpartition("=")
     if name in KEYS:
@@ -181,7 +184,10 @@ def resolve(name: str, resolution: int | None = None, view: str = "square") -> E
         raise ValueError(f"{name}: resolution {spec.resolution} is not a multiple of its patch size {spec.patch_size}")
     if view == "crop" and isinstance(spec.crop, str):
         raise ValueError(f"{name}: its own processor cuts the centre out of {spec.crop}, which --view crop does not: use --view square")
-    return dataclasses.replace(spec, view=view, why="--resolution" if resolution else spec.why)
+    seen = views.asked(view, spec.resolution, spec.tokens)
+    if seen.kind == "native":
+        require_native(spec)
+    return dataclasses.replace(spec, view=str(seen), why="--resolution" if resolution else spec.why)
 
 
 def _from_folder(label: str, folder: Path, hub_id: str | None, asked: int | None) -> EncoderSpec:

@@ -1,0 +1,114 @@
+"""Pictures of different shapes through training: packed = padded = one by one, cached = not, learned = evaluated with the same view."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genlip.common.fingerprint import of_export
+from llava_plugin import mllm, views
+from llava_plugin.tower import VisionTower
+from train_mllm.data import encode
+from train_mllm.packing import Collator, use_packed_attention
+from train_mllm.recipes import PRESETS
+from train_mllm.train import train
+
+VIEWS = {
+    "anyres": ("clip-tiny", "anyres"),
+    "anyres_max": ("genlip-tiny", "anyres_max_2 (1x1),...,(3x3)"),
+    "native": ("genlip-tiny", "native_30"),
+    "naflex": ("siglip2-naflex-tiny", "native_30"),
+}
+SHAPES = [(40, 64), (200, 60), (64, 200), (150, 150), (30, 300)]
+
+
+def picture(i: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(i).integers(0, 256, (*SHAPES[i % len(SHAPES)][::-1], 3), dtype=np.uint8))
+
+
+def asked(words: str, answer: str, pictures: int) -> list[dict]:
+    return [{"role": "user", "content": "<image>\n" * pictures + words}, {"role": "assistant", "content": answer}]
+
+
+CONVERSATIONS = [
+    (asked("what is in the picture", "a red circle", 1) + asked("no", "yes", 0), [0]),
+    (asked("what", "yes", 2), [1, 2]),
+    (asked("Describe the image", "a blue triangle", 0), []),
+    (asked("no", "yes", 1), [3]),
+]
+
+
+@pytest.fixture(params=VIEWS)
+def parts(request, llama_tiny):
+    key, view = VIEWS[request.param]
+    tower = VisionTower.from_encoder(key, view=view)
+    return tower, *mllm.build(tower, str(llama_tiny))
+
+
+def samples(tower, model, tokenizer, turns="dialogue"):
+    out = []
+    for i, (messages, numbers) in enumerate(CONVERSATIONS):
+        pictures = [picture(n) for n in numbers]
+        counts = [views.tokens(tower.spec, p.height, p.width) for p in pictures]
+        row = encode(messages, tokenizer, model.config.image_token_id, counts, turns, 5000)
+        assert row.ids.count(model.config.image_token_id) == sum(counts)
+        out.append({"id": str(i), "row": row, "pictures": pictures})
+    return out
+
+
+def step(model, batch, supervised):
+    model.zero_grad()
+    loss = model(**batch, num_items_in_batch=supervised).loss
+    loss.backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_a_mixed_batch_gives_the_loss_and_gradients_of_each_conversation_alone(parts):
+    """Padded with plain attention; packed as dialogues, as independent turns, and from cached features."""
+    tower, model, tokenizer = parts
+    for way in ("padded", "packed", "independent", "cached"):
+        some = samples(tower, model, tokenizer, "independent" if way == "independent" else "dialogue")
+        supervised = sum(label >= 0 for s in some for label in s["row"].labels)
+        if way != "padded":
+            use_packed_attention(model)
+        collate = Collator(tower, model.config, tokenizer.pad_token_id, way == "padded")
+        one_by_one = [step(model, collate([s]), supervised) for s in some]
+        for s in some if way == "cached" else ():
+            with torch.no_grad():
+                nothing = tower.features([picture(0)])[0][:0]
+                s["features"] = torch.cat([nothing, *(tower.features(s["pictures"]) if s["pictures"] else [])])
+            s["sizes"] = [(p.height, p.width) for p in s["pictures"]]
+        loss, gradients = step(model, collate(some), supervised)
+        torch.testing.assert_close(loss, sum(each for each, _ in one_by_one), atol=1e-5, rtol=1e-5, msg=way)
+        for name, found in gradients.items():
+            torch.testing.assert_close(found, sum(g[name] for _, g in one_by_one if name in g), atol=2e-5, rtol=1e-3, msg=f"{way} {name}")
+        assert ("model.image_newline" in gradients) == (views.parse(tower.spec.view).kind == "anyres")
+
+
+@pytest.fixture
+def recipe(tmp_path, llama_tiny):
+    rows = []
+    for i in range(8):
+        picture(i).save(tmp_path / f"{i}.png")
+        turns = [("<image>\nwhat", ["yes", "no"][i % 2]), ("no", "yes")]
+        said = [t for q, a in turns for t in ({"from": "human", "value": q}, {"from": "gpt", "value": a})]
+        rows.append({"id": str(i), "image": f"{i}.png", "conversations": said})
+    (tmp_path / "sft.json").write_text(json.dumps(rows))
+    base = replace(PRESETS["tiny-sft"](), encoder="genlip-tiny", llm=str(llama_tiny), data=str(tmp_path / "sft.json"))
+    return replace(base, out=str(tmp_path / "run"), max_steps=4, batch=4, workers=0, save_every=3, cache_features=False, standardise=False)
+
+
+@pytest.mark.parametrize("view", ["anyres", "native_30"])
+def test_features_that_are_kept_teach_the_same(recipe, view, tmp_path):
+    plain = train(replace(recipe, view=view))
+    cached = train(replace(recipe, view=view, cache_features=True, out=str(tmp_path / "cached")))
+    assert json.loads((plain / "provenance.json").read_text())["view"].startswith(view)
+    ours, theirs = (mllm.load(export).model.state_dict() for export in (plain, cached))
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    for batching in ("padded", "tokens"):
+        other = replace(recipe, view=view, batching=batching, turns="dialogue", out=str(tmp_path / batching))
+        assert of_export(train(other), "x").parts["view"].startswith(view)
