@@ -26,6 +26,7 @@ from genlip.common.hardware import mfu
 from llava_plugin import encoders
 from train_mllm import estimate
 from train_mllm.recipes import PRESETS, Recipe
+from train_mllm.setup import LLMS, Setup, resolve
 
 TEXT = 32  # tokens of text beside the picture in the shortest conversation
 BEFORE = 8  # of them in front of the picture
@@ -46,7 +47,7 @@ class StepCounts:
 # --- the parts --------------------------------------------------------------------------------------------------------------
 
 
-def random_mllm(recipe: Recipe, dtype, device):
+def random_mllm(setup: Setup, dtype, device):
     """The recipe's MLLM with random weights, made on the device. Raises ValueError where the sizes of a part are not known here."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
@@ -54,11 +55,12 @@ def random_mllm(recipe: Recipe, dtype, device):
     from llava_plugin import mllm
     from llava_plugin.tower import VisionTower
 
+    recipe = setup.recipe
     torch.manual_seed(recipe.seed)
     with torch.device(device):
         tower = VisionTower.of_random_weights(recipe.encoder, recipe.resolution or None, dtype)
-    if recipe.llm in estimate.LLMS:
-        shape = estimate.LLMS[recipe.llm]
+    if recipe.llm in LLMS:
+        shape = LLMS[recipe.llm]
         config = Qwen2Config(
             vocab_size=shape.vocab_size,
             hidden_size=shape.hidden,
@@ -166,26 +168,27 @@ def time_recipe(recipe: Recipe, steps: int, scale: float) -> list[str]:
     from transformers import TrainerCallback
     from transformers.utils import logging
 
+    from llava_plugin.tower import digest
     from train_mllm.freeze_check import FreezeCheck
     from train_mllm.model import adamw, count_parameters, freeze_parts, prepare_for_training
     from train_mllm.packing import Collator, in_batches
-    from train_mllm.train import arguments
-    from train_mllm.trainer import StrictTrainer
+    from train_mllm.trainer import StrictTrainer, arguments
 
     logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     dtype = torch.bfloat16 if recipe.bf16 and on_gpu else torch.float32
     recipe = replace(recipe, max_steps=steps, report="none")
-    model = random_mllm(recipe, dtype, device)
+    setup = resolve(recipe, processes=1)
+    model = random_mllm(setup, dtype, device)
     tower = model.model.vision_tower
     freeze_parts(model, recipe)
-    guard = FreezeCheck(tower, recipe.train_encoder)
+    guard = FreezeCheck(tower, recipe.train_encoder, digest(tower))
     n = max(steps * (recipe.global_batch or recipe.batch * recipe.accumulation), recipe.batch)
     drawn = conversations(n, scale, model.config.image_seq_length, model.config.image_token_id, recipe.seed)
     lengths = np.array([[len(row.ids)] for row in drawn])
-    dataset, accumulation = in_batches(SyntheticConversations(drawn), lengths, np.arange(n), recipe, processes=1)
-    prepare_for_training(model, recipe, dtype, False, on_gpu)
+    dataset, accumulation = in_batches(SyntheticConversations(drawn), lengths, np.arange(n), setup)
+    prepare_for_training(model, setup, dtype, False, on_gpu)
     learns = sum(group["trained"] for group in count_parameters(model).values())
 
     seen, kept = StepCounts(), []
@@ -211,7 +214,7 @@ def time_recipe(recipe: Recipe, steps: int, scale: float) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(recipe, Path(folder), accumulation, 0, 1)
         args.set_save("no")
-        flash = on_gpu and estimate.kernels(recipe)[1]
+        flash = on_gpu and setup.kernels.flash
         collator = Collator(tower, model.config, padded=recipe.batching == "padded", flash=flash)
         optimizers = (adamw(model, recipe), None)
         callbacks = [guard, Memory()]
@@ -225,13 +228,14 @@ def time_recipe(recipe: Recipe, steps: int, scale: float) -> list[str]:
         seen.supervised.append(int((batch["labels"] != -100).sum()))
         seen.pictures.append(batch["n"])
     rates = [record["tokens_per_second"] for record in trainer.state.log_history if "loss" in record]
-    return table(recipe, model, seen, rates, accumulation, learns, on_gpu)
+    return table(setup, model, seen, rates, accumulation, learns, on_gpu)
 
 
-def table(recipe: Recipe, model, seen: StepCounts, rates: list[float], accumulation: int, learns: int, on_gpu: bool) -> list[str]:
+def table(setup: Setup, model, seen: StepCounts, rates: list[float], accumulation: int, learns: int, on_gpu: bool) -> list[str]:
     """The Markdown table; what could not be measured or is not known stands as "-"."""
     import torch
 
+    recipe = setup.recipe
     steps = [slice(i, i + accumulation) for i in range(accumulation, len(seen.lengths), accumulation)]  # but the first
     tokens = [sum(map(sum, seen.lengths[s])) for s in steps]
     seconds = sum(t / rate for t, rate in zip(tokens, rates[1:]))
@@ -241,9 +245,9 @@ def table(recipe: Recipe, model, seen: StepCounts, rates: list[float], accumulat
 
     every = sorted(n for some in seen.lengths for n in some)
     largest, supervised = max((sum(lengths), supervised) for lengths, supervised in zip(seen.lengths, seen.supervised))
-    planned = estimate.memory(recipe, 0, 1)
+    planned = estimate.memory(setup, 0)
     passes = update = measured = None
-    if peak_planned := estimate.peak_bytes(recipe, 0, 1, largest, supervised):
+    if peak_planned := estimate.peak_bytes(setup, 0, largest, supervised):
         passes, update = (value / 1e9 for value in peak_planned)
     if on_gpu:
         measured = max(seen.gradients, seen.update) / 1e9
@@ -254,7 +258,7 @@ def table(recipe: Recipe, model, seen: StepCounts, rates: list[float], accumulat
     def ratio(value) -> str:
         return "-" if None in (value, measured) else f"{measured / value:.2f}"
 
-    kernels = estimate.computed_with(recipe, on_gpu)
+    kernels = setup.computed_with(on_gpu)
     padding = "padded" if recipe.batching == "padded" else "packed"
     return [
         f"{recipe.preset}: {recipe.encoder} ({'trained' if recipe.train_encoder else 'frozen'}) and {recipe.llm}, random weights, "
@@ -271,7 +275,7 @@ def table(recipe: Recipe, model, seen: StepCounts, rates: list[float], accumulat
         f"| FLOP per token | {work / sum(tokens):.3g} | | |",
         f"| TFLOP/s | {work / seconds / 1e12:.3g} | | |",
         f"| MFU | {mfu(work / seconds, where) if on_gpu else '-'} | | |",
-        f"| peak memory, as --dry-run plans it ({estimate.step_tokens(recipe):,} tokens per micro-step) | {gb(measured)} | {gb(planned)} "
+        f"| peak memory, as --dry-run plans it ({estimate.step_tokens(setup):,} tokens per micro-step) | {gb(measured)} | {gb(planned)} "
         f"| {ratio(planned)} |",
         f"| in forward and backward passes, the largest of {largest:,} tokens, {supervised:,} of them supervised "
         f"| {gb(seen.gradients / 1e9 if on_gpu else None)} | {gb(passes)} | |",

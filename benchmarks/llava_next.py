@@ -34,6 +34,7 @@ from llava_plugin.llava_next import CLONE, QWEN_1_5
 from train_mllm import estimate, llava_next
 from train_mllm.prepare_data import prepare
 from train_mllm.recipes import PRESETS, Recipe
+from train_mllm.setup import resolve
 
 ROOT = Path(__file__).parents[1]
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>")
@@ -160,7 +161,7 @@ def time_trainers(checkout: str, n: int, scale: float, batch: int, hidden: int, 
         tokenizer = tiny_qwen(folder / "qwen-tiny", hidden, layers, seed)  # theirs takes a model for Qwen by its path
         recipe = recipe_for(folder / "qwen-tiny", folder / "data", batch, steps)
         prepare(str(write_conversations(folder, mix(n, scale, seed), tokenizer, recipe.encoder, seed)), str(folder / "images"), recipe.data)
-        llava_next.export_for_llava_next(recipe, folder, Path(recipe.data))
+        llava_next.write_inputs(recipe, folder, Path(recipe.data))
         for r in range(rounds):
             for way in list(seconds)[:: 1 if r % 2 else -1]:  # nobody is always first
                 with tempfile.TemporaryDirectory(dir=folder) as run:
@@ -196,7 +197,7 @@ def our_command(recipe: Recipe, folder: Path, run: Path) -> list[str]:
 
 
 def their_command(recipe: Recipe, folder: Path, run: Path) -> list[str]:
-    given = llava_next.arguments(recipe, recipe.llm, folder / "llava_next", 1, False, 0)
+    given = llava_next.arguments(recipe, recipe.llm, folder / "llava_next", resolve(recipe, 1).accumulation, False, 0)
     flags = dict(zip(given[::2], given[1::2])) | {"--output_dir": str(run), "--bf16": "False", "--disable_tqdm": "True"}
     flags |= {"--include_num_input_tokens_seen": "True"}  # padding too: by its command line it counts all or nothing
     return [sys.executable, "-m", "llava_plugin.llava_next", "train", *(text for pair in flags.items() for text in pair)]

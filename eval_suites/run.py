@@ -56,7 +56,7 @@ exit code: 0 every asked column complete, 1 a task failed, 2 refused before anyt
         "--generation", choices=("ours", "authors"), default="ours",
         help="ours: greedy, no penalties; authors: as the MLLM's generation_config.json says, in a row of its own (default: ours)",
     )  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="questions at a time; changes no answer (default: 16)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="questions at a time; changes no fp32 answer (default: 16)")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="tasks at a time, each on a GPU of its own (default: 1)")
     parser.add_argument("--compare", metavar="KEY[@EXPORT],...", help="encoders evaluated before, to compare with, question by question")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="results/ and tables/ go there (default: here)")

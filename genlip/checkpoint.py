@@ -1,7 +1,7 @@
 """What a pretraining run keeps: torch.distributed.checkpoint folders, on any number of ranks, and the export; written aside and renamed.
 
 `checkpoints/step-NNNNNN/` holds the tensors of model and optimizer and, written last, state.json: the step, the streams' positions
-and ledgers, the digest of the data, and the size of every file. A run goes on from the newest folder in which all sizes are right;
+and ledgers, and the size of every file. A run goes on from the newest folder in which all sizes are right;
 one that a crash cut short is passed over with a sentence. Saving is synchronous: split over the ranks, the three fp32 copies of So/16
 are 10 GB in all, seconds beside the minutes between two checkpoints.
 """
@@ -13,13 +13,16 @@ import shutil
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 
-from .common.files import read_json, sha256, write_json, written_aside
+from .common import digests, fingerprint
+from .common.files import read_json, write_json, written_aside
+from .common.schema import SCHEMA, RunRecord
 from .common.versions import git_commit, package_versions
 from .recipes import Recipe
 
@@ -110,10 +113,41 @@ def _write(file: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
-def write_export(model, tokenizer, recipe: Recipe, data: tuple[str, str], export: Path, rank: int = 0) -> None:
+def run_record(recipe: Recipe, tokenizer: Any, data_digest: str, processes: int) -> RunRecord:
+    """What the run was resolved to. An earlier stage's weights are hashed as its provenance has them, once for as long as no file moves."""
+    words = fingerprint.of_loaded_tokenizer(tokenizer)
+    return RunRecord(
+        schema=SCHEMA,
+        stage="pretrain",
+        tokenizer_source=recipe.tokenizer or recipe.init,
+        tokenizer_digest=words["tokenizer"],
+        chat_template=words["chat_template"],
+        init=recipe.init or None,
+        init_digest=weights_digest(Path(recipe.init)) if recipe.init else None,
+        data=recipe.data,
+        data_digest=data_digest,
+        per_step=f"{recipe.rows} rows of {recipe.row_tokens} tokens",
+        dtype="float32",
+        processes=processes,
+        accumulation=recipe.rows // processes,
+        zero=0,
+        kernels=f"attention {recipe.attention}, {'compiled' if recipe.compile else 'eager'} layers",
+        versions=package_versions(("torch", "transformers", "genlip-eval")),
+        git_commit=git_commit(),
+    )
+
+
+def weights_digest(export: Path) -> str:
+    """Of an export's weights: of the digests of its safetensors files."""
+    return hashlib.sha256(b"".join(bytes.fromhex(each) for each in digests.of_files(sorted(export.glob("*.safetensors"))))).hexdigest()
+
+
+def write_export(
+    model, tokenizer, recipe: Recipe, data: tuple[str, str], earlier: dict[str, Any] | None, export: Path, rank: int = 0
+) -> None:
     """A plain from_pretrained folder: weights, config, image processor, tokenizer, provenance; written aside and renamed.
 
-    `data`: their digest, and what it covers.
+    `data`: their digest, and what it covers; `earlier`: provenance of the stage that the run started from.
     """
     from .image_processing_genlip import GenLIPImageProcessor
 
@@ -129,15 +163,13 @@ def write_export(model, tokenizer, recipe: Recipe, data: tuple[str, str], export
         )
         GenLIPImageProcessor(**size, patch_size=model.config.patch_size).save_pretrained(part)
         tokenizer.save_pretrained(part)
-        weights = b"".join(bytes.fromhex(sha256(file)) for file in sorted(part.glob("*.safetensors")))
-        earlier = Path(recipe.init) / "provenance.json" if recipe.init else None
         provenance = {
             "stage": "pretrain",
             "recipe": asdict(recipe),
-            "weights_digest": hashlib.sha256(weights).hexdigest(),
+            "weights_digest": weights_digest(part),
             "data_digest": data[0],
             "data_digest_covers": data[1],
-            "init": read_json(earlier) if earlier and earlier.is_file() else None,
+            "init": earlier,
             "versions": package_versions(("torch", "transformers")),
             "git_commit": git_commit(),
         }

@@ -4,9 +4,10 @@
     torchrun --nproc-per-node 8 -m genlip.train so16-s1 --data 'shards/*.tar' --out runs/so16-s1 --parallel fsdp
     python -m genlip.train so16-s1 --dry-run --gpus 64
 
-On two cores `tiny-s1` takes about three minutes. The run folder holds recipe.json (written before step 0), metrics.jsonl,
-ledger.json, captions.jsonl (with --eval-data), checkpoints/ and, at the end, export/: a plain from_pretrained folder. The same
-command again goes on where the run stopped, also on another number of ranks, or says that it is done.
+On two cores `tiny-s1` takes about three minutes. The run folder holds recipe.json and run.json (the digests of data,
+tokenizer and earlier stage), written before step 0, metrics.jsonl, ledger.json, captions.jsonl (with --eval-data), checkpoints/ and, at
+the end, export/: a plain from_pretrained folder. The same command again goes on where the run stopped, from what it began with alone, also
+on another number of ranks, or says that it is done.
 
 Differences from the reference: the loss is the sum over supervised tokens over their number in the whole step, not a mean of
 means, so ranks and accumulation do not change it; a stop and resume is bit-equal to an undisturbed run; bad samples are counted.
@@ -19,12 +20,14 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from .common.command import command, new_parser
 from .common.files import read_json, write_json
 from .common.flags import add_recipe, check_choices, read_recipe
 from .common.hardware import peak_bf16
-from .common.run_folder import claim_run_folder
+from .common.locks import one_at_a_time
+from .common.run_folder import claim_run_folder, pin
 from .recipes import LAPTOP, PRESETS, Recipe
 
 HELD_PICTURES = 4  # captioned at every look
@@ -58,9 +61,9 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     # Process group, data listing, run folder.
     rank, world, device = init_distributed(recipe)
     sources = list_sources(recipe.data)
-    digest, covers = data_digest(sources) if rank == 0 else ("", "")
     tokenizer = load_tokenizer(recipe.tokenizer or recipe.init)
     run = claim_run_folder(recipe, accept_changes) if rank == 0 else Path(recipe.out)
+    digest, covers = broadcast(data_digest(sources) if rank == 0 else None, world)
     export = run / "export"
     if export.is_dir():
         if rank == 0:
@@ -71,6 +74,10 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     # The model and what trains it.
     newest = checkpoint.newest(run)
     model = build_model(recipe, len(tokenizer), from_init=newest is None).to(device).train()
+    earlier = Path(recipe.init) / "provenance.json"  # a released checkpoint has none
+    earlier = read_json(earlier) if recipe.init and earlier.is_file() else None
+    with one_at_a_time(run):
+        pin(run, checkpoint.run_record(recipe, tokenizer, digest, world))
     config = model.config
     net = wrap_parallel(model, recipe, world)
     optimizer = adamw(model, recipe)
@@ -80,8 +87,6 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     if newest is not None:
         state = checkpoint.load(newest, model, optimizer)
         step, streams = state["step"], state["streams"]
-        if rank == 0:
-            check_same_data(state["data"], digest, sources, str(run))
         if len(streams) != recipe.rows:
             raise ValueError(
                 f"{run} has {len(streams)} rows per step, and a position in the data for each: --rows {recipe.rows} cannot go on"
@@ -140,9 +145,9 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
                 if rank == 0:
                     ledger = Ledger.merged([everything[r]["ledger"] for r in range(recipe.rows)]).as_dict()
                     write_json(run / "ledger.json", ledger)
-                state = {"data": digest, "streams": [everything[r] for r in range(recipe.rows)]}
+                state = {"streams": [everything[r] for r in range(recipe.rows)]}
                 checkpoint.save(run, step, model, optimizer, state, recipe.keep, recipe.milestone_every)
-    checkpoint.write_export(model, tokenizer, recipe, (digest, covers), export, rank)
+    checkpoint.write_export(model, tokenizer, recipe, (digest, covers), earlier, export, rank)
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -171,6 +176,17 @@ def init_distributed(recipe: Recipe):
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return dist.get_rank() if world > 1 else 0, world, device
+
+
+def broadcast(value: Any, world: int) -> Any:
+    """Rank 0's value, on all ranks; what one raises before it ends all of them."""
+    if world == 1:
+        return value
+    import torch.distributed as dist
+
+    held = [value]
+    dist.broadcast_object_list(held)
+    return held[0]
 
 
 def wrap_parallel(model, recipe: Recipe, world: int):

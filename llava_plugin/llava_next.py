@@ -558,7 +558,7 @@ def to_llava_next(export: Path, checkpoint: Path) -> None:
         raise ValueError(f"{export} is a {text.model_type} with {native.provenance.projector}; LLaVA-NeXT reads Qwen2 with mlp2x_gelu here")
     spec = native.tower.spec
     if spec.view != "square":
-        raise ValueError(f"{export} was trained with --view {spec.view}, and LLaVA-NeXT would show its tower whole pictures: use --view square")
+        raise ValueError(f"{export} was trained with --view {spec.view}; LLaVA-NeXT would show its tower whole pictures: use --view square")
     encoder = checkpoint / "encoder"
     native.tower.encoder.save_pretrained(encoder)
     key = spec.key if not spec.path and native.tower.config.untrained else f"{spec.key}={encoder.resolve()}"

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -175,7 +176,7 @@ def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBas
         "encoder_key": spec.key if spec.key in KEYS and not spec.path else None,
         "arch": spec.family,
         "resolution": spec.resolution,
-        "tokens": spec.tokens,
+        "tokens": parse(spec.view).max_tokens or spec.tokens,
         "view": spec.view,
         "untrained": tower.config.untrained,
     }
@@ -189,6 +190,20 @@ def _digests(model: LlavaForConditionalGeneration) -> dict[str, str]:
     tensors = tensor_digests(model)
     parts = {"encoder_digest": "model.vision_tower.", "llm_digest": "model.language_model."}
     return {"weights_digest": digest(tensors), **{name: digest(tensors, part) for name, part in parts.items()}}
+
+
+def identity(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """What a model in memory is, part by part, under the names of a run's record, from one pass over its weights. Configs, preprocessing
+    and tokenizer have the digests that the fingerprint of its export would have."""
+    tensors = tensor_digests(model)
+    parts = {"encoder_digest": "model.vision_tower.", "llm_digest": "model.language_model.", "head_digest": "lm_head."}
+    with TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        made_of = fingerprint.of_export(Path(folder), digest(tensors)).parts
+    named = {"encoder_config": "config.encoder", "preprocessing": "preprocessing", "llm_config": "config.llm"}
+    named |= {"tokenizer_digest": "tokenizer", "chat_template": "chat_template"}
+    return {name: digest(tensors, part) for name, part in parts.items()} | {name: made_of[part] for name, part in named.items()}
 
 
 def load(
@@ -208,7 +223,9 @@ def load(
     authors = fingerprint.authors_settings(export) if generation == "authors" else None
     config = LlavaConfig.from_pretrained(export)
     projector = getattr(config, "projector", "mlp2x_gelu")  # exports from before there was a choice
-    view = config.vision_config.spec.setdefault("view", f"native_{config.native_tokens}" if getattr(config, "native_tokens", None) else "square")
+    view = config.vision_config.spec.setdefault(
+        "view", f"native_{config.native_tokens}" if getattr(config, "native_tokens", None) else "square"
+    )
     model = _model_class(projector, view).from_pretrained(export, config=config, dtype=dtype or "auto")
     for name, found in _digests(model).items() if dtype is None else ():  # in another dtype the bytes are others
         if found != provenance[name] and not (provenance.schema == 1 and provenance[name] is None):
@@ -307,7 +324,7 @@ def cleaned(text: str, stop: tuple[str, ...]) -> str:
 
 @dataclass
 class Mllm:
-    """A loaded export. `answer` decodes by our rule, greedily, or by its authors'; in batches, whose size never changes an answer."""
+    """A loaded export. `answer` decodes by our rule, greedily, or by its authors'; in batches, whose size changes no answer in fp32."""
 
     model: LlavaForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase
@@ -366,7 +383,10 @@ class Mllm:
             markers = sum(plain(m["content"]).count(IMAGE) for m in messages)
             if markers != len(pictures):
                 raise ValueError(f"a conversation has {markers} {IMAGE} markers and {len(pictures)} pictures; they must match")
-        joined, sizes = PROJECTORS[self.provenance.projector].joined, [[upright_size(picture) for picture in pictures] for pictures in images]
+        joined, sizes = (
+            PROJECTORS[self.provenance.projector].joined,
+            [[upright_size(picture) for picture in pictures] for pictures in images],
+        )
         prompts = [
             prompt_ids(tokenizer, messages, config.image_token_id, [tokens(self.tower.spec, *size, joined) for size in own])
             for messages, own in zip(conversations, sizes)

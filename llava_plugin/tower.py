@@ -165,13 +165,29 @@ class VisionTower(PreTrainedModel):
     def train(self, mode: bool = True):
         return super().train(mode and not self.frozen)
 
+    def _apply(self, fn, recurse=True):
+        """Buffers of float type that no file holds (rotary frequencies) stay as precise as they are made, through `to(bfloat16)` too:
+        after a reload they are that again, and features have to be equal before and after it."""
+        kept = [
+            (module, name, module._buffers[name])
+            for module in self.modules()
+            for name in module._non_persistent_buffers_set
+            if module._buffers[name] is not None and module._buffers[name].is_floating_point()
+        ]
+        super()._apply(fn, recurse)
+        for module, name, before in kept:
+            if not before.is_meta:
+                module._buffers[name] = before.to(module._buffers[name].device)
+        return self
+
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
-        """PIL pictures -> squares (B, 3, R, R) fp32, by anyres all their tiles: turned as EXIF says, RGB, by the spec's view, normalised."""
+        """PIL pictures -> (B, 3, R, R) fp32, by anyres all their tiles: turned as EXIF says, RGB, by the spec's view, normalised."""
         return torch.stack([torch.from_numpy(square) for image in images for square in pictures.squares(image, self.spec)])
 
     def prepare(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         """What an MLLM takes of PIL pictures, by the spec's view: `pixel_values`, squares or, at their own aspect ratio, packed patches
-        (N, 3, P, P); where a picture's size decides on its tokens, `image_sizes` (B, 2) too: height and width, or what they became."""
+        (N, 3, P, P); where a picture's size decides on its tokens, `image_sizes` (B, 2) too: height and width, or what they became.
+        """
         view = views.parse(self.spec.view)
         if view.kind == "native":
             patches, sizes = self.preprocess_native(images, view.max_tokens)

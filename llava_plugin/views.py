@@ -60,7 +60,8 @@ class View:
 def asked(text: str, tile: int, tokens: int) -> View:
     """What a user's words mean for an encoder of tiles of so many pixels a side and so many tokens. Behind `anyres` or `anyres_max_N`
     LLaVA-NeXT's image_grid_pinpoints may follow: a list of (width, height) in pixels, or "(1x1),...,(NxM)", all grids between, in tiles;
-    the five of its scripts without. `native` has as many tokens as the square. ValueError for other words, or pixels that are no whole tiles.
+    the five of its scripts without. `native` has as many tokens as the square. ValueError for other words, and for pixels that are no
+    whole tiles.
     """
     words, _, pinpoints = text.strip().partition(" ")
     found = re.fullmatch(r"(square|crop|anyres|native)(?:_max_(\d+))?(?:_(\d+))?", words)
@@ -104,7 +105,9 @@ def _pixels(pinpoints: str, tile: int) -> list[tuple[int, int]]:
 
 def _whole_tiles(width: int, height: int, pinpoints: str, tile: int) -> tuple[int, int]:
     if width % tile or height % tile:
-        raise ValueError(f"--pinpoints {pinpoints}: {width} x {height} is no whole number of tiles of {tile} pixels, the encoder's resolution")
+        raise ValueError(
+            f"--pinpoints {pinpoints}: {width} x {height} is no whole number of tiles of {tile} pixels, the encoder's resolution"
+        )
     return width // tile, height // tile
 
 
@@ -133,7 +136,7 @@ def fitted(height: int, width: int, room_height: int, room_width: int) -> tuple[
 
 
 def unpadded(height: int, width: int, rows: int, columns: int) -> tuple[slice, slice]:
-    """The rows and columns of a map of features that hold the picture; of one that is longer than a map's side is fine, none may be left."""
+    """The rows and columns of a map of features that hold the picture. Of a very long one none may be left: then its newlines stand alone."""
     if width / height > columns / rows:
         cut = (rows - int(height * (columns / width))) // 2
         return slice(cut, rows - cut), slice(0, columns)
@@ -196,5 +199,5 @@ def in_words(spec: "EncoderSpec") -> str:
     view = parse(spec.view)
     if view.kind == "native":
         return f"view native: each at its own aspect ratio, at most {view.max_tokens} tokens"
-    shrunk = f", shrunk to {view.max_tiles} where there are more" if view.max_tiles else ""
-    return f"view anyres: such a tile of the whole, and one of its grids of them{view.grids_in_words}{shrunk}; at most {most_tokens(spec)} tokens"
+    shrunk = f", shrunk to {view.max_tiles}" if view.max_tiles else ""
+    return f"view anyres: such a tile of the whole and those of a grid,{view.grids_in_words}{shrunk}; at most {most_tokens(spec)} tokens"

@@ -273,6 +273,7 @@ def test_every_field_that_is_written_is_described(title, table, sources):
         ("provenance.json of fine-tuning", schema.Provenance),
         ("earlier of a provenance", schema.EarlierStage),
         ("result.json", schema.Result),
+        ("run.json", schema.RunRecord),
     ],
 )
 def test_every_field_of_a_record_is_described_as_the_schema_has_it(title, kind):

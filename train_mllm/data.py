@@ -19,6 +19,7 @@ Shapes: S tokens of a conversation, N visual tokens per picture, D tower width.
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -262,7 +263,7 @@ def token_lengths(conversations: Conversations, folder: Path, data_digest: str) 
 
 
 class _Sizes(torch.utils.data.Dataset):
-    """Index of a conversation -> height and width of its pictures, one behind another."""
+    """Index of a conversation -> (height, width) of its pictures."""
 
     def __init__(self, table):
         self.pictures = table["images"]
@@ -270,26 +271,26 @@ class _Sizes(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, i: int) -> list[int]:
+    def __getitem__(self, i: int) -> list[tuple[int, int]]:
         found = []
         for picture in self.pictures[i].as_py():
             try:
-                found += picture_size(picture["bytes"] if picture["bytes"] is not None else picture["path"])
+                found.append(picture_size(picture["bytes"] if picture["bytes"] is not None else picture["path"]))
             except ValueError as e:
                 raise _unreadable(picture, e) from e
         return found
 
 
 def picture_sizes(folder: Path, data_digest: str) -> np.ndarray:
-    """(pictures, 2) int32 height and width of all pictures in the data's order, by all cores once, kept in `folder` under the data's digest."""
+    """(pictures, 2) int32 height and width of all pictures in the data's order, read once by all cores, kept in `folder` under the data's
+    digest."""
     file = folder / f"sizes-{data_digest[:16]}.npy"
     if not file.is_file():
         table = open_conversations(folder)
         workers = len(os.sched_getaffinity(0)) if len(table) > 4 * ROWS_A_MEASURE else 0
-        loader = torch.utils.data.DataLoader(
-            _Sizes(table), batch_size=ROWS_A_MEASURE, num_workers=workers, collate_fn=lambda rows: np.array(sum(rows, []), dtype=np.int32)
-        )
-        found = np.concatenate(list(tracked(loader, "sizes of pictures"))).reshape(-1, 2)
+        loader = torch.utils.data.DataLoader(_Sizes(table), batch_size=ROWS_A_MEASURE, num_workers=workers, collate_fn=list)
+        of_rows = itertools.chain.from_iterable(tracked(loader, "sizes of pictures"))
+        found = np.array(list(itertools.chain.from_iterable(of_rows)), dtype=np.int32).reshape(-1, 2)
         with file_aside(file) as aside, aside.open("wb") as stream:
             np.save(stream, found)
     return np.load(file)

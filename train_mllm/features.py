@@ -15,7 +15,6 @@ from genlip.common.files import file_aside
 from genlip.common.fingerprint import CODE
 from genlip.common.progress import tracked
 from llava_plugin import views
-from llava_plugin.tower import digest
 
 from .conversations import open_conversations, picture_paths
 from .data import feature_starts, open_picture
@@ -23,15 +22,15 @@ from .data import feature_starts, open_picture
 FEATURE_BATCH = 64
 
 
-def cached_features(data: Path, tower, data_digest: str, earlier: Path | None = None, sizes: np.ndarray | None = None):
-    """(pictures, N, D) fp32 features of all pictures in the data's order, computed once, mapped into memory afterwards; by anyres (tiles, N,
-    D), at their own aspect ratio (tokens, D), of pictures of these `sizes`.
+def cached_features(data: Path, tower, encoder_digest: str, data_digest: str, earlier: Path | None, sizes: np.ndarray | None):
+    """(pictures, N, D) fp32 features of all pictures in the data's order, computed once, mapped into memory afterwards; of pictures of these
+    `sizes` by anyres (tiles, N, D), at their own aspect ratio (tokens, D).
 
-    The file is named by the tower's digest, its preprocessing and the pictures, so that none of them can change unnoticed. `earlier` is
-    the data folder of the stage before: where it talks about the same pictures, one after another, its file serves this one too.
+    The file is named by the digest of the tower's weights, its preprocessing and the pictures, so that none of them can change unnoticed.
+    `earlier` is the data folder of the stage before: where it talks about the same pictures, one after another, its file serves this one.
     """
     table, spec = open_conversations(data), tower.spec
-    key = f"{digest(tower)} {replace(spec, why='')} {CODE['pixels']} {_pictures(table, data_digest)}"
+    key = f"{encoder_digest} {replace(spec, why='')} {CODE['pixels']} {_pictures(table, data_digest)}"
     key = hashlib.sha256(key.encode()).hexdigest()[:16]
     file = data / f"features-{key}.npy"
     if not file.is_file() and earlier and (earlier / file.name).is_file():

@@ -13,11 +13,11 @@ from llava_plugin.tower import VisionTower, digest
 
 
 class FreezeCheck(TrainerCallback):
-    """Watches the tower over a run. `check()` and `check_export()` raise RuntimeError where the promise was broken."""
+    """Watches the tower over a run that began with weights of the digest `before`. `check()` and `check_export()` raise RuntimeError where
+    the promise was broken."""
 
-    def __init__(self, tower: VisionTower, train_encoder: bool):
-        self.tower, self.train_encoder = tower, train_encoder
-        self.before = digest(tower)
+    def __init__(self, tower: VisionTower, train_encoder: bool, before: str):
+        self.tower, self.train_encoder, self.before = tower, train_encoder, before
         self.gradient_seen = False
         self.hooks: list = []
 

@@ -13,17 +13,23 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from genlip.common import fingerprint
 from genlip.common.files import file_aside, read_json, write_file, write_json, written_aside
 from genlip.common.flags import flag
-from genlip.common.schema import Provenance, read
-from genlip.common.versions import git_commit, package_versions
-from llava_plugin import encoders
+from genlip.common.locks import one_at_a_time
+from genlip.common.run_folder import pin, recorded
+from genlip.common.schema import Provenance, RunRecord, read
 
 from . import estimate
 from .conversations import open_conversations
-from .model import frozen_throughout, stages_of
+from .model import check_made_for, frozen_throughout, stages_of
 from .recipes import Recipe, protocol
+from .setup import Setup, micro_steps
+
+if TYPE_CHECKING:
+    from llava_plugin.mllm import Mllm
 
 NOTE = (
     "trained by LLaVA-NeXT: padded batches of bf16 weights, its qwen_1_5 prompt, whose <|im_start|>, <|im_end|> and newlines are learned "
@@ -75,7 +81,7 @@ def _picture(picture: dict, file: Path) -> str:
     return str(file.absolute())
 
 
-def arguments(recipe: Recipe, llm: str, folder: Path, processes: int, on_gpu: bool, zero: int) -> list[str]:
+def arguments(recipe: Recipe, llm: str, folder: Path, accumulation: int, on_gpu: bool, zero: int) -> list[str]:
     """Of LLaVA-NeXT's train.py."""
     parts = ["mm_mlp_adapter", "mm_language_model"] + ["mm_vision_tower"] * recipe.train_encoder
     given = {
@@ -98,7 +104,7 @@ def arguments(recipe: Recipe, llm: str, folder: Path, processes: int, on_gpu: bo
         "num_train_epochs": recipe.epochs,
         "max_steps": recipe.max_steps or -1,
         "per_device_train_batch_size": recipe.batch,
-        "gradient_accumulation_steps": estimate.accumulation(recipe, processes),
+        "gradient_accumulation_steps": accumulation,
         "model_max_length": recipe.max_length,
         "learning_rate": recipe.lr,
         "weight_decay": recipe.weight_decay,
@@ -122,42 +128,76 @@ def arguments(recipe: Recipe, llm: str, folder: Path, processes: int, on_gpu: bo
     return [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
 
-def export_for_llava_next(recipe: Recipe, run: Path, data: Path) -> None:
-    """Write what LLaVA-NeXT reads into RUN/llava_next/, once: conversations, pictures, and the projector that training starts from."""
+def write_inputs(recipe: Recipe, run: Path, data: Path, start: "Mllm | None" = None) -> None:
+    """Write what LLaVA-NeXT reads into RUN/llava_next/, once: conversations, pictures, and the projector that training starts from, of the
+    export `start` where that is loaded already."""
     folder = run / "llava_next"
     if not (folder / "conversations.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         if recipe.init:
-            write_projector(Path(recipe.init), folder / "mm_projector.bin")
+            write_projector(start, recipe.init, folder / "mm_projector.bin")
         write_data(data, folder)  # last: where its file is, all is there
 
 
-def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
+def prepare_run(setup: Setup, run: Path, data: Path, zero: int) -> RunRecord:
+    """Hold what LLaVA-NeXT will load against what the run began with, and write its inputs."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from llava_plugin import mllm
+    from llava_plugin.tower import VisionTower, digest
+
+    recipe, on_gpu, began = setup.recipe, torch.cuda.is_available(), recorded(run)
+    tower = VisionTower.from_encoder(recipe.encoder)
+    dtype = torch.bfloat16 if on_gpu else torch.float32  # as the native backend has it
+    language = AutoModelForCausalLM.from_pretrained(setup.llm, dtype=dtype)
+    start = mllm.load(recipe.init, device="cpu") if recipe.init else None
+    if start is not None:
+        check_made_for(start, tower, setup)
+    tokenizer = fingerprint.of_loaded_tokenizer(AutoTokenizer.from_pretrained(setup.llm))
+    digests = {
+        "encoder_digest": digest(tower.to(torch.bfloat16).float()),  # in which it trains
+        "llm_digest": digest(language.base_model),
+        "head_digest": digest(language.get_output_embeddings()),
+        "tokenizer_digest": tokenizer["tokenizer"],
+        "chat_template": tokenizer["chat_template"],
+        "init_digest": None if start is None else start.provenance.weights_digest,
+        "projector_made_for": None if start is None else start.provenance.encoder_digest,
+    }
+    accumulation = micro_steps(began, setup.processes, setup.accumulation, run)
+    ledger = read_json(data / "ledger.json")
+    record = setup.record(digests, ledger["digest"], accumulation, zero, str(dtype).removeprefix("torch."), on_gpu)
+    pin(run, record)
+    write_inputs(recipe, run, data, start)
+    write_json(run / "ledger.json", ledger)
+    return record
+
+
+def train(setup: Setup, run: Path, data: Path) -> Path:
     """Train and export; returns the export folder. ValueError for what the user can mend, RuntimeError where LLaVA-NeXT fails or the
     promise on the encoder was broken."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from llava_plugin.tower import VisionTower, digest
-
-    llm, folder, export = encoders.find_llm(recipe.llm), run / "llava_next", run / "export"
-    if "qwen" not in str(llm).lower():
+    recipe, folder, export = setup.recipe, run / "llava_next", run / "export"
+    llm = str(setup.llm)
+    if "qwen" not in llm.lower():
         raise ValueError(f"LLaVA-NeXT takes a language model for Qwen where its path says so; {llm} does not: name the folder qwen-...")
-    processes, first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
-    on_gpu = torch.cuda.is_available()
-    zero = estimate.zero_here(recipe, processes)
-    before, llm_before, earlier = "", "", stages_of(Path(recipe.init)) if recipe.init else []
-    if first:  # the others only train
-        before = digest(VisionTower.from_encoder(recipe.encoder).to(torch.bfloat16).float())  # in which it trains
-        dtype = torch.bfloat16 if on_gpu else torch.float32  # as the native backend has it
-        llm_before = digest(AutoModelForCausalLM.from_pretrained(llm, dtype=dtype).base_model)
+    first, on_gpu = os.environ.get("RANK", "0") == "0", torch.cuda.is_available()
+    began = recorded(run)
+    zero = estimate.zero_here(setup, began)
+    accumulation = micro_steps(began, setup.processes, setup.accumulation, run)
+    earlier = stages_of(read(Provenance, Path(recipe.init) / "provenance.json", "export that stage again")) if recipe.init else []
+    with one_at_a_time(run):
+        record = prepare_run(setup, run, data, zero) if first else None  # of one process: a large model is loaded for it
+        write_inputs(recipe, run, data)  # by whichever comes first
 
     command = [sys.executable, "-m", "llava_plugin.llava_next"]
     environment = os.environ if on_gpu else os.environ | {"ACCELERATE_USE_CPU": "1"}
-    trained = subprocess.run([*command, "train", *arguments(recipe, llm, folder, processes, on_gpu, zero)], env=environment, check=False)
+    given = arguments(recipe, llm, folder, accumulation, on_gpu, zero)
+    trained = subprocess.run([*command, "train", *given], env=environment, check=False)
     if trained.returncode:
         raise RuntimeError(f"LLaVA-NeXT ended with exit code {trained.returncode}; what it said stands above. Its folder is {folder}")
-    if not first:
+    if record is None:
         return export
     with written_aside(export) as part:
         converted = subprocess.run([*command, "convert", str(folder / "checkpoint"), str(part)], env=environment, check=False)
@@ -165,11 +205,11 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
             raise RuntimeError(f"the checkpoint in {folder} could not be brought into the native form; what was said stands above")
 
         provenance = read(Provenance, part / "provenance.json", "run the same command again")
-        after = str(provenance.encoder_digest)
+        before, after = str(record.encoder_digest), str(provenance.encoder_digest)
         if (after == before) == recipe.train_encoder:
             said = "be trained, yet its weights are what they were" if recipe.train_encoder else "stay frozen, yet its weights changed"
             raise RuntimeError(f"the encoder was to {said} ({before[:8]} -> {after[:8]}): nothing is exported")
-        state, accumulation = read_json(folder / "checkpoint" / "trainer_state.json"), estimate.accumulation(recipe, processes)
+        state = read_json(folder / "checkpoint" / "trainer_state.json")
         provenance = replace(
             provenance,
             stage=recipe.stage,
@@ -177,18 +217,18 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
             frozen=frozen_throughout(recipe, earlier),
             note=NOTE + (f"; {estimate.NO_ANYRES}" if recipe.train_encoder else ""),
             encoder_digest_before=before,
-            data_digest=ledger["digest"],
+            data_digest=record.data_digest,
             steps=state["global_step"],
-            processes=processes,
-            accumulation=accumulation,
+            processes=record.processes,
+            accumulation=record.accumulation,
             zero=zero,
-            protocol=protocol(recipe, processes, accumulation, True),  # it trains in bf16 anywhere
+            protocol=protocol(recipe, record.processes, record.accumulation, True),  # it trains in bf16 anywhere
             seed=recipe.seed,
             recipe=asdict(recipe),
-            versions=package_versions(("torch", "transformers", "accelerate", "genlip-eval")),
-            git_commit=git_commit() or "unknown",
+            versions=record.versions,
+            git_commit=record.git_commit or "unknown",
             earlier=earlier,
-            llm_digest_before=llm_before,
+            llm_digest_before=record.llm_digest,
         )
         write_json(part / "provenance.json", provenance.as_json())
         write_file(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in state["log_history"]))
@@ -196,13 +236,13 @@ def train(recipe: Recipe, run: Path, ledger: dict) -> Path:
     return export
 
 
-def write_projector(init: Path, file: Path) -> None:
+def write_projector(start: "Mllm | None", init: str, file: Path) -> None:
     """An export's projector in the one form that LLaVA-NeXT starts from."""
     import torch
 
     from llava_plugin import mllm
 
-    start = mllm.load(init, device="cpu")
+    start = start or mllm.load(init, device="cpu")
     if start.provenance.stage != "projector" or start.provenance.projector != "mlp2x_gelu":
         raise ValueError(f"{init} is no mlp2x_gelu export of a projector stage, from which LLaVA-NeXT can start")
     names = {"linear_1": "0", "linear_2": "2"}

@@ -29,8 +29,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, LlavaForCon
 from llava_plugin import views
 from llava_plugin.projectors import PROJECTORS
 
-from . import estimate
 from .data import IGNORED, TokenizedConversation
+from .setup import Setup
 
 GQA_IS_ASKED_FOR = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 groups heads unasked
 WINDOW = 1000  # sort only within windows of so many conversations, so that the global order stays random
@@ -76,15 +76,15 @@ class Bins(torch.utils.data.Dataset):
         return [self.conversations[int(j)] for j in self.chosen[i]]
 
 
-def in_batches(dataset, lengths: np.ndarray, kept: np.ndarray, recipe, processes: int) -> tuple[torch.utils.data.Dataset, int]:
+def in_batches(dataset, lengths: np.ndarray, kept: np.ndarray, setup: Setup) -> tuple[torch.utils.data.Dataset, int]:
     """Returns (dataset for the Trainer, gradient-accumulation steps) of the conversations `kept`; `lengths` (n, 1 or more) begin with
     tokens."""
-    accumulation = estimate.accumulation(recipe, processes)
+    recipe, accumulation = setup.recipe, setup.accumulation
     if recipe.batching == "batch":
         return dataset if len(kept) == len(lengths) else torch.utils.data.Subset(dataset, kept.tolist()), accumulation
     chosen = [kept[b] for b in bins(lengths[kept, 0], recipe.batching, recipe.batch, recipe.batch_tokens, recipe.seed)]
     if recipe.batching == "tokens" and recipe.global_batch:
-        accumulation = max(1, round(recipe.global_batch * len(chosen) / len(kept) / processes))
+        accumulation = max(1, round(recipe.global_batch * len(chosen) / len(kept) / setup.processes))
     return Bins(dataset, chosen), accumulation
 
 

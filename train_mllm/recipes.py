@@ -40,8 +40,8 @@ class Recipe:
     )
     view: str = option(
         "square",
-        "what the encoder sees: square (the whole), crop (its own processor's), anyres or anyres_max_N (LLaVA-NeXT's tiles), native or native_N (at "
-        "the picture's own aspect ratio, at most N tokens)",
+        "what the encoder sees: square (the whole), crop (its own processor's), anyres or anyres_max_N (LLaVA-NeXT's tiles), native or "
+        "native_N (at the picture's own aspect ratio, at most N tokens)",
         "data",
         kind="derived",
     )
@@ -109,9 +109,14 @@ def protocol(recipe: Recipe, processes: int, accumulation: int, on_gpu: bool) ->
         facts["lora_alpha"] = recipe.lora_alpha or 2 * recipe.lora_rank
     if recipe.batching == "padded":  # of so many a row of like length is made
         facts["batch"] = recipe.batch
+    return facts | {"per_step": per_step(recipe, processes, accumulation)}
+
+
+def per_step(recipe: Recipe, processes: int, accumulation: int) -> str:
+    """What a step learns from, all processes together."""
     size = recipe.batch_tokens if recipe.batching == "tokens" else recipe.batch
     unit = "tokens" if recipe.batching == "tokens" and not recipe.global_batch else "conversations"
-    return facts | {"per_step": f"{recipe.global_batch or size * processes * accumulation} {unit}"}
+    return f"{recipe.global_batch or size * processes * accumulation} {unit}"
 
 
 def projector() -> Recipe:

@@ -5,35 +5,33 @@
     python -m train_mllm.train sft-qwen7b-frozen --dry-run
     torchrun --nproc-per-node 8 -m train_mllm.train sft-qwen7b-frozen ...      # the scripts do this where there are several GPUs
 
-The run folder holds recipe.json, data/ (the prepared conversations and their ledger), ledger.json (with what cutting left out),
-metrics.jsonl, checkpoints/ and export/ with provenance.json. The same command again goes on where the run stopped, or says that it is
-done.
+The run folder holds recipe.json, run.json (what that was resolved to, with the digests of what was loaded), data/ (the prepared
+conversations and their ledger), ledger.json (with what cutting left out), metrics.jsonl, checkpoints/ and export/ with provenance.json. The
+same command again goes on where the run stopped, from what it began with alone, or says that it is done.
 
 Loss = sum over supervised tokens / their number in the whole step, over all processes and micro-steps (the Trainer hands
 `num_items_in_batch` to the model).
 """
 
 import os
-import sys
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from genlip.common.command import Failed, command, new_parser, sentence
 from genlip.common.files import keep_until, read_json, write_json, written_aside
 from genlip.common.flags import add_recipe, check_choices, flag, read_recipe
 from genlip.common.locks import one_at_a_time
-from genlip.common.run_folder import claim_run_folder
-from genlip.common.versions import git_commit, package_versions
-from llava_plugin import encoders, views
+from genlip.common.run_folder import claim_run_folder, pin, recorded
+from genlip.common.schema import Provenance, RunRecord
+from llava_plugin import views
 
 from . import estimate, llava_next
-from .estimate import missing
-from .model import adamw, count_parameters, freeze_parts, frozen_throughout, initialise_from, prepare_for_training
+from .model import adamw, count_parameters, freeze_parts, frozen_throughout, initialise_from, prepare_for_training, stages_of
 from .prepare_data import check_origin, check_pictures, origin_of, prepare
 from .recipes import LAPTOP, PRESETS, Recipe, protocol, seen_as
-
-DEEPSPEED = Path(__file__).parent / "deepspeed"
+from .setup import Setup, micro_steps, resolve
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -69,10 +67,10 @@ def train(recipe: Recipe) -> Path:
     Raises ValueError for what the user can mend, RuntimeError where the promise on the encoder was broken.
     """
     check_recipe(recipe)
-    if lacks := missing(recipe):
+    setup = resolve(recipe, int(os.environ.get("WORLD_SIZE", 1)))
+    if lacks := estimate.missing(setup):
         raise ValueError("; ".join(lacks))
-    processes, first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
-    run = Path(recipe.out)
+    run, first = Path(recipe.out), os.environ.get("RANK", "0") == "0"
     export = run / "export"
     with one_at_a_time(run):
         claim_run_folder(recipe)
@@ -80,83 +78,160 @@ def train(recipe: Recipe) -> Path:
         if export.is_dir():
             print(f"{export} exists: this run is done")
             return export
-    ledger = read_json(data / "ledger.json")
     if recipe.backend == "llava_next":
-        with one_at_a_time(run):
-            llava_next.export_for_llava_next(recipe, run, data)
-            write_json(run / "ledger.json", ledger)
-        return llava_next.train(recipe, run, ledger)
+        return llava_next.train(setup, run, data)
 
+    began = recorded(run)
+    zero = estimate.zero_here(setup, began)
+    built = build_model(setup)
+    with one_at_a_time(run):
+        laid = lay_out_data(setup, built, run, data, zero, began)
+    trainer = make_trainer(setup, built, laid, run)
+    groups = count_parameters(built.model)
+    if first:
+        learns, total = (sum(group[k] for group in groups.values()) for k in ("trained", "all"))
+        how = "trained" if recipe.train_encoder else "frozen"
+        print(laid.record.kernels)
+        tokens = laid.ledger["tokens"]["sentence"]
+        print(f"pictures: {built.tower.spec.size_in_words}")
+        print(f"encoder {built.tower.spec.key}: {how}; {learns:,} of {total:,} parameters learn; {tokens}", flush=True)
+    run_trainer(trainer, built.model, run, first, zero)
+    if first:
+        write_export(setup, built, laid, trainer, groups)
+    trainer.accelerator.wait_for_everyone()
+    return export
+
+
+@dataclass(frozen=True)
+class Built:
+    """The model as it starts: what of it learns, what it is, and what it continues."""
+
+    model: Any  # LlavaForConditionalGeneration
+    tokenizer: Any
+    dtype: Any  # of what is frozen, and of the export
+    guard: Any  # FreezeCheck
+    digests: dict[str, str | None]  # RunRecord's, of what was loaded
+    before: Provenance | None  # of the stage that --init names
+
+    @property
+    def tower(self):
+        return self.model.model.vision_tower
+
+
+def build_model(setup: Setup) -> Built:
+    """Encoder, language model and projector, loaded or drawn from the seed, or taken over from an earlier stage; hashed once.
+
+    Trainable weights stay fp32 (bf16 under autocast on a GPU; DeepSpeed keeps its own fp32 copy), frozen ones are bf16.
+    """
     import torch
-    from transformers import TrainerState, set_seed
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+    from transformers import set_seed
     from transformers.utils import logging
 
     from llava_plugin import mllm
-    from llava_plugin.tower import VisionTower, digest
+    from llava_plugin.tower import VisionTower
+
+    from .freeze_check import FreezeCheck
+
+    recipe = setup.recipe
+    set_seed(recipe.seed)
+    logging.disable_progress_bar()  # one for every folder that is read
+    dtype = torch.bfloat16 if recipe.bf16 and torch.cuda.is_available() else torch.float32
+    tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None, view=seen_as(recipe))
+    model, tokenizer = mllm.build(tower, setup.llm, dtype=dtype, seed=recipe.seed, projector=recipe.projector)
+    before = initialise_from(model, setup) if recipe.init else None
+    freeze_parts(model, recipe)
+    digests = mllm.identity(model, tokenizer)
+    guard = FreezeCheck(tower, recipe.train_encoder, digests["encoder_digest"])
+    if before is not None:
+        digests |= {"init_digest": before.weights_digest, "projector_made_for": before.encoder_digest}
+    return Built(model, tokenizer, dtype, guard, digests, before)
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """The data as the loop draws from them, and the run's record, to which it is pinned."""
+
+    dataset: Any
+    collator: Any
+    ledger: dict[str, Any]
+    record: RunRecord
+    mean: Any = 0.0  # (D,) of cached features, where they are standardised
+    std: Any = 1.0
+
+
+def lay_out_data(setup: Setup, built: Built, run: Path, data: Path, zero: int, began: RunRecord | None) -> LaidOut:
+    """Conversations in batches, those too long for one turn left out; pictures through the tower in every step, or once and kept. The run
+    is pinned before features are computed. The caller holds the folder."""
+    import torch
 
     from .data import Conversations, picture_sizes, token_lengths
     from .features import cached_features, channel_statistics, fold_standardisation
-    from .freeze_check import FreezeCheck
     from .packing import Collator, in_batches
-    from .trainer import StrictTrainer, newest_whole
 
-    # The model. Trainable weights stay fp32 (bf16 under autocast on a GPU; DeepSpeed keeps its own fp32 copy), frozen ones are bf16.
-    set_seed(recipe.seed)
-    logging.disable_progress_bar()  # one for every folder that is read
-    on_gpu = torch.cuda.is_available()
-    zero = estimate.zero_here(recipe, processes)
-    dtype = torch.bfloat16 if recipe.bf16 and on_gpu else torch.float32
-    tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None, view=seen_as(recipe))
-    model, tokenizer = mllm.build(tower, encoders.find_llm(recipe.llm), dtype=dtype, seed=recipe.seed, projector=recipe.projector)
-    handed_on = initialise_from(model, recipe) if recipe.init else {}
-    freeze_parts(model, recipe)
-    guard = FreezeCheck(tower, recipe.train_encoder)
-    llm_before = handed_on.get("llm_digest_before") or digest(model.model.language_model)
-
-    # The data: pictures through the tower in every step, or once and kept; conversations too long for one turn are left out.
-    features, mean, std = None, 0.0, 1.0
-    with one_at_a_time(run):
-        sizes = picture_sizes(data, ledger["digest"]) if views.parse(tower.spec.view).by_size else None
-        if recipe.cache_features:
-            if on_gpu:  # the Trainer moves the rest later
-                tower.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
-            earlier = Path(recipe.init).parent / "data" if recipe.init else None
-            features = cached_features(data, tower, ledger["digest"], earlier, sizes)
-        dataset = Conversations(data, tokenizer, model.config, recipe, features, mean, std, tower.spec, sizes)
-        lengths = token_lengths(dataset, data, ledger["digest"])
-        checkpoint = newest_whole(run / "checkpoints")
-        ledger = ledger | {"tokens": token_ledger(lengths, dataset, recipe)}
-        write_json(run / "ledger.json", ledger)
-    if recipe.standardise:
-        mean, std = channel_statistics(features)
-        dataset.mean, dataset.std = mean, std
-        if recipe.init:  # its projector was made for plain features: undo, for the time of training, what the end will fold in
-            fold_standardisation(model.model.multi_modal_projector.linear_1, -mean / std, 1 / std)
+    recipe, tower, config, on_gpu = setup.recipe, built.tower, built.model.config, torch.cuda.is_available()
+    ledger = read_json(data / "ledger.json")
+    sizes = picture_sizes(data, ledger["digest"]) if views.parse(tower.spec.view).by_size else None
+    conversations = Conversations(data, built.tokenizer, config, recipe, spec=tower.spec, sizes=sizes)
+    lengths = token_lengths(conversations, data, ledger["digest"])
     kept = (lengths[:, 2] >= 0).nonzero()[0]
-    dataset, accumulation = in_batches(dataset, lengths, kept, recipe, processes)
-    flash = on_gpu and estimate.kernels(recipe).flash
-    collator = Collator(tower, model.config, tokenizer.pad_token_id, recipe.batching == "padded", flash)
-    prepare_for_training(model, recipe, dtype, bool(zero), on_gpu)
-    groups = count_parameters(model)
-    if first:
-        how = "trained" if recipe.train_encoder else "frozen"
-        learns, total = (sum(g[k] for g in groups.values()) for k in ("trained", "all"))
-        print(estimate.computed_with(recipe, on_gpu))
-        print(f"pictures: {tower.spec.size_in_words}")
-        print(f"encoder {tower.spec.key}: {how}; {learns:,} of {total:,} parameters learn; {ledger['tokens']['sentence']}", flush=True)
+    dataset, accumulation = in_batches(conversations, lengths, kept, setup)
+    accumulation = micro_steps(began, setup.processes, accumulation, run)
+    record = setup.record(built.digests, ledger["digest"], accumulation, zero, str(built.dtype).removeprefix("torch."), on_gpu)
+    pin(run, record)
+    ledger = ledger | {"tokens": token_ledger(lengths, conversations, recipe)}
+    write_json(run / "ledger.json", ledger)
 
-    # The loop.
+    flash = on_gpu and setup.kernels.flash
+    collator = Collator(tower, config, built.tokenizer.pad_token_id, recipe.batching == "padded", flash)
+    laid = LaidOut(dataset, collator, ledger, record)
+    if recipe.cache_features:
+        if on_gpu:  # the Trainer moves the rest later
+            tower.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+        earlier = Path(recipe.init).parent / "data" if recipe.init else None
+        conversations.features = cached_features(data, tower, str(record.encoder_digest), ledger["digest"], earlier, sizes)
+    if recipe.standardise:
+        conversations.mean, conversations.std = channel_statistics(conversations.features)
+        laid = replace(laid, mean=conversations.mean, std=conversations.std)
+        if recipe.init:  # its projector was made for plain features: undo, for the time of training, what the end will fold in
+            fold_standardisation(built.model.model.multi_modal_projector.linear_1, -laid.mean / laid.std, 1 / laid.std)
+    return laid
+
+
+def make_trainer(setup: Setup, built: Built, laid: LaidOut, run: Path):
+    """The Trainer around the model with its kernels and adapters."""
+    import torch
+
+    from .trainer import StrictTrainer, arguments
+
+    on_gpu, zero = torch.cuda.is_available(), laid.record.zero
+    prepare_for_training(built.model, setup, built.dtype, bool(zero), on_gpu)
     if zero and not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled first; gloo serves as well
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run / "tensorboard"))
-    args = arguments(recipe, run, accumulation, zero, processes)
-    optimizers = (adamw(model, recipe), None)
-    trainer = StrictTrainer(model, args, data_collator=collator, train_dataset=dataset, optimizers=optimizers, callbacks=[guard])
+    trainer = StrictTrainer(
+        built.model,
+        arguments(setup.recipe, run, laid.record.accumulation, zero, setup.processes),
+        data_collator=laid.collator,
+        train_dataset=laid.dataset,
+        optimizers=(adamw(built.model, setup.recipe), None),
+        callbacks=[built.guard],
+    )
     trainer.metrics = run / "metrics.jsonl"
+    return trainer
+
+
+def run_trainer(trainer, model, run: Path, first: bool, zero: int) -> None:
+    """The loop, from the newest whole checkpoint on. Afterwards the first process holds the whole model."""
+    from transformers import TrainerState
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    from .trainer import newest_whole
+
+    with one_at_a_time(run):
+        checkpoint = newest_whole(run / "checkpoints")
     if first:
         keep_until(trainer.metrics, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     reached = TrainerState.load_from_json(checkpoint / "trainer_state.json") if checkpoint and not zero else None
@@ -170,44 +245,48 @@ def train(recipe: Recipe) -> Path:
         unset_hf_deepspeed_config()  # from here on the model is whole and one process's own
         if first:
             model.load_state_dict(state, assign=True)
-    if not first:
-        trainer.accelerator.wait_for_everyone()
-        return export
 
-    # The proof, then the export, written aside and renamed.
-    model.to(dtype)
+
+def write_export(setup: Setup, built: Built, laid: LaidOut, trainer, groups: dict[str, dict[str, int]]) -> None:
+    """The proof, then the export, written aside and renamed. `groups`: how many parameters learned."""
+    from llava_plugin import mllm
+
+    from .features import fold_standardisation
+
+    recipe, record, model = setup.recipe, laid.record, built.model
+    export = Path(recipe.out) / "export"
+    model.to(built.dtype)
     if recipe.lora_rank:
         model.model.language_model = model.model.language_model.merge_and_unload()
-    proof = guard.check()
+    proof = built.guard.check()
     if recipe.standardise:
-        fold_standardisation(model.model.multi_modal_projector.linear_1, mean, std)
+        fold_standardisation(model.model.multi_modal_projector.linear_1, laid.mean, laid.std)
+    earlier = stages_of(built.before)
     provenance = {
         "stage": recipe.stage,
-        "llm": Path(recipe.llm).name,
-        "frozen": frozen_throughout(recipe, handed_on.get("earlier", [])),
-        "note": estimate.NO_ANYRES if recipe.train_encoder else None,
+        "llm": record.llm,
+        "frozen": frozen_throughout(recipe, earlier),
+        "note": estimate.no_anyres(recipe),
         **proof,
-        "earlier": handed_on.get("earlier", []),
-        "llm_digest_before": llm_before,
-        "data_digest": ledger["digest"],
+        "earlier": earlier,
+        "llm_digest_before": (built.before and built.before.llm_digest_before) or record.llm_digest,
+        "data_digest": record.data_digest,
         "parameters": groups,
         "steps": trainer.state.global_step,
-        "processes": processes,
-        "accumulation": accumulation,
-        "zero": zero,
-        "protocol": protocol(recipe, processes, accumulation, on_gpu),
+        "processes": record.processes,
+        "accumulation": record.accumulation,
+        "zero": record.zero,
+        "protocol": protocol(recipe, record.processes, record.accumulation, record.dtype == "bfloat16"),
         "seed": recipe.seed,
         "recipe": asdict(recipe),
-        "versions": package_versions(("torch", "transformers", "accelerate", "genlip-eval")),
-        "git_commit": git_commit() or "unknown",
+        "versions": record.versions,
+        "git_commit": record.git_commit or "unknown",
     }
     with written_aside(export) as part:
-        mllm.save(model, tokenizer, part, provenance)
-        guard.check_export(part)
-    losses = [f"{record['loss']:.3f} at step {record['step']}" for record in trainer.state.log_history if "loss" in record]
+        mllm.save(model, built.tokenizer, part, provenance)
+        built.guard.check_export(part)
+    losses = [f"{entry['loss']:.3f} at step {entry['step']}" for entry in trainer.state.log_history if "loss" in entry]
     print(f"wrote {export}: loss {losses[0]}, {losses[-1]}")
-    trainer.accelerator.wait_for_everyone()
-    return export
 
 
 def prepared_data(recipe: Recipe, run: Path, first: bool) -> Path:
@@ -238,43 +317,6 @@ def prepared_data(recipe: Recipe, run: Path, first: bool) -> Path:
             raise
         raise ValueError(f"{export} was trained on other data than there are now: {error}") from error
     return data
-
-
-def arguments(recipe: Recipe, run: Path, accumulation: int, zero: int, processes: int):
-    """The recipe as transformers' TrainingArguments."""
-    import torch
-    from transformers import TrainingArguments
-
-    on_gpu = torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(run / "checkpoints"),
-        per_device_train_batch_size=recipe.batch if recipe.batching == "batch" else 1,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        num_train_epochs=recipe.epochs,
-        max_steps=recipe.max_steps or -1,
-        lr_scheduler_type="cosine",
-        warmup_steps=recipe.warmup,  # a share below 1 is read as a ratio
-        bf16=recipe.bf16 and on_gpu,
-        logging_steps=estimate.log_every(recipe),
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_steps=recipe.save_every,
-        save_total_limit=2,
-        seed=recipe.seed,
-        dataloader_num_workers=recipe.workers,
-        remove_unused_columns=False,
-        dataloader_pin_memory=on_gpu,
-        report_to=recipe.report,
-        run_name=run.name,
-        use_cpu=not on_gpu,
-        ddp_backend="gloo" if processes > 1 and not on_gpu else None,
-        ddp_find_unused_parameters=recipe.train_encoder,  # a tower's last norm and pooling head are often not used
-        deepspeed=str(DEEPSPEED / f"zero{zero}.json") if zero else None,
-        disable_tqdm=not sys.stderr.isatty(),
-    )
 
 
 def token_ledger(lengths, dataset, recipe: Recipe) -> dict:
@@ -344,7 +386,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.dry_run:
             check_recipe(recipe)
             gpus = 8 * (recipe.preset not in LAPTOP) if args.gpus is None else args.gpus
-            estimate.dry_run(recipe, gpus, args.gpu_memory, args.mfu)
+            setup = resolve(recipe, int(os.environ.get("WORLD_SIZE", gpus or 1)))
+            estimate.dry_run(setup, gpus > 0, args.gpu_memory, args.mfu)
             return 0
         if not recipe.out:
             raise ValueError(f"--out is needed, for example --out runs/{recipe.preset}")

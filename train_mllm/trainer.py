@@ -4,18 +4,56 @@ non-finite loss stops the run before the optimizer moves, and the log says how m
 
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from genlip.common.files import write_file
 
+from . import estimate
 from .data import IGNORED
+from .recipes import Recipe
 
+DEEPSPEED = Path(__file__).parent / "deepspeed"
 WHOLE = "whole.json"  # written last into a checkpoint: its files and their sizes
+
+
+def arguments(recipe: Recipe, run: Path, accumulation: int, zero: int, processes: int) -> TrainingArguments:
+    """The recipe as transformers' TrainingArguments."""
+    on_gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(run / "checkpoints"),
+        per_device_train_batch_size=recipe.batch if recipe.batching == "batch" else 1,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps or -1,
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup,  # a share below 1 is read as a ratio
+        bf16=recipe.bf16 and on_gpu,
+        logging_steps=estimate.log_every(recipe),
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_steps=recipe.save_every,
+        save_total_limit=2,
+        seed=recipe.seed,
+        dataloader_num_workers=recipe.workers,
+        remove_unused_columns=False,
+        dataloader_pin_memory=on_gpu,
+        report_to=recipe.report,
+        run_name=run.name,
+        use_cpu=not on_gpu,
+        ddp_backend="gloo" if processes > 1 and not on_gpu else None,
+        ddp_find_unused_parameters=recipe.train_encoder,  # a tower's last norm and pooling head are often not used
+        deepspeed=str(DEEPSPEED / f"zero{zero}.json") if zero else None,
+        disable_tqdm=not sys.stderr.isatty(),
+    )
 
 
 class StrictTrainer(Trainer):

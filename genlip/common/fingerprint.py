@@ -15,6 +15,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from .files import read_json
@@ -84,9 +85,6 @@ def of_export(export: Path, weights: str, dtype: str | None = None, generation: 
     spec = {name: value for name, value in (vision.pop("spec", None) or {}).items() if name not in _LABELS}
     vision.pop("untrained", None)
     saved = str(config.get("dtype") or config.get("torch_dtype"))
-    settings = _json(export / "tokenizer_config.json") if (export / "tokenizer_config.json").exists() else {}
-    template = json.dumps(settings.get("chat_template")).encode()
-    words = b"".join(_bytes(export, name) for name in ("tokenizer.json", *_TOKENIZER))
     return Fingerprint(
         {
             "weights": weights,
@@ -94,8 +92,7 @@ def of_export(export: Path, weights: str, dtype: str | None = None, generation: 
             "config.encoder": _digest(_set(vision)),
             "config.llm": _digest(_set(text)),
             "preprocessing": _digest(spec),
-            "tokenizer": hashlib.sha256(_digest(settings).encode() + words).hexdigest(),
-            "chat_template": hashlib.sha256(template + b"".join(_bytes(export, name) for name in _TEMPLATES)).hexdigest(),
+            **of_tokenizer(export),
             "generation": "greedy" if generation == "ours" else f"authors {_digest(authors_settings(export))[:16]}",
             "dtype": (dtype or saved).removeprefix("torch."),
             "view": str(spec.get("view") or ("native" if config.get("native_tokens") else "square")),
@@ -103,6 +100,24 @@ def of_export(export: Path, weights: str, dtype: str | None = None, generation: 
             **{f"code.{name}": str(number) for name, number in CODE.items()},
         }
     )
+
+
+def of_tokenizer(folder: Path) -> dict[str, str]:
+    """The parts `tokenizer` and `chat_template` of a folder that a tokenizer was saved in."""
+    settings = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    template = json.dumps(settings.get("chat_template")).encode()
+    words = b"".join(_bytes(folder, name) for name in ("tokenizer.json", *_TOKENIZER))
+    return {
+        "tokenizer": hashlib.sha256(_digest(settings).encode() + words).hexdigest(),
+        "chat_template": hashlib.sha256(template + b"".join(_bytes(folder, name) for name in _TEMPLATES)).hexdigest(),
+    }
+
+
+def of_loaded_tokenizer(tokenizer: Any) -> dict[str, str]:
+    """The same of a tokenizer of transformers' in memory, whatever files it was read from."""
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return of_tokenizer(Path(folder))
 
 
 def authors_settings(export: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""What a training stage's export and a task's result say of themselves: records with a version, for all who write or read them.
+"""What a run, a training stage's export and a task's result say of themselves: records with a version, for all who write or read them.
 
     provenance = read(Provenance, Path("runs/sft/export/provenance.json"), "export the model again")
+    python -m genlip.common.schema run          # the JSON Schema of a file, made from its record; also provenance, result
 
 Every field has a kind, which says what a comparison of two rows makes of it:
     compared     has to be equal, or the two differ in more than the encoder
@@ -8,6 +9,8 @@ Every field has a kind, which says what a comparison of two rows makes of it:
     environment  may differ without changing what is learned or answered, and is said where it does
     seed         noise: what several runs differ in
     name         a label or a place
+
+Of a run's record, what is `compared` has to be equal for the run to go on.
 
 A file without `schema` is of schema 1: it is read, what it lacks has its field's default, and it is never ranked with one of schema 2.
 """
@@ -19,6 +22,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from .command import command, new_parser
 from .files import read_json
 
 SCHEMA = 2
@@ -179,6 +183,41 @@ class Result(Record):
         return str(self.key.get("model") or self.key["weights"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(Record):
+    """run.json of a run folder: what the run was resolved to before step 0. Digests are of what was loaded; null: the run has no such."""
+
+    schema: int = fact("derived", "version of this file's fields, 2")
+    stage: str = fact("derived", "`pretrain`, `projector` or `sft`")
+    encoder: str | None = fact("name", "the encoder's label", default=None)
+    encoder_source: str | None = fact("name", "folder or hub id of its weights; null: they are made from a seed", default=None)
+    encoder_digest: str | None = fact("compared", "digest of its weights", default=None)
+    encoder_config: str | None = fact("compared", "digest of its config", default=None)
+    preprocessing: str | None = fact("compared", "digest of how pictures become pixels, and of where features are taken", default=None)
+    llm: str | None = fact("name", "the last part of the language model's name", default=None)
+    llm_source: str | None = fact("name", "its folder or hub id", default=None)
+    llm_digest: str | None = fact("compared", "digest of its weights, after `init` where that brings others", default=None)
+    head_digest: str | None = fact("compared", "digest of its output layer", default=None)
+    llm_config: str | None = fact("compared", "digest of its config", default=None)
+    tokenizer_source: str | None = fact("name", "folder or hub id of the tokenizer", default=None)
+    tokenizer_digest: str | None = fact("compared", "digest of the tokenizer", default=None)
+    chat_template: str | None = fact("compared", "digest of its chat template", default=None)
+    projector: str | None = fact("derived", "kind of projector", default=None)
+    init: str | None = fact("name", "the export of an earlier stage that the run starts from, or null", default=None)
+    init_digest: str | None = fact("compared", "digest of that export's weights", default=None)
+    projector_made_for: str | None = fact("derived", "digest of the encoder that its projector was made for", default=None)
+    data: str = fact("name", "the recipe's")
+    data_digest: str = fact("compared", "digest of the data, as in the export's provenance")
+    per_step: str = fact("derived", "what a step learns from, all processes together")
+    dtype: str = fact("compared", "of the weights as they are loaded")
+    processes: int = fact("environment", "processes that train")
+    accumulation: int = fact("environment", "micro-steps per step; times `processes` it stays what it is at the start")
+    zero: int = fact("environment", "DeepSpeed's ZeRO stage, 0 for none; a run goes on in the one it began with")
+    kernels: str = fact("environment", "what attention and layers are computed with")
+    versions: dict[str, Any] = fact("environment", "of torch, transformers, accelerate and this project")
+    git_commit: str | None = fact("environment", "of this project, with `-dirty` where files differ; null outside a clone")
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------------
 
 R = TypeVar("R", bound=Record)
@@ -225,3 +264,46 @@ def _value(value: Any, hint: Any, where: str, mend: str) -> Any:
         wanted = " or ".join("null" if each is type(None) else _WORDS[get_origin(each) or each] for each in allowed)
         raise ValueError(f"{where} is {json.dumps(value)[:60]}, and takes {wanted}: {mend}")
     return value
+
+
+# --- as JSON Schema -----------------------------------------------------------------------------------------------------------
+
+FILES: dict[str, type[Record]] = {"run": RunRecord, "provenance": Provenance, "result": Result}
+_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array", type(None): "null"}
+
+
+def json_schema(kind: type[Record]) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of the files that hold such a record, as this version writes them."""
+    hints = get_type_hints(kind)
+    properties = {
+        f.name: {"description": f.metadata["said"], "x-kind": f.metadata["kind"], **_schema_of(hints[f.name])}
+        for f in fields(kind)  # type: ignore[arg-type]
+    }
+    return {"title": kind.__name__, "type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+def _schema_of(hint: Any) -> dict[str, Any]:
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return json_schema(hint)
+    if get_origin(hint) is list:
+        return {"type": "array", "items": _schema_of(get_args(hint)[0])}
+    allowed = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    names = [_TYPES[get_origin(each) or each] for each in allowed]
+    return {"type": names if len(names) > 1 else names[0]}
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    parser = new_parser(
+        prog="python -m genlip.common.schema",
+        description="The JSON Schema of a file that runs and evaluations write: run.json, provenance.json of fine-tuning, result.json.",
+        epilog="example:\n  python -m genlip.common.schema provenance > provenance.schema.json",
+    )
+    parser.add_argument("file", choices=FILES, help="which file")
+    args = parser.parse_args(argv)
+    print(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **json_schema(FILES[args.file])}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

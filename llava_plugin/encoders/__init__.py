@@ -160,12 +160,11 @@ def in_words(resolution: int, tokens: int) -> str:
 
 
 def resolve(name: str, resolution: int | None = None, view: str = "square") -> EncoderSpec:
-    """`KEY`, `PATH`, `NAME=PATH` or a hub id -> its spec, at another resolution (pixels a side) if asked, for pictures of a view, in the
-    words of views.py.
+    """`KEY`, `PATH`, `NAME=PATH` or a hub id -> its spec, at another resolution (pixels a side) if asked, for pictures of a view (views.py).
 
     Raises ValueError for an unknown name (with the nearest keys), a folder without a readable config.json, a processor file that this
-    table cannot express (with file and field), or a resolution that is no multiple of the patch or that its class cannot take, or a view that
-    is not known or that it cannot have.
+    table cannot express (with file and field), a resolution that is no multiple of the patch or that its class cannot take, or a view
+    that is not known or that it cannot have.
     """
     label, _, path = name.rpartition("=")
     if name in KEYS:

@@ -51,6 +51,14 @@ def measure_shapes(source: str, resolution: int) -> EncoderShapes:
     return EncoderShapes(grid, prefix, out.shape[2], encoder.num_parameters())
 
 
+def count_parameters(source: str) -> int:
+    """Of the vision model in a folder or at a hub id, from its config.json alone."""
+    register()
+    config = AutoConfig.from_pretrained(source)
+    with torch.device("meta"):
+        return build(getattr(config, "vision_config", config)).num_parameters()
+
+
 def build(config: PreTrainedConfig) -> PreTrainedModel:
     """The family's class without weights; ValueError where what it needs cannot be imported."""
     try:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks import finetuning
-from train_mllm import estimate
 from train_mllm.packing import Collator, packed, padded
 from train_mllm.recipes import PRESETS
+from train_mllm.setup import resolve
 
 FLAGS = ["--no-cache-features", "--no-standardise", "--turns", "dialogue", "--scale", "16", "--workers", "0", "--accumulation", "2"]
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -61,9 +61,9 @@ def test_flop_are_those_of_the_shapes(llama_tiny, train_encoder, lora):
     from train_mllm.model import freeze_parts, prepare_for_training
 
     recipe = replace(PRESETS["tiny-sft"](), llm=str(llama_tiny), train_encoder=train_encoder, lora_rank=lora)
-    model = finetuning.random_mllm(recipe, torch.float32, "cpu")
+    model = finetuning.random_mllm(resolve(recipe, 1), torch.float32, "cpu")
     freeze_parts(model, recipe)
-    prepare_for_training(model, recipe, torch.float32, False, False)
+    prepare_for_training(model, resolve(recipe, 1), torch.float32, False, False)
     lengths, supervised, pictures = [50, 70], 30, 2
     words = model.config.text_config.vocab_size
     linear, rank = 2 * (4 * 128**2 + 3 * 128 * 256), lora * 2 * (4 * 256 + 3 * 384)
@@ -79,10 +79,10 @@ def test_the_papers_models_have_the_sizes_of_the_plan(preset):
     from train_mllm.model import freeze_parts, prepare_for_training
 
     recipe = PRESETS[preset]()
-    model = finetuning.random_mllm(recipe, torch.bfloat16, "meta")
+    model = finetuning.random_mllm(resolve(recipe, 1), torch.bfloat16, "meta")
     freeze_parts(model, recipe)
-    prepare_for_training(model, recipe, torch.bfloat16, False, False)
-    counted = estimate.parts(recipe)
+    prepare_for_training(model, resolve(recipe, 1), torch.bfloat16, False, False)
+    counted = resolve(recipe, 1).parts
     learning = [p for p in model.parameters() if p.requires_grad]
     assert (counted.total, counted.trained) == (model.num_parameters(), sum(p.numel() for p in learning))
     assert {p.dtype for p in learning} == {torch.float32}
@@ -118,7 +118,7 @@ def test_batches_on_a_gpu_equal_one_by_one(way, tmp_path):
     config = {"model_type": "qwen2", "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2, "vocab_size": 2048}
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4, "num_key_value_heads": 2}))
     recipe = replace(PRESETS["tiny-sft"](), llm=str(tmp_path), encoder="genlip-tiny")
-    model = finetuning.random_mllm(recipe, torch.float32, "cuda").cuda()
+    model = finetuning.random_mllm(resolve(recipe, 1), torch.float32, "cuda").cuda()
     assert isinstance(model, mllm.LlavaForConditionalGeneration)
     tower = model.model.vision_tower.freeze()
     drawn = finetuning.SyntheticConversations(finetuning.conversations(6, 2, 16, model.config.image_token_id, seed=0))

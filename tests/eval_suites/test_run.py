@@ -17,8 +17,10 @@ from eval_suites import suites
 from eval_suites.runner import preflight
 from eval_suites.score import comparison, results
 from genlip.common import digests
+from genlip.common.schema import Result, json_schema
 from tests.eval_suites.helpers.small_data import chart_rows, make_easyvqa, write_parquet
 from tests.eval_suites.test_tasks import write_hub, write_plainly
+from tests.json_schema import complaints
 
 
 @pytest.fixture
@@ -59,6 +61,7 @@ def test_samples_keep_prompt_answer_and_picture(small_easyvqa):
     small_easyvqa.export("a", "genlip-tiny")
     small_easyvqa.run("--encoder", "genlip-tiny", "--suite", "easyvqa")
     (folder,) = Path("results/easyvqa/genlip-tiny").glob("llm-tiny@*")
+    assert complaints(json.loads((folder / "easyvqa_shape" / "result.json").read_text()), json_schema(Result)) == []
     samples = [json.loads(line) for line in (folder / "easyvqa_shape" / "samples.jsonl").open()]
     assert [sample["doc_id"] for sample in samples] == list(range(40))
     assert samples[3]["prompt"] == "which shape, 3?\nAnswer the question using a single word or phrase."

@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 from genlip import modeling_genlip, speak
 from genlip import train as train_module
+from genlip.common.schema import RunRecord, json_schema
 from genlip.train import learning_rate, main, train
+from tests.json_schema import complaints
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +52,7 @@ def test_learns_and_speaks(recipe, capsys):
     assert speak.main([str(export), recipe.data + "/train-0.tar"]) == 0
     assert "4 of 4 captions word for word" in capsys.readouterr().out
     provenance = json.loads((export / "provenance.json").read_text())
+    assert complaints(json.loads((export.parent / "run.json").read_text()), json_schema(RunRecord)) == []
     assert len(provenance["weights_digest"]) == 64 and provenance["recipe"]["max_steps"] == 120
     assert main(["tiny-s1", "--data", recipe.data, "--tokenizer", recipe.tokenizer, "--out", str(export.parent)]) == 2  # another recipe
     assert "--max-steps 120 there, --max-steps 2200 asked" in capsys.readouterr().err
@@ -289,3 +292,43 @@ def test_what_the_user_can_mend_is_a_sentence(recipe, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["tiny-s1", "--learning-rate", "1"])
     assert stop.value.code == 2 and "--learning-rate" in capsys.readouterr().err
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "init", "data"])
+def test_what_was_overwritten_meanwhile_is_refused(recipe, tmp_path, monkeypatch, what, tar, draw):
+    """Killed after a checkpoint; then another tokenizer, another export of the earlier stage, other shards of the same names."""
+    init = train(replace(recipe, max_steps=2, out=str(tmp_path / "s1")))
+    shutil.copytree(recipe.tokenizer, tmp_path / "words")
+    recipe = replace(recipe, init=str(init), tokenizer=str(tmp_path / "words"))
+    real, steps = torch.optim.AdamW.step, []
+
+    def step(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == 5:
+            raise Killed
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        with pytest.raises(Killed):
+            train(recipe)
+    assert list((tmp_path / "run/checkpoints").glob("step-000003"))
+    if what == "tokenizer":
+        words = json.loads((tmp_path / "words/tokenizer.json").read_text())
+        (tmp_path / "words/tokenizer.json").write_text(json.dumps(words | {"normalizer": {"type": "Lowercase"}}))
+        said = rf"began with the tokenizer \w{{8}}, and {tmp_path}/words holds \w{{8}} now: bring back what it began with"
+    elif what == "init":
+        other = train(replace(recipe, init="", max_steps=2, seed=1, out=str(tmp_path / "other")))
+        shutil.rmtree(init)
+        shutil.copytree(other, init)
+        said = rf"began with the export of the earlier stage \w{{8}}, and {init} holds \w{{8}} now"
+    else:
+        tar(tmp_path / "shards/train-0.tar", {"a.png": draw("red"), "a.json": b'{"caption": "another"}'})
+        said = r"began with the data \w{8}, and .*shards holds \w{8} now"
+    with pytest.raises(ValueError, match=said):
+        train(recipe)
+    assert not (tmp_path / "run/export").exists()

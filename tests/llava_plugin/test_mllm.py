@@ -10,8 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava_plugin import mllm
-from llava_plugin.pixel_shuffle import PixelShuffleProjector
 from llava_plugin.encoders.families import native_grid
+from llava_plugin.pixel_shuffle import PixelShuffleProjector
 from llava_plugin.tower import VisionTower, digest, tensor_digests
 
 BUILT = {"stage": "sft", "llm": "llama-tiny"}  # what an export has to say of itself

@@ -258,6 +258,22 @@ def test_native_grids_are_the_published_examples():
         VisionTower.from_encoder("clip-tiny").native([Image.new("RGB", (20, 20))])
 
 
+# --- precision --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", TWINS)
+@torch.no_grad()
+def test_features_in_bf16_are_those_of_a_reload(key, tmp_path):
+    """What no file holds (rotary frequencies) is made anew by a reload, so training must not round it. The digest knows nothing of it."""
+    tower = VisionTower.from_encoder(key)
+    saved = digest(tower.to(torch.bfloat16))
+    tower.save_pretrained(tmp_path)
+    again = VisionTower.from_pretrained(tmp_path, dtype="auto")
+    pixels = tower.preprocess([Image.effect_noise((64, 64), 60).convert("RGB")])
+    assert again.dtype == torch.bfloat16 and digest(again) == saved
+    assert tower(pixels).last_hidden_state.equal(again(pixels).last_hidden_state)
+
+
 # --- digest -----------------------------------------------------------------------------------------------------------------
 
 

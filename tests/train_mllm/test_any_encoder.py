@@ -15,6 +15,7 @@ from llava_plugin import mllm
 from llava_plugin.tower import VisionTower
 from train_mllm import estimate
 from train_mllm.recipes import PRESETS
+from train_mllm.setup import resolve
 from train_mllm.train import main, train
 
 VIT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 16, "image_size": 64}
@@ -80,7 +81,7 @@ def test_checkpointing_keeps_no_gradient_graph_of_a_frozen_encoder(recipe):
     frozen = replace(recipe, train_encoder=False, encoder="clip-tiny")
     model, _ = mllm.build(VisionTower.from_encoder("clip-tiny"), recipe.llm)
     freeze_parts(model, frozen)
-    prepare_for_training(model, frozen, torch.float32, False, False)
+    prepare_for_training(model, resolve(frozen, 1), torch.float32, False, False)
     features = model.model.vision_tower(torch.randn(1, 3, 64, 64)).last_hidden_state
     assert model.is_gradient_checkpointing and not features.requires_grad
 
@@ -98,7 +99,8 @@ def test_a_stage_2_export_is_an_encoder_at_the_square_of_its_cap(recipe, tmp_pat
     asked(export)
     # A projector serves one grid: the stage behind it is told so before anything is loaded.
     other = replace(mine, init=str(export), resolution=64, out=str(tmp_path / "other"))
-    assert any("was trained at 80 x 80 pixels, 5 x 5 grid, 25 tokens, this stage is at 64 x 64" in lack for lack in estimate.missing(other))
+    lacks = estimate.missing(resolve(other, 1))
+    assert any("was trained at 80 x 80 pixels, 5 x 5 grid, 25 tokens, this stage is at 64 x 64" in lack for lack in lacks)
     with pytest.raises(ValueError, match="give --resolution 80, or train the stage before at --resolution 64"):
         train(other)
 

@@ -11,19 +11,21 @@ from pathlib import Path
 import pytest
 
 from train_mllm import estimate
+from train_mllm import setup as resolving
 from train_mllm.recipes import PRESETS
+from train_mllm.setup import LLMS, kernels, resolve
 from train_mllm.train import check_recipe, explain_error, main
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {name: make() for name, make in PRESETS.items()}
 
 
-@pytest.mark.parametrize("name", estimate.LLMS)
+@pytest.mark.parametrize("name", LLMS)
 def test_parameters_of_the_papers_language_models(name):
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    shape = estimate.LLMS[name]
+    shape = LLMS[name]
     heads, kv_heads, tied = (12, 2, True) if "1.5B" in name else (28, 4, False)
     with torch.device("meta"):
         config = Qwen2Config(
@@ -49,7 +51,7 @@ def test_parameters_and_memory_of_a_run_that_fits_here(llama_tiny, projector):
     recipe = replace(RECIPES["tiny-sft"], encoder="genlip-tiny", llm=str(llama_tiny), projector=projector, resolution=64)
     tower = VisionTower.from_encoder("genlip-tiny", 64)
     model, _ = mllm.build(tower.freeze(), str(llama_tiny), projector=projector)
-    counted = estimate.parts(recipe)
+    counted = resolve(recipe, 1).parts
     learning = [p for p in model.parameters() if p.requires_grad]
     assert (counted.total, counted.trained) == (model.num_parameters(), sum(p.numel() for p in learning))
     optimizer = torch.optim.AdamW(learning)
@@ -69,11 +71,12 @@ def test_zero_stages_share_what_they_say():
 def test_logits_are_planned_for_the_tokens_that_are_learned():
     """576 visual tokens and 200 of text a conversation: packed, at most the text has logits; padded, all have."""
     recipe = RECIPES["sft-qwen7b-frozen"]
-    assert [estimate.learned_tokens(replace(recipe, batching=how), 776) for how in ("batch", "tokens", "padded")] == [200, 200, 776]
-    shape = estimate.LLMS[recipe.llm]
+    setups = [resolve(replace(recipe, batching=how), 8) for how in ("batch", "tokens", "padded")]
+    assert [estimate.learned_tokens(setup, 776) for setup in setups] == [200, 200, 776]
+    shape = LLMS[recipe.llm]
     all_learned, answer_learned = (estimate.activation_bytes(shape, 776, learned, True) for learned in (776, 200))
     assert all_learned - answer_learned == 576 * shape.vocab_size * 12
-    packed, padded = estimate.memory(recipe, 2, 8), estimate.memory(replace(recipe, batching="padded"), 2, 8)
+    packed, _, padded = (estimate.memory(setup, 2) for setup in setups)
     assert abs((padded - packed) * 1e9 - recipe.batch * 576 * shape.vocab_size * 12) < 1
 
 
@@ -81,7 +84,7 @@ def test_the_plan_is_what_a_gpu_measured():
     """One H100, torch 2.11: `python -m benchmarks.finetuning sft-qwen1.5b-frozen --global-batch 64 --batch N`, N 16 and 4. Tokens and
     supervised tokens of the largest micro-step, and the peak in the passes; the optimizer's step had the same 27.5 GB in both."""
     for tokens, supervised, measured in ((18_361, 4_570, 40.5), (6_808, 2_251, 34.1)):
-        passes, update = estimate.peak_bytes(RECIPES["sft-qwen1.5b-frozen"], 0, 1, tokens, supervised)
+        passes, update = estimate.peak_bytes(resolve(RECIPES["sft-qwen1.5b-frozen"], 1), 0, tokens, supervised)
         assert passes / 1e9 == pytest.approx(measured, rel=0.05) and update / 1e9 == pytest.approx(27.5, rel=0.03)
 
 
@@ -96,16 +99,16 @@ def test_the_plan_is_what_a_gpu_measured():
     ],
 )
 def test_the_least_zero_stage_that_fits(preset, gpus, gb, stage):
-    found, why = estimate.zero_stage(RECIPES[preset], gpus, gb)
+    found, why = estimate.zero_stage(resolve(RECIPES[preset], gpus), gb)
     assert found == stage and why
-    assert estimate.zero_stage(replace(RECIPES[preset], zero=3), gpus, gb) == (3, "asked for by --zero")
+    assert estimate.zero_stage(resolve(replace(RECIPES[preset], zero=3), gpus), gb) == (3, "asked for by --zero")
 
 
 def test_the_global_batch_comes_out_even():
     recipe = RECIPES["sft-qwen1.5b-frozen"]
-    assert [estimate.accumulation(recipe, n) for n in (1, 8, 16)] == [16, 2, 1]
+    assert [resolve(recipe, n).accumulation for n in (1, 8, 16)] == [16, 2, 1]
     with pytest.raises(ValueError, match="--global-batch 256 is no multiple of --batch 16 x 3 processes"):
-        estimate.accumulation(recipe, 3)
+        _ = resolve(recipe, 3).accumulation
 
 
 def test_a_plan_without_any_file(capsys, tmp_path, monkeypatch):
@@ -128,14 +131,14 @@ def test_a_plan_without_any_file(capsys, tmp_path, monkeypatch):
 
 def test_flop_are_two_a_parameter_and_token_and_pass():
     """The paper's 7B recipe, by hand: input embeddings are looked up, not multiplied; a frozen encoder goes forward once."""
-    shape, encoder = estimate.LLMS["Qwen/Qwen2.5-7B-Instruct"], 1_229_083_136
+    shape, encoder = LLMS["Qwen/Qwen2.5-7B-Instruct"], 1_229_083_136
     multiplied = shape.parameters - 152_064 * 3584
-    projector = estimate.parts(RECIPES["projector"]).projector
+    projector = resolve(RECIPES["projector"], 8).parts.projector
     frozen = 6 * multiplied * 776 + 2 * encoder * 576 + 6 * projector * 576
-    assert estimate.conversation_flops(RECIPES["sft-qwen7b-frozen"]) == frozen
-    assert estimate.conversation_flops(RECIPES["sft-qwen7b-unfrozen"]) == frozen + 4 * encoder * 576
-    assert estimate.conversation_flops(RECIPES["projector"]) == 4 * multiplied * 606 + 2 * encoder * 576 + 6 * projector * 576
-    assert estimate.conversation_flops(replace(RECIPES["projector"], llm="nobody/knows")) is None
+    assert estimate.conversation_flops(resolve(RECIPES["sft-qwen7b-frozen"], 8)) == frozen
+    assert estimate.conversation_flops(resolve(RECIPES["sft-qwen7b-unfrozen"], 8)) == frozen + 4 * encoder * 576
+    assert estimate.conversation_flops(resolve(RECIPES["projector"], 8)) == 4 * multiplied * 606 + 2 * encoder * 576 + 6 * projector * 576
+    assert estimate.conversation_flops(resolve(replace(RECIPES["projector"], llm="nobody/knows"), 8)) is None
 
 
 def test_hours_follow_gpus_and_mfu(capsys):
@@ -149,15 +152,15 @@ def test_hours_follow_gpus_and_mfu(capsys):
 
 def test_kernels_follow_what_can_be_imported(monkeypatch):
     def having(*installed):
-        monkeypatch.setattr(estimate, "find_spec", lambda name: name if name in installed else None)
-        return estimate.kernels(RECIPES["sft-qwen7b-frozen"])
+        monkeypatch.setattr(resolving, "find_spec", lambda name: name if name in installed else None)
+        return kernels(RECIPES["sft-qwen7b-frozen"])
 
     flash, sdpa = "attention by torch (FlashAttention, packed), layers by ", "attention by torch (SDPA, {}), layers by Liger"
     assert having() == (flash + "transformers (liger-kernel is not installed)", True, False)
     assert having("liger_kernel") == (flash + "Liger", True, True)
     sft = RECIPES["sft-qwen7b-frozen"]
-    assert estimate.kernels(replace(sft, batching="padded")) == (sdpa.format("padded rows"), False, True)
-    assert estimate.kernels(replace(sft, bf16=False)) == (sdpa.format("rows of like length"), False, True)
+    assert kernels(replace(sft, batching="padded")) == (sdpa.format("padded rows"), False, True)
+    assert kernels(replace(sft, bf16=False)) == (sdpa.format("rows of like length"), False, True)
 
 
 def test_conversations_are_counted_where_they_are(tmp_path, capsys):
@@ -170,7 +173,7 @@ def test_what_is_missing(tmp_path, llama_tiny):
     (tmp_path / "llm").mkdir()
     (tmp_path / "llm" / "config.json").write_text("{}")
     recipe = replace(RECIPES["tiny-sft"], llm=str(tmp_path / "llm"), data="gone.json", images=str(tmp_path / "gone"), init="gone")
-    found = estimate.missing(recipe)
+    found = estimate.missing(resolve(recipe, 1))
     assert len(found) == 4
     for text, line in zip(("llm has no tokenizer", "no conversations at", "no folder of pictures at", "no projector export"), found):
         assert text in line
@@ -178,7 +181,7 @@ def test_what_is_missing(tmp_path, llama_tiny):
 
 def test_too_little_disk_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(estimate.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 10**9}))
-    lacks = estimate.missing(replace(RECIPES["sft-qwen7b-frozen"], out=str(tmp_path / "run")))
+    lacks = estimate.missing(resolve(replace(RECIPES["sft-qwen7b-frozen"], out=str(tmp_path / "run")), 8))
     assert any("has room for 1 GB; checkpoints and export take 201" in line for line in lacks)
 
 
@@ -235,3 +238,22 @@ def test_both_stages_of_a_script_have_one_resolution_and_paths_are_the_callers(f
     lines = [line.split(maxsplit=1)[1] for line in result.stdout.splitlines() if line.startswith("pictures ")]
     own = "64 x 64 pixels, 4 x 4 grid, 16 tokens: its config.json's own"
     assert lines == ["96 x 96 pixels, 6 x 6 grid, 36 tokens: --resolution" if flag else own] * 2
+
+
+def test_an_encoder_in_a_folder_is_counted_and_what_was_resolved_is_said(tmp_path, llama_tiny, capsys):
+    """Its own class is counted, without its text part, as training counts it."""
+    from transformers import CLIPConfig, CLIPModel
+
+    from llava_plugin.tower import VisionTower
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(vision_config=sizes | {"image_size": 64, "patch_size": 16}, text_config=sizes | {"vocab_size": 100})
+    CLIPModel(config).save_pretrained(tmp_path / "clip")
+    recipe = replace(RECIPES["tiny-sft"], encoder=f"mine={tmp_path / 'clip'}", llm=str(llama_tiny), train_encoder=True)
+    counted = resolve(recipe, 1).parts
+    assert counted.encoder == VisionTower.from_encoder(recipe.encoder).num_parameters()
+    flags = ["--encoder", recipe.encoder, "--llm", recipe.llm]
+    assert main(["tiny-sft", *flags, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert f"encoder {counted.encoder:,} (frozen)" in out and "memory per process" in out
+    assert f"encoder from            {tmp_path / 'clip'}\n" in out and f"language model from     {llama_tiny}\n" in out

@@ -14,6 +14,7 @@ from llava_plugin import mllm
 from train_mllm import estimate, llava_next
 from train_mllm.prepare_data import prepare
 from train_mllm.recipes import PRESETS
+from train_mllm.setup import resolve
 from train_mllm.train import check_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,7 @@ def test_what_llava_next_cannot_follow_is_refused(change, message):
 def test_an_absent_checkout_is_missing(monkeypatch):
     monkeypatch.delenv("LLAVA_NEXT_ROOT", raising=False)
     monkeypatch.setattr(estimate.llava_next.importlib.util, "find_spec", lambda name: None)
-    assert "export LLAVA_NEXT_ROOT=" in estimate.missing(RECIPE)[0]
+    assert "export LLAVA_NEXT_ROOT=" in estimate.missing(resolve(RECIPE, 8))[0]
 
 
 def said(*turns):
@@ -81,8 +82,8 @@ def test_a_run_in_the_real_checkout(shared, tmp_path, trained):
     tokenizer.save_pretrained(tmp_path / "qwen-tiny")
     flags = ["--encoder", "genlip-tiny", "--llm", tmp_path / "qwen-tiny", "--data", shared / "sft" / "conversations_openai.json"]
     flags += ["--images", shared / "sft" / "images", "--out", tmp_path / "run", "--backend", "llava_next", "--batch", 1]
-    flags += ["--global-batch", 2, "--max-steps", 2, "--lr", "1e-2", "--encoder-lr", "1e-2", "--max-length", 300, "--workers", 1]
-    flags += ["--no-gradient-checkpointing"]
+    flags += ["--global-batch", 2, "--max-steps", 2, "--lr", "1e-2", "--max-length", 300, "--workers", 1]
+    flags += ["--no-gradient-checkpointing", *(["--encoder-lr", "1e-2"] if trained else [])]
     preset = "sft-qwen1.5b-unfrozen" if trained else "sft-qwen1.5b-frozen"
     command = [sys.executable, "-m", "train_mllm.train", preset, *map(str, flags)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)

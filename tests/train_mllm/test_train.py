@@ -19,6 +19,7 @@ from genlip.common.schema import KINDS
 from llava_plugin import mllm
 from llava_plugin.encoders import weights_dir
 from llava_plugin.tower import VisionTower, digest
+from tests.train_mllm.conftest import COLOURS
 from train_mllm import features as features_module
 from train_mllm import prepare_data
 from train_mllm import train as train_module
@@ -27,20 +28,6 @@ from train_mllm.recipes import PRESETS, protocol
 from train_mllm.train import main, train
 
 ROOT = Path(__file__).parents[2]
-COLOURS = ["red", "green", "blue", "white"]
-
-
-@pytest.fixture
-def recipe(tmp_path, llama_tiny):
-    rows = []
-    for i in range(8):
-        Image.new("RGB", (32, 32), COLOURS[i % 4]).save(tmp_path / f"{i}.png")
-        turns = [("<image>\nwhat", COLOURS[i % 4]), ("no", "yes")]
-        said = [t for q, a in turns for t in ({"from": "human", "value": q}, {"from": "gpt", "value": a})]
-        rows.append({"id": str(i), "image": f"{i}.png", "conversations": said})
-    (tmp_path / "sft.json").write_text(json.dumps(rows))
-    base = replace(PRESETS["tiny-sft"](), encoder="genlip-tiny", llm=str(llama_tiny), data=str(tmp_path / "sft.json"))
-    return replace(base, out=str(tmp_path / "run"), max_steps=6, batch=4, workers=0, save_every=3, cache_features=False, standardise=False)
 
 
 def provenance(export: Path) -> dict:
@@ -71,10 +58,10 @@ def test_projector_stage_trains_the_projector_alone_and_sft_starts_from_it(recip
     started = {}
     real = train_module.initialise_from
 
-    def spy(model, recipe):
-        handed_on = real(model, recipe)
+    def spy(model, setup):
+        before = real(model, setup)
         started.update({n: p.detach().clone() for n, p in model.model.multi_modal_projector.named_parameters()})
-        return handed_on
+        return before
 
     monkeypatch.setattr(train_module, "initialise_from", spy)
     tuned = train(replace(recipe, init=str(projector)))
@@ -208,7 +195,7 @@ def test_a_broken_promise_fails_the_run(recipe, monkeypatch):
 
 def test_guard_sees_drift_and_standstill():
     tower = VisionTower.from_encoder("genlip-tiny")
-    frozen, unfrozen = FreezeCheck(tower, train_encoder=False), FreezeCheck(tower, train_encoder=True)
+    frozen, unfrozen = (FreezeCheck(tower, train, digest(tower)) for train in (False, True))
     with pytest.raises(RuntimeError, match="is it in the optimizer"):
         unfrozen.check()
     with pytest.raises(RuntimeError, match="received gradients"):  # woken up after the start

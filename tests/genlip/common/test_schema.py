@@ -5,7 +5,8 @@ from dataclasses import fields
 
 import pytest
 
-from genlip.common.schema import KINDS, SCHEMA, EarlierStage, Provenance, Record, Result, parse, read
+from genlip.common.schema import KINDS, SCHEMA, EarlierStage, Provenance, Record, Result, RunRecord, json_schema, main, parse, read
+from tests.json_schema import complaints
 
 EXPORT = Provenance(
     schema=SCHEMA, stage="sft", encoder="a", llm="b", weights_digest="c", earlier=[EarlierStage(schema=2, stage="projector")]
@@ -25,12 +26,16 @@ RESULT = Result(
 
 
 @pytest.mark.parametrize("record", [EXPORT, RESULT], ids=lambda record: type(record).__name__)
-def test_what_is_written_is_read_back_and_every_field_is_needed(record, tmp_path):
+def test_what_is_written_is_read_back_and_every_field_is_needed_but_those_that_came_later(record, tmp_path):
     said = json.loads(json.dumps(record.as_json()))
     file = tmp_path / "x.json"
     file.write_text(json.dumps(said))
     assert read(type(record), file, "mend it") == record
-    for name in set(said) - {"schema"}:
+    later = {f.name for f in fields(record) if f.metadata["later"]}
+    assert later == {"Provenance": {"view"}, "Result": {"noted"}}[type(record).__name__]
+    file.write_text(json.dumps({key: value for key, value in said.items() if key not in later}))
+    assert read(type(record), file, "mend it") == record  # written before there were such fields
+    for name in set(said) - {"schema"} - later:
         file.write_text(json.dumps({key: value for key, value in said.items() if key != name}))
         with pytest.raises(ValueError, match=f"^{file} does not say {name}: mend it$"):
             read(type(record), file, "mend it")
@@ -94,3 +99,30 @@ def test_null_of_schema_1_stands_for_what_is_not_known():
     }
     record = parse(Provenance, said, "p.json", "mend")
     assert record.schema == 1 and record.recipe == {} and record.earlier[0].recipe == {}
+
+
+# --- JSON Schema ------------------------------------------------------------------------------------------------------------
+
+RUN = RunRecord(
+    schema=SCHEMA, stage="sft", data="d", data_digest="c", per_step="4 conversations", dtype="float32", processes=1, accumulation=1, zero=0,
+    kernels="k", versions={}, git_commit=None,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("record", [EXPORT, RESULT, RUN], ids=lambda record: type(record).__name__)
+def test_what_is_written_is_as_its_json_schema_says(record):
+    said, schema = json.loads(json.dumps(record.as_json())), json_schema(type(record))
+    assert complaints(said, schema) == []
+    for name in said:
+        assert complaints({key: value for key, value in said.items() if key != name}, schema) == [f" lacks {name}"]
+        assert complaints(said | {name: ["x"] if not isinstance(said[name], list) else "x"}, schema), name
+    assert complaints(said | {"colour": "red"}, schema) == [" has colour"]
+    (schema_field,) = [f for f in fields(record) if f.name == "schema"]
+    assert schema["properties"]["schema"]["description"] == schema_field.metadata["said"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("run", RunRecord), ("provenance", Provenance), ("result", Result)])
+def test_the_command_prints_the_schema_of_a_file(name, kind, capsys):
+    assert main([name]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed.pop("$schema") == "https://json-schema.org/draft/2020-12/schema" and printed == json_schema(kind)
