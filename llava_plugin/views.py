@@ -136,7 +136,7 @@ def fitted(height: int, width: int, room_height: int, room_width: int) -> tuple[
 
 
 def unpadded(height: int, width: int, rows: int, columns: int) -> tuple[slice, slice]:
-    """The rows and columns of a map of features that hold the picture. Of a very long one none may be left: then its newlines stand alone."""
+    """The rows and columns of a map of features that hold the picture. Of a very long one none may be left but newlines."""
     if width / height > columns / rows:
         cut = (rows - int(height * (columns / width))) // 2
         return slice(cut, rows - cut), slice(0, columns)

@@ -23,8 +23,8 @@ FEATURE_BATCH = 64
 
 
 def cached_features(data: Path, tower, encoder_digest: str, data_digest: str, earlier: Path | None, sizes: np.ndarray | None):
-    """(pictures, N, D) fp32 features of all pictures in the data's order, computed once, mapped into memory afterwards; of pictures of these
-    `sizes` by anyres (tiles, N, D), at their own aspect ratio (tokens, D).
+    """(pictures, N, D) fp32 features of all pictures in the data's order, computed once, mapped into memory afterwards; of pictures of
+    these `sizes` by anyres (tiles, N, D), at their own aspect ratio (tokens, D).
 
     The file is named by the digest of the tower's weights, its preprocessing and the pictures, so that none of them can change unnoticed.
     `earlier` is the data folder of the stage before: where it talks about the same pictures, one after another, its file serves this one.

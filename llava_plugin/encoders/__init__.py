@@ -160,7 +160,7 @@ def in_words(resolution: int, tokens: int) -> str:
 
 
 def resolve(name: str, resolution: int | None = None, view: str = "square") -> EncoderSpec:
-    """`KEY`, `PATH`, `NAME=PATH` or a hub id -> its spec, at another resolution (pixels a side) if asked, for pictures of a view (views.py).
+    """`KEY`, `PATH`, `NAME=PATH` or a hub id -> its spec, at another resolution (pixels a side) if asked, for pictures of a view.
 
     Raises ValueError for an unknown name (with the nearest keys), a folder without a readable config.json, a processor file that this
     table cannot express (with file and field), a resolution that is no multiple of the patch or that its class cannot take, or a view
