@@ -89,15 +89,16 @@ class VisionTower(PreTrainedModel):
 
     @classmethod
     def from_encoder(
-        cls, name: str, resolution: int | None = None, dtype: torch.dtype = torch.float32, view: str = "square"
+        cls, name: str, resolution: int | None = None, dtype: torch.dtype = torch.float32, view: str = "square", layer: int = -1
     ) -> "VisionTower":
-        """Build the tower of an encoder (key, folder, NAME=PATH, hub id) with its weights, for pictures of a view (pictures.py).
+        """Build the tower of an encoder (key, folder, NAME=PATH, hub id) with its weights, for pictures of a view (views.py), read at its
+        last `layer`, or at -2, the block before.
 
         Raises ValueError for an unknown name, absent weights (with the command that brings them), or weights that do not fill
         the model.
         """
         register()
-        spec = encoders.resolve(name, resolution, view)
+        spec = encoders.resolve(name, resolution, view, layer)
         source = encoders.find_weights(spec)
         tower = cls._around(spec, _tiny_twin(spec).to(dtype) if source is None else _load(spec, source, dtype), source is None)
         spec = tower.spec
@@ -260,12 +261,12 @@ class VisionTower(PreTrainedModel):
         return list(features.split((sizes // self.spec.patch_size).prod(dim=1).tolist()))
 
 
-def digests_as_trained(name: str, resolution: int | None = None) -> Iterator[str]:
+def digests_as_trained(name: str, resolution: int | None = None, layer: int = -1) -> Iterator[str]:
     """The digests that an encoder's tower may have had when a training began with it: in each dtype, and rounded to it but in float32.
 
     Raises ValueError as `VisionTower.from_encoder` does.
     """
-    state = VisionTower.from_encoder(name, resolution).state_dict()
+    state = VisionTower.from_encoder(name, resolution, layer=layer).state_dict()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         cast = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
         yield digest(tensor_digests(cast))
@@ -276,7 +277,7 @@ def digests_as_trained(name: str, resolution: int | None = None) -> Iterator[str
 def _encode(encoder: PreTrainedModel, spec: EncoderSpec, pixels: torch.Tensor, interpolate: bool) -> torch.Tensor:
     """(B, 3, H, W) -> (B, prefix + N, D) where the spec says."""
     family = family_of(spec.family)
-    features = family.features[spec.feature](encoder, pixels, **(family.interpolate if interpolate else {}))
+    features = family.features[spec.feature.removesuffix(" before last")](encoder, pixels, **(family.interpolate if interpolate else {}))
     return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
 
 
@@ -293,6 +294,8 @@ def _load(spec: EncoderSpec, source: str, dtype: torch.dtype) -> PreTrainedModel
     mend = f"fetch them again (python -m llava_plugin.fetch {spec.key} --force), or name the folder as it is: --encoder my-name={source}"
     if config.model_type != spec.family:
         raise ValueError(f"{spec.key} is a {spec.family}, but {source} holds a {config.model_type}: {mend}")
+    if spec.feature == encoders.BEFORE_LAST:
+        config.num_hidden_layers -= 1
     try:
         encoder, info = AutoModel.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
     except OSError as e:
@@ -311,6 +314,8 @@ def _load(spec: EncoderSpec, source: str, dtype: torch.dtype) -> PreTrainedModel
 def _tiny_twin(spec: EncoderSpec) -> PreTrainedModel:
     """A randomly initialised model of the family's real class, the same for the same seed, without touching the global RNG."""
     config = AutoConfig.for_model(spec.family, **FAMILIES[spec.family].twin)
+    if spec.feature == encoders.BEFORE_LAST:
+        config.num_hidden_layers -= 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         return AutoModel.from_config(config)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Projector stage, then SFT, by the recipe named first; the four sft_*.sh call this one. Further flags go to the SFT stage, those in
-# PROJECTOR_FLAGS to the projector stage, --resolution and --view to both: a projector serves one grid of tokens.
+# PROJECTOR_FLAGS to the projector stage, --resolution, --feature-layer and --view crop to both: a projector serves one grid of tokens. Tiles (--view
+# anyres) and pictures at their own aspect ratio come behind a projector stage on whole squares, as in LLaVA-NeXT.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)  # relative paths are the caller's
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
@@ -14,8 +15,8 @@ out=${OUT:-runs/$recipe-${encoder//[\/=]/-}}
 dry=() both=() before=
 for flag in "$@"; do
   [ "$flag" != --dry-run ] || dry=(--dry-run)
-  case $flag in --resolution=* | --view=*) both+=("$flag") ;; esac
-  case $before in --resolution | --view) both+=("$before" "$flag") ;; esac
+  case $flag in --resolution=* | --feature-layer=* | --view=square | --view=crop) both+=("$flag") ;; esac
+  case "$before $flag" in "--resolution "* | "--feature-layer "* | "--view square" | "--view crop") both+=("$before" "$flag") ;; esac
   before=$flag
 done
 

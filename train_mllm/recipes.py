@@ -45,6 +45,9 @@ class Recipe:
         "data",
         kind="derived",
     )
+    feature_layer: int = option(
+        -1, "the encoder's block that is read: -1, the last (the paper), or -2 (LLaVA-NeXT)", "model", (-1, -2), kind="derived"
+    )
     pinpoints: str = option(
         "",
         "grids of anyres: sizes in pixels [[336, 672], ...], or (1x1),...,(3x3) in tiles; empty: LLaVA-NeXT's five, up to 2 x 2",
@@ -145,6 +148,18 @@ def sft_qwen1_5b_unfrozen() -> Recipe:
     return replace(sft_qwen1_5b_frozen(), preset="sft-qwen1.5b-unfrozen", train_encoder=True, batch=4)
 
 
+def sft_qwen7b_unfrozen_anyres() -> Recipe:
+    """The paper's unfrozen table: LLaVA-NeXT's tiles, up to 2 x 2 and the whole, 780K conversations. Batch and rates are those of the
+    public script of its baselines, which reads at --feature-layer -2; the paper says the final block."""
+    changes = {"view": "anyres", "batch": 2, "global_batch": 128, "lr": 1e-5, "encoder_lr": 2e-6}
+    return replace(sft_qwen7b_unfrozen(), preset="sft-qwen7b-unfrozen-anyres", **changes)
+
+
+def sft_qwen1_5b_unfrozen_anyres() -> Recipe:
+    llm = "Qwen/Qwen2.5-1.5B-Instruct"
+    return replace(sft_qwen7b_unfrozen_anyres(), preset="sft-qwen1.5b-unfrozen-anyres", llm=llm, batch=4)
+
+
 def tiny_sft() -> Recipe:
     """A language model of a third of a million parameters from scratch, on two cores: so it takes a pretraining's learning rate."""
     return Recipe(
@@ -165,6 +180,15 @@ def tiny_sft() -> Recipe:
 
 PRESETS = {
     make().preset: make
-    for make in (projector, sft_qwen7b_frozen, sft_qwen1_5b_frozen, sft_qwen7b_unfrozen, sft_qwen1_5b_unfrozen, tiny_sft)
+    for make in (
+        projector,
+        sft_qwen7b_frozen,
+        sft_qwen1_5b_frozen,
+        sft_qwen7b_unfrozen,
+        sft_qwen1_5b_unfrozen,
+        sft_qwen7b_unfrozen_anyres,
+        sft_qwen1_5b_unfrozen_anyres,
+        tiny_sft,
+    )
 }
 LAPTOP = ("tiny-sft",)  # made for a CPU: a dry run plans one process

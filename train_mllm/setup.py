@@ -207,7 +207,7 @@ def resolve(recipe: Recipe, processes: int) -> Setup:
     lacks: list[str] = []
     spec = encoder = llm = None
     try:
-        spec = encoders.resolve(recipe.encoder, recipe.resolution or None, seen_as(recipe))
+        spec = encoders.resolve(recipe.encoder, recipe.resolution or None, seen_as(recipe), recipe.feature_layer)
         encoder = encoders.find_weights(spec)
     except ValueError as e:
         lacks.append(str(e))

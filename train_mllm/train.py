@@ -136,7 +136,7 @@ def build_model(setup: Setup) -> Built:
     set_seed(recipe.seed)
     logging.disable_progress_bar()  # one for every folder that is read
     dtype = torch.bfloat16 if recipe.bf16 and torch.cuda.is_available() else torch.float32
-    tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None, view=seen_as(recipe))
+    tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None, view=seen_as(recipe), layer=recipe.feature_layer)
     model, tokenizer = mllm.build(tower, setup.llm, dtype=dtype, seed=recipe.seed, projector=recipe.projector)
     before = initialise_from(model, setup) if recipe.init else None
     freeze_parts(model, recipe)

@@ -174,6 +174,9 @@ FAMILIES = {
         learned_resolution=_genlip_resolution,
     ),
     "clip_vision_model": Family(CLIP, 1, OPENAI_MEAN, OPENAI_STD, "bicubic", "table", 32, 224, 768, crop=1.0, interpolate=TOLD),
+    "mlcd_vision_model": Family(
+        CLIP, 1, OPENAI_MEAN, OPENAI_STD, "bicubic", "computed", 14, 336, 1664, crop=1.0, twin=TINY | {"num_key_value_groups": 1}
+    ),
     "openvision2": Family(CLIP, 1, IMAGENET_MEAN, IMAGENET_STD, "bilinear", "table", 14, 336, 1024, interpolate=TOLD),
     "siglip_vision_model": Family(BLOCK, 0, HALF, HALF, "bicubic", "table", 16, 224, 768, interpolate=TOLD),
     "siglip2_vision_model": Family(

@@ -141,7 +141,7 @@ def test_weights_that_a_load_has_found_right_are_not_checked_again_until_their_f
 def test_an_encoders_folder_is_held_against_the_mllm(small_easyvqa, monkeypatch, capsys):
     looked = []
 
-    def digests_as_trained(name, resolution):
+    def digests_as_trained(name, resolution, layer):
         looked.append(name)
         return ["b" * 64, Path("mine/model.safetensors").read_text()]
 
