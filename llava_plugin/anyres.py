@@ -36,7 +36,7 @@ def laid_out(tiles: torch.Tensor, height: int, width: int, tile: int, view: view
     side, (across, down) = math.isqrt(tiles.shape[1]), views.grid_of(view, height, width, tile)
     rows, columns = views.unpadded(height, width, down * side, across * side)
     grid = tiles[1:].view(down, across, side, side, -1).permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)[:, rows, columns]
-    shape = views.shrunk(view, *grid.shape[1:], side)
+    shape = views.shrunk(view, grid.shape[1], grid.shape[2], side)
     if shape != grid.shape[1:]:
         grid = torch.nn.functional.interpolate(grid[None], shape, mode="bilinear")[0]
     lines = torch.cat([grid, newline.to(grid.dtype)[:, None, None].expand(-1, shape[0], 1)], dim=2)

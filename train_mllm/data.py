@@ -195,7 +195,7 @@ class Conversations(torch.utils.data.Dataset):
         tokens = self.image_tokens
         if self.sizes is not None:
             joined = PROJECTORS[self.recipe.projector].joined
-            tokens = [views.tokens(self.spec, *size, joined) for size in self.sizes_of(i)]
+            tokens = [views.tokens(self.spec, height, width, joined) for height, width in self.sizes_of(i)]
         try:
             return encode(record["messages"], self.tokenizer, self.image_token_id, tokens, self.recipe.turns, self.recipe.max_length)
         except ValueError as e:

@@ -151,8 +151,8 @@ def sft_qwen1_5b_unfrozen() -> Recipe:
 def sft_qwen7b_unfrozen_anyres() -> Recipe:
     """The paper's unfrozen table: LLaVA-NeXT's tiles, up to 2 x 2 and the whole, 780K conversations. Batch and rates are those of the
     public script of its baselines, which reads at --feature-layer -2; the paper says the final block."""
-    changes = {"view": "anyres", "batch": 2, "global_batch": 128, "lr": 1e-5, "encoder_lr": 2e-6}
-    return replace(sft_qwen7b_unfrozen(), preset="sft-qwen7b-unfrozen-anyres", **changes)
+    preset = "sft-qwen7b-unfrozen-anyres"
+    return replace(sft_qwen7b_unfrozen(), preset=preset, view="anyres", batch=2, global_batch=128, lr=1e-5, encoder_lr=2e-6)
 
 
 def sft_qwen1_5b_unfrozen_anyres() -> Recipe:

@@ -619,6 +619,13 @@ def test_frozen_encoders_of_another_token_budget_are_not_compared(small_easyvqa,
     assert not preflight.budget_problem(unfrozen, [other])  # encoders that were trained too may differ: the table says so
     assert not preflight.budget_problem(export, [replace(other, frozen=False)])
 
+    def of(view):
+        return replace(export, provenance=replace(export.provenance, view=view, tokens=36, resolution=96))
+
+    assert not preflight.budget_problem(of("crop"), [other]) and "view crop" in preflight.size_in_words(of("crop"))
+    (problem,) = preflight.budget_problem(of("anyres (1x2),(2x1)"), [other])
+    assert problem.startswith("genlip-tiny was trained with --view anyres (1x2),(2x1), random-tiny with square: not comparable")
+
 
 def test_two_runs_into_one_folder(small_easyvqa, capsys, monkeypatch):
     from genlip.common import locks

@@ -112,3 +112,25 @@ def test_features_that_are_kept_teach_the_same(recipe, view, tmp_path):
     for batching in ("padded", "tokens"):
         other = replace(recipe, view=view, batching=batching, turns="dialogue", out=str(tmp_path / batching))
         assert of_export(train(other), "x").parts["view"].startswith(view)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("key", "view"), [("siglip2-tiny", "anyres"), ("genlip-tiny", "native_40")])
+def test_photos_of_different_shapes_are_learned_by_heart_by_an_unfrozen_encoder(key, view, recipe, shared, tmp_path):
+    """Ten photos, one question: only what is seen tells the answers apart. Asked with the same view, in a batch and one by one."""
+    photos = sorted((shared / "sft" / "images").glob("*.jpg"))
+    answers = ["red", "blue", "yes", "no", "a red circle", "a blue triangle", "picture", "image", "the picture", "Describe"]
+    said = [[{"from": "human", "value": "<image>\nwhat is in the picture"}, {"from": "gpt", "value": answer}] for answer in answers]
+    rows = [{"id": photo.stem, "image": str(photo), "conversations": turns} for photo, turns in zip(photos, said, strict=True)]
+    (tmp_path / "photos.json").write_text(json.dumps(rows))
+    changes = {"train_encoder": True, "batch": 10, "max_steps": 50, "save_every": 50, "encoder_lr": 5e-4, "lr": 1e-3}
+    export = train(replace(recipe, encoder=key, view=view, data=str(tmp_path / "photos.json"), **changes))
+    provenance = json.loads((export / "provenance.json").read_text())
+    assert not provenance["frozen"] and provenance["encoder_digest"] != provenance["encoder_digest_before"]
+    assert provenance["view"].startswith(view) and ("no anyres" in (provenance["note"] or "")) == (view != "anyres")
+    loaded = mllm.load(export)
+    pictures = [[Image.open(photo)] for photo in photos]
+    assert len({views.tokens(loaded.tower.spec, p.height, p.width) for [p] in pictures}) > 1
+    asked = [[{"role": "user", "content": "<image>\nwhat is in the picture"}] for _ in photos]
+    assert loaded.answer(asked, pictures, max_new_tokens=16) == answers
+    assert [loaded.answer([a], [p], max_new_tokens=16)[0] for a, p in zip(asked, pictures)] == answers
