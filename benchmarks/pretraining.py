@@ -107,7 +107,7 @@ def webdataset_rows(recipe, tokenizer, files: list[str]) -> Iterator:
 
     import webdataset
 
-    from genlip.data import END_OF_CAPTION, PackedRows, Sample, first_fit, pixels_of, size_rule
+    from genlip.data import END_OF_CAPTION, IGNORED, PackedRows, Sample, first_fit, pixels_of, size_rule
     from genlip.shards import IMAGE_SUFFIXES
 
     size, patch, rows = size_rule(recipe), recipe.model.get("patch_size", 16), PackedRows(recipe, tokenizer, [], [])
@@ -117,9 +117,9 @@ def webdataset_rows(recipe, tokenizer, files: list[str]) -> Iterator:
         text = json.loads(record["json"])[recipe.text_key] if "json" in record else record["txt"].decode()
         question = tokenizer(recipe.prompt, add_special_tokens=False).input_ids
         answer = tokenizer(text.strip() + END_OF_CAPTION, add_special_tokens=False).input_ids
-        ids = question + answer
+        ids, labels = question + answer, [IGNORED] * len(question) + answer
         tokens = pixels.shape[0] * pixels.shape[1] // patch**2 + len(ids)
-        return Sample(record["__key__"], (0, 0, 0), pixels, ids, len(answer), [], tokens)
+        return Sample(record["__key__"], (0, 0, 0), pixels, ids, labels, [], tokens)
 
     samples = iter(webdataset.WebDataset(files, shardshuffle=False, empty_check=False).repeat().map(sample))
     waiting: list[Sample] = []

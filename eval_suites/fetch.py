@@ -12,6 +12,7 @@ from eval_suites import suites, tasks
 from eval_suites.suites import Suite
 from genlip.common.command import command, new_parser
 from genlip.common.hub import offline, snapshot
+from genlip.common.locks import locked
 
 
 def state(suite: Suite, task: str, root: Path) -> tuple[bool, str]:
@@ -34,7 +35,8 @@ def download(task: str, root: Path) -> None:
     if offline():
         raise ValueError(f"HF_HUB_OFFLINE is set and {task} comes from the hub: run this where the hub is reached, and copy {root} here")
     repository, pattern = tasks.hub_source(task)
-    snapshot(repository, repo_type="dataset", allow_patterns=pattern, local_dir=root / repository)
+    with locked((root / repository).parent, (root / repository).name):
+        snapshot(repository, repo_type="dataset", allow_patterns=pattern, local_dir=root / repository)
 
 
 @command

@@ -4,28 +4,37 @@
     python -m eval_suites.own ocrbench labels.json --images ocr/words --out data
     python -m eval_suites.own coco2017_cap_val captions.tar --out data
 
-Reads LLaVA conversations (each question and its answer is a row), MMOCR's recognition labels (the text of a word's crop), and tars of
-.jpg and .json with a `caption`. Writes ROOT/<org>/<set>/... where run.py looks, in place of the real set: take a data root of its own.
-run.py knows how many rows the real set has, so yours need --allow-partial and are shown as "3 of 2500", without averages. Seconds.
+Reads conversations of every form that fine-tuning reads (each question and its answer is a row), MMOCR's recognition labels (the text of
+a word's crop), and tars of .jpg and .json with a `caption`. Writes ROOT/<org>/<set>/... where run.py looks, in place of the real set: take
+a data root of its own. run.py knows how many rows the real set has, so yours need --allow-partial and are shown as "3 of 2500", without
+averages. Seconds.
 """
 
 import json
 import tarfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 from eval_suites import tasks
+from genlip.common import sources
 from genlip.common.command import command, new_parser
+from genlip.common.conversations import IMAGE
+from genlip.common.locks import locked
+from genlip.common.picture_files import read_picture
 
 WORD = "what is written in the image?"  # OCRBench's own question about a word
 CAPTION = "Please carefully observe the image and come up with a caption for the image"  # COCO's of lmms-eval's set
 
 
 def chartqa(source: Path, images: Path) -> list[dict]:
-    """A row for each question of LLaVA conversations. ValueError where a picture is not there."""
+    """A row for each question of conversations about one picture. ValueError where a row is odd or its picture is not there: a benchmark
+    that leaves out questions is another one."""
     rows = []
-    for record in json.loads(source.read_text(encoding="utf-8")):
-        picture = _picture(images, record["image"])
-        turns = [turn["value"].replace("<image>", "").strip() for turn in record["conversations"]]
+    for place, messages, shown in sources.conversations(source):
+        if len(shown) != 1 or any(message["role"] == "system" for message in messages):
+            raise ValueError(f"{place}: chartqa asks about one picture, without a system turn; this has {len(shown)} pictures")
+        picture = _picture(images, shown[0])
+        turns = [message["content"].replace(IMAGE, "").strip() for message in messages]
         rows += [{"type": "human", "question": q, "answer": a, "image": picture} for q, a in zip(turns[::2], turns[1::2])]
     return rows
 
@@ -56,12 +65,14 @@ def coco2017_cap_val(source: Path, images: Path) -> list[dict]:
 READERS = {"chartqa": chartqa, "ocrbench": ocrbench, "coco2017_cap_val": coco2017_cap_val}
 
 
-def _picture(images: Path, name: str) -> dict:
-    """The file called so under `images`: by its path there, or by its last part."""
-    found = next((path for path in (images / name, images / PurePosixPath(name).name) if path.is_file()), None)
-    if found is None:
-        raise ValueError(f"no picture {name} in {images}: give --images the folder that the names start from")
-    return {"bytes": found.read_bytes(), "path": None}
+def _picture(images: Path, picture: Any) -> dict:
+    """A picture in the hub's columns. ValueError where it cannot be had."""
+    try:
+        _, data = read_picture(picture, images)
+    except ValueError as error:
+        said = picture[:100] if isinstance(picture, str) else "one inside its row"
+        raise ValueError(f"no picture {said} in {images} ({error}): give --images the folder that the names start from") from error
+    return {"bytes": bytes(data), "path": None}
 
 
 def write_benchmark(task: str, source: Path, images: Path, root: Path) -> tuple[Path, int]:
@@ -89,11 +100,12 @@ def main(argv: list[str] | None = None) -> int:
         "         python eval_suites/run.py --encoder KEY --tasks chartqa --data-root own --allow-partial",
     )
     parser.add_argument("task", choices=READERS, help="whose columns, prompt and metric")
-    parser.add_argument("source", type=Path, help="conversations (JSON), labels (JSON) or captions (tar)")
+    parser.add_argument("source", type=Path, help="conversations (JSON, parquet), labels (JSON) or captions (tar)")
     parser.add_argument("--images", type=Path, default=Path(), metavar="DIR", help="where picture names start (default: here)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a data root of its own, for run.py --data-root")
     args = parser.parse_args(argv)
-    path, rows = write_benchmark(args.task, args.source, args.images, args.out)
+    with locked(args.out, args.task):
+        path, rows = write_benchmark(args.task, args.source, args.images, args.out)
     print(f"{path}: {rows} rows")
     return 0
 

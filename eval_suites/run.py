@@ -27,7 +27,8 @@ from eval_suites.runner.preflight import Export, TaskJob
 from eval_suites.score import results, seeds
 from eval_suites.suites import Suite
 from genlip.common.command import begun, command, new_parser
-from genlip.common.locks import locked
+from genlip.common.flags import bounded
+from genlip.common.locks import locked, one_at_a_time
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -47,7 +48,9 @@ exit code: 0 every asked column complete, 1 a task failed, 2 refused before anyt
     parser.add_argument("--llm", metavar="NAME", help="pick among several MLLMs of the encoder by their language model")
     parser.add_argument("--suite", default="genlip14", help=f"{', '.join(suites.SUITES)}, or a YAML file (default: genlip14)")
     parser.add_argument("--tasks", metavar="A,B,...", help="only these tasks or columns of the suite")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N samples of each task: a quick look, no average")
+    parser.add_argument(
+        "--limit", type=bounded(int, 1), metavar="N", help="only the first N samples of each task: a quick look, no average"
+    )
     parser.add_argument("--allow-partial", action="store_true", help="take fewer rows than declared; average despite unreadable pictures")
     parser.add_argument(
         "--data-root", type=Path, default=Path("data"), metavar="DIR", help="DIR/<org>/<set>/..., as hub snapshots lie (default: data)"
@@ -56,19 +59,19 @@ exit code: 0 every asked column complete, 1 a task failed, 2 refused before anyt
         "--generation", choices=("ours", "authors"), default="ours",
         help="ours: greedy, no penalties; authors: as the MLLM's generation_config.json says, in a row of its own (default: ours)",
     )  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="questions at a time; changes no fp32 answer (default: 16)")
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="tasks at a time, each on a GPU of its own (default: 1)")
+    parser.add_argument(
+        "--batch-size", type=bounded(int, 1), default=16, metavar="N", help="questions at a time; changes no fp32 answer (default: 16)"
+    )
+    parser.add_argument(
+        "--gpus", type=bounded(int, 1), default=1, metavar="N", help="tasks at a time, each on a GPU of its own (default: 1)"
+    )
     parser.add_argument("--compare", metavar="KEY[@EXPORT],...", help="encoders evaluated before, to compare with, question by question")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="results/ and tables/ go there (default: here)")
     parser.add_argument(
         "--rehash", action="store_true", help="read all data and weights again, whatever is known of files that seem untouched"
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, run nothing")
-    args = parser.parse_args(argv)
-    for name in ("limit", "batch_size", "gpus"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} wants 1 or more")
-    return args
+    return parser.parse_args(argv)
 
 
 @command
@@ -147,8 +150,9 @@ def execute(args: argparse.Namespace, plan: EvalPlan, todo: list[TaskJob], devic
     own = next((row for row in seeds.apart(rows) if not row.members and row.folder == plan.folder), None)
     row = rows[seeds.of(rows, own)] if own else None  # with its other seeds, where there are any
     pairs = _pairs(rows, row, own, plan.others) if row and own else []
-    print(tables.write_tables(suite, rows, args.out / "tables", pairs, args.allow_partial), end="")
-    _report(args, plan, rows, pairs)
+    with one_at_a_time(args.out / "tables", suite.name):  # another encoder's run may write its row at the same moment
+        print(tables.write_tables(suite, rows, args.out / "tables", pairs, args.allow_partial), end="")
+        _report(args, plan, rows, pairs)
     if failed:
         return 1
     asked = [own.cells[column.name] for column in suite.columns if column.task in plan.wanted]

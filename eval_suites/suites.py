@@ -165,7 +165,7 @@ def _from_yaml(path: Path) -> Suite:
         raise ValueError(f"no suite file {path}; it holds, say, columns: [chartqa, docvqa]")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("columns"), list) or not content["columns"]:
         raise ValueError(f"{path} needs a list of columns, as in columns: [chartqa, docvqa]")

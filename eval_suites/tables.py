@@ -15,6 +15,7 @@ from eval_suites.report.paper import paper_report
 from eval_suites.report.tables import write_tables
 from eval_suites.score import lmms_files, results, seeds
 from genlip.common.command import command, new_parser
+from genlip.common.locks import locked
 
 
 @command
@@ -46,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     picked = results.find_rows(rows, args.compare, suite)
     pairs = [(picked[0], other) for other in picked[1:]]
     noise = seeds.read_noise(args.noise, suite, picked) if args.noise else None
-    print(write_tables(suite, rows, args.out / "tables", pairs, args.allow_partial, noise), end="")
+    with locked(args.out / "tables", suite.name):
+        print(write_tables(suite, rows, args.out / "tables", pairs, args.allow_partial, noise), end="")
     return 0
 
 

@@ -1,9 +1,10 @@
-"""What a pretraining run keeps: torch.distributed.checkpoint folders, on any number of ranks, and the export; written aside and renamed.
+"""What a pretraining run keeps: checkpoints that any number of ranks read, and the export; written aside and renamed.
 
-`checkpoints/step-NNNNNN/` holds the tensors of model and optimizer and, written last, state.json: the step, the streams' positions
-and ledgers, and the size of every file. A run goes on from the newest folder in which all sizes are right;
-one that a crash cut short is passed over with a sentence. Saving is synchronous: split over the ranks, the three fp32 copies of So/16
-are 10 GB in all, seconds beside the minutes between two checkpoints.
+`checkpoints/step-NNNNNN/` holds the tensors of model and optimizer as safetensors, a file for each rank that wrote, and, written last,
+state.json: the step, the streams' positions and ledgers, and the size of every file. Nothing is pickled: whoever can write a checkpoint
+could run code in the process that reads it. The optimizer's settings (rates, decay) are the recipe's and no part of it. A run goes on
+from the newest folder in which all sizes are right; one that a crash cut short is passed over with a sentence. Saving is synchronous:
+split over the ranks, the three fp32 copies of So/16 are 10 GB in all, seconds beside the minutes between two checkpoints.
 """
 
 import hashlib
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 
@@ -25,6 +28,9 @@ from .common.files import read_json, write_json, written_aside
 from .common.schema import SCHEMA, RunRecord
 from .common.versions import git_commit, package_versions
 from .recipes import Recipe
+
+LAST_PICKLED = "456f7d2"
+STATE = {"step": int, "files": dict}  # what state.json says in any case
 
 
 def save(run: Path, step: int, model, optimizer, state: dict, keep: int = 2, milestone_every: int = 0) -> None:
@@ -43,7 +49,8 @@ def save(run: Path, step: int, model, optimizer, state: dict, keep: int = 2, mil
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that one process saves alone
-            dcp.save({"model": tensors, "optimizer": optimizer_state}, checkpoint_id=part)
+            writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
+            dcp.save({"model": tensors, "optimizer": optimizer_state["state"]}, storage_writer=writer)
         if first:
             sizes = {file.name: file.stat().st_size for file in part.iterdir()}
             _write(part / "state.json", json.dumps(state | {"step": step, "files": sizes}))
@@ -53,7 +60,9 @@ def save(run: Path, step: int, model, optimizer, state: dict, keep: int = 2, mil
     except (OSError, RuntimeError, CheckpointException) as e:
         if first:
             shutil.rmtree(part, ignore_errors=True)
-        raise ValueError(f"checkpoint {folder} could not be written ({e}); the earlier ones are whole. Make room and run again") from e
+        raise ValueError(
+            f"checkpoint {folder} could not be written ({_why(e)}); the earlier ones are whole. Make room and run again"
+        ) from e
     if first:
         old = sorted(folder.parent.glob("step-??????"))[:-keep]
         for each in old:
@@ -81,24 +90,38 @@ def newest(run: Path) -> Path | None:
 def whole(folder: Path) -> bool:
     """state.json is there, and every file it names, in its size."""
     try:
-        files = read_json(folder / "state.json")["files"]
-    except (OSError, ValueError, KeyError):
+        files = read_json(folder / "state.json", fields=STATE)["files"]
+    except (OSError, ValueError):
         return False
     return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
 
 
 def load(folder: Path, model, optimizer) -> dict:
-    """Model and optimizer as they were, on however many ranks there are now; returns the state. Called on all ranks."""
+    """Model and optimizer as they were, on however many ranks there are now; returns the state. Called on all ranks.
+
+    Raises ValueError for a checkpoint of another model, and for one of a version that pickled.
+    """
+    if (folder / ".metadata").exists() or not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} is of an earlier version, whose checkpoints are pickled and not read any more, since reading one can run code: "
+            f"finish that run with commit {LAST_PICKLED} of this project, or give another --out"
+        )
     tensors, optimizer_state = get_state_dict(model, optimizer)
-    both = {"model": tensors, "optimizer": optimizer_state}
+    both = {"model": tensors, "optimizer": optimizer_state["state"]}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that one process loads alone
-            dcp.load(both, checkpoint_id=folder)
-    except (CheckpointException, RuntimeError, ValueError) as e:
-        raise ValueError(f"{folder} does not hold this model ({e}): remove it to go on from the one before") from e
-    set_state_dict(model, optimizer, model_state_dict=both["model"], optim_state_dict=both["optimizer"])
+            dcp.load(both, storage_reader=HuggingFaceStorageReader(str(folder)))
+    except (CheckpointException, SafetensorError, RuntimeError, ValueError) as e:
+        raise ValueError(f"{folder} does not hold this model ({_why(e)}): remove it to go on from the one before") from e
+    optimizer_state["state"] = both["optimizer"]
+    set_state_dict(model, optimizer, model_state_dict=both["model"], optim_state_dict=optimizer_state)
     return read_json(folder / "state.json")
+
+
+def _why(error: Exception) -> object:
+    """What the first of the ranks that failed met, without their tracebacks."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
 
 
 def _wait() -> None:

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 
 from transformers import PreTrainedConfig
 
@@ -41,6 +42,21 @@ PRESETS = {
 FIXED = {"use_swiglu_ffn": True, "mrope_interleaved": True, "use_llm_head": False, "hidden_act": "silu", "spatial_merge_size": 1}
 # Fields of the released config.json that only its training code reads.
 UNREAD = {"use_liger_kernel": False, "tokens_per_second": 2}
+
+# Whole numbers of a configuration, from least to most: far beyond any model of this kind, and held before anything of that size is built.
+BOUNDS = {
+    "vocab_size": (1, 2**24),
+    "hidden_size": (2, 2**16),
+    "intermediate_size": (1, 2**18),
+    "num_hidden_layers": (1, 1024),
+    "num_attention_heads": (1, 1024),
+    "num_channels": (1, 64),
+    "patch_size": (1, 1024),
+    "text_embed_dim": (1, 2**16),
+    "num_register_tokens": (0, 4096),
+    "max_position_embeddings": (1, 2**24),
+}
+NUMBERS = ("attention_dropout", "ls_init_value", "drop_path_rate", "initializer_range", "layer_norm_eps", "rope_theta")
 
 
 class GenLIPConfig(PreTrainedConfig):
@@ -96,8 +112,20 @@ class GenLIPConfig(PreTrainedConfig):
         self.layer_norm_eps = layer_norm_eps
         self.rope_theta = rope_theta
         # Released files nest the section in `rope_scaling`, a name that transformers 5 rewrites with its own rules.
-        self.mrope_section = mrope_section or (rope_scaling or {}).get("mrope_section") or [8, 12, 12]
+        if mrope_section is None and isinstance(rope_scaling, dict):
+            mrope_section = rope_scaling.get("mrope_section")
+        self.mrope_section = [8, 12, 12] if mrope_section is None else mrope_section
         self.max_position_embeddings = max_position_embeddings
+        for name, (least, most) in BOUNDS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"{name} is {value!r}, and takes a whole number from {least} to {most}")
+        for name in NUMBERS:
+            if type(getattr(self, name)) not in (int, float) or not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, and takes a number")
+        section = self.mrope_section
+        if type(section) not in (list, tuple) or len(section) != 3 or not all(type(each) is int and each >= 0 for each in section):
+            raise ValueError(f"mrope_section is {section!r}, and takes three whole numbers: channels of time, row and column")
         if hidden_size % num_attention_heads or (hidden_size // num_attention_heads) % 2:
             raise ValueError(f"hidden_size {hidden_size} does not split into {num_attention_heads} heads of an even size")
         channels = mrope_channels(hidden_size // num_attention_heads, self.mrope_section)

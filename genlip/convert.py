@@ -9,11 +9,15 @@ long as reading the weights twice and writing them once.
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 from .common.command import command, new_parser
 from .common.files import read_json, written_aside
+from .common.locks import locked
+from .common.model_folder import MEND
+from .pretrained import check_finite, load_model
 
 CODE = {
     "config.json": {
@@ -40,18 +44,16 @@ def convert(source: Path, target: Path, layout: str = "ours", size=None, check: 
     import torch
 
     from .image_processing_genlip import GenLIPImageProcessor
-    from .modeling_genlip import GenLIPForPretraining
 
-    if not (source / "config.json").is_file():
-        raise ValueError(f"{source} has no config.json: give the folder of a checkpoint")
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists: give another folder, or --overwrite to replace it")
-    if target.resolve() == source.resolve() or target.resolve() in source.resolve().parents:
+    there, here = (Path(os.path.realpath(folder)) for folder in (target, source))  # Path.resolve() stumbles over links that go round
+    if there == here or there in here.parents:
         raise ValueError(f"{target} holds the source: give another folder")
-    model = GenLIPForPretraining.from_pretrained(source, dtype="auto")
+    model = load_model(source, dtype="auto")
     if check:
         check_finite(model)
-    with written_aside(target) as part:
+    with locked(target.parent, target.name), written_aside(target) as part:
         model.save_pretrained(part, layout=layout)
         for file in sorted({file for pattern in BESIDE for file in source.glob(pattern)}):
             shutil.copy2(file, part)
@@ -59,18 +61,11 @@ def convert(source: Path, target: Path, layout: str = "ours", size=None, check: 
             GenLIPImageProcessor(size=size).save_pretrained(part)
         if code:
             carry_code(part)
-        written = GenLIPForPretraining.from_pretrained(part, dtype="auto").state_dict()
+        written = load_model(part, dtype="auto").state_dict()
         for key, tensor in model.state_dict().items():
             if written[key].dtype != tensor.dtype or not torch.equal(written[key].view(torch.uint8), tensor.view(torch.uint8)):
                 raise ValueError(f"{key} read back from {part} is not what was written: is the disk full or failing?")
     return model.num_parameters()
-
-
-def check_finite(model) -> None:
-    """Raises ValueError that names the weights which hold NaN or infinity."""
-    bad = [f"{key} ({int((~tensor.isfinite()).sum())})" for key, tensor in model.state_dict().items() if not tensor.isfinite().all()]
-    if bad:
-        raise ValueError(f"{len(bad)} weights are not finite: {', '.join(bad[:5])}. Take an earlier checkpoint of that run")
 
 
 def carry_code(folder: Path) -> None:
@@ -79,7 +74,7 @@ def carry_code(folder: Path) -> None:
         file = folder / name
         if not file.is_file():
             raise ValueError(f"--code needs a {name}: say --size 224 or --size native, as the model was trained")
-        file.write_text(json.dumps(read_json(file) | {"auto_map": classes}, indent=1) + "\n")
+        file.write_text(json.dumps(read_json(file, MEND, {}) | {"auto_map": classes}, indent=1) + "\n")
     for module in ("configuration_genlip", "packed_row", "modeling_genlip", "image_decoding", "image_processing_genlip"):
         shutil.copyfile(Path(__file__).with_name(f"{module}.py"), folder / f"{module}.py")
 

@@ -17,18 +17,23 @@ Shapes: B samples, N patches, T text tokens of a packed row.
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from .common import model_folder
+from .common.conversations import IMAGE, read_turns
 from .common.ledger import Ledger
+from .common.tokens import text_ids
 from .image_decoding import read_picture, unusual
 from .image_processing_genlip import native_size, resized
 from .shards import Source, open_shard
 
 END_OF_CAPTION = "<|im_end|>\n"  # the two end tokens of the paper's sequence
 MAX_CONSECUTIVE_BAD = 1000  # stop after this many unusable samples in a row
+IGNORED = -100
 SAMPLE_OVERHEAD_BYTES = 4096  # cached bytes per sample besides the pixels: ids, name
 
 
@@ -60,33 +65,37 @@ class Batch:
 def load_tokenizer(name: str):
     from transformers import AutoTokenizer
 
+    if Path(name).is_dir():
+        model_folder.check(Path(name))
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as e:
         raise ValueError(f"no tokenizer in {name!r}: give --tokenizer a folder with tokenizer.json, or a hub id ({e})") from e
 
 
-def prompt_and_answer(text, prompt: str) -> tuple[str, str, str | None]:
-    """A caption or a conversation -> what is asked, what is to be said, a note for the ledger.
+def questions_and_answers(text, prompt: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """A caption or a conversation -> what is asked and what is to be said to it, turn by turn; notes for the ledger.
 
-    Of a conversation the first question and answer count; without words beside its `<image>`, the question is `prompt`.
-    Raises ValueError with the reason under which the sample is counted.
+    Without words beside its `<image>`, a question is `prompt`. Raises ValueError with the reason under which the sample is counted.
     """
     if text is None:
         raise ValueError("no caption")
     if isinstance(text, str):
         if not text.strip():
             raise ValueError("empty caption")
-        return prompt, text.strip(), None
-    try:
-        (asks, question), (says, answer) = ((turn["from"], turn["value"].strip()) for turn in text[:2])
-    except (TypeError, KeyError, ValueError, AttributeError) as e:
-        raise ValueError("caption is not text" if not isinstance(text, list) else "unreadable conversation") from e
-    if asks not in ("user", "human") or says not in ("assistant", "gpt"):
-        raise ValueError("unreadable conversation")
-    if not answer:
-        raise ValueError("empty caption")
-    return question.replace("<image>", "").strip() or prompt, answer, "later turns left out" if len(text) > 2 else None
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:  # half a surrogate pair, which JSON can hold and no text can
+            raise ValueError("caption is not text") from e
+        return [(prompt, text.strip())], []
+    if not isinstance(text, list):
+        raise ValueError("caption is not text")
+    turns, _ = read_turns(text)
+    if turns.markers > 1:  # a sample has one picture
+        raise ValueError(f"{IMAGE} markers and pictures do not match")
+    spoken = [turn["content"] for turn in turns.messages if turn["role"] != "system"]
+    questions = [content.replace(IMAGE, "").strip() or prompt for content in spoken[::2]]
+    return list(zip(questions, spoken[1::2])), ["system turn left out"] * (2 * len(questions) != len(turns.messages))
 
 
 def pixels_of(image: bytes, size: Callable[[int, int], tuple[int, int]]) -> tuple[np.ndarray, str | None]:
@@ -110,13 +119,13 @@ def size_rule(recipe) -> Callable[[int, int], tuple[int, int]]:
 
 @dataclass
 class Sample:
-    """pixels (H, W, 3) uint8; ids: prompt and answer, of which the last `answer` are spoken; place: (source, shard, number)."""
+    """pixels (H, W, 3) uint8; ids: questions and answers, labels: of the answers alone; place: (source, shard, number)."""
 
     name: str
     place: tuple[int, int, int]
     pixels: np.ndarray
     ids: list[int]
-    answer: int
+    labels: list[int]
     notes: list[str]
     tokens: int
 
@@ -203,7 +212,7 @@ class PackedRows(IterableDataset):
         return open_shard(self.sources[source].shards[shard], self.recipe.image_key, self.recipe.text_key)
 
     def _tokenize(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return text_ids(self.tokenizer, text)
 
     def rows(self, stream: int) -> Iterator[Batch]:
         """The rows of one stream, one after another."""
@@ -252,28 +261,34 @@ class PackedRows(IterableDataset):
         reader = self.opened(source, shard)
         try:
             image, text = reader.read(number)
-            question, answer, note = prompt_and_answer(text, self.recipe.prompt)
-            pixels, seen = pixels_of(image, self.size)
-            question = self.tokenize_prompt(question)
-            ids = question + self._tokenize(answer) + self.end
-            notes = [each for each in (note, seen) if each]
+            turns, notes = questions_and_answers(text, self.recipe.prompt)
+            pixels, note = pixels_of(image, self.size)
+            notes = [*notes, note] if note else notes
+            ids: list[int] = []
+            labels: list[int] = []
+            for question, answer in turns:  # one behind another, as the released code has them; the end tokens stand at the very end
+                asked, said = self.tokenize_prompt(question), self._tokenize(answer)
+                ids += asked + said
+                labels += [IGNORED] * len(asked) + said
+            ids += self.end
+            labels += self.end
             patches = pixels.shape[0] * pixels.shape[1] // self.patch_size**2
             most = min(self.recipe.max_length, self.recipe.row_tokens) - patches
-            if most <= len(question):
+            if most <= len(self.tokenize_prompt(turns[0][0])):
                 raise ValueError("picture and question fill a row")
             if len(ids) > most:  # the end tokens go too: the caption does not end here
-                ids = ids[:most]
+                ids, labels = ids[:most], labels[:most]
                 notes.append("cut")
         except ValueError as e:
             raise Unusable(str(e), reader.name(number)) from e
-        return Sample(reader.name(number), (source, shard, number), pixels, ids, len(ids) - len(question), notes, patches + len(ids))
+        return Sample(reader.name(number), (source, shard, number), pixels, ids, labels, notes, patches + len(ids))
 
     def _batch(self, row: list[Sample], stream: int, position: dict, ledger: dict) -> Batch:
         p = self.patch_size
         grids = [(s.pixels.shape[0] // p, s.pixels.shape[1] // p) for s in row]
         patches = [s.pixels.reshape(r, p, c, p, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, p, p) for s, (r, c) in zip(row, grids)]
         ids = np.concatenate([s.ids for s in row])
-        labels = np.concatenate([[-100] * (len(s.ids) - s.answer) + s.ids[len(s.ids) - s.answer :] for s in row])
+        labels = np.concatenate([s.labels for s in row])
         return Batch(
             patches=torch.from_numpy(np.concatenate(patches)),
             grid_hw=torch.tensor(grids),

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .common.model_folder import MEND
+
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
     from .image_processing_genlip import GenLIPImageProcessor
     from .modeling_genlip import GenLIPForPretraining
+
+MAX_SIDE = 2**14  # pixels; a processor that says more is mistyped
 
 
 def captions(model, tokenizer, pixel_values, prompt: str, max_new_tokens: int = 256) -> list[str]:
@@ -51,11 +55,13 @@ class PromptedImage:
 def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> Iterator[PromptedImage]:
     """The pictures of files, folders and shards, resized to size(height, width).
 
-    Raises ValueError for a file that is no picture; a sample of a shard that cannot be used is named on stderr and left out.
+    Raises ValueError for a file that is no picture, and where there is none at all; a sample of a shard that cannot be used is named on
+    stderr and left out.
     """
-    from .data import pixels_of, prompt_and_answer
+    from .data import pixels_of, questions_and_answers
     from .shards import IMAGE_SUFFIXES, list_sources, open_shard
 
+    used = 0
     for path in map(Path, paths):
         if path.suffix in (".tar", ".parquet"):
             for shard in list_sources(str(path))[0].shards:
@@ -63,17 +69,24 @@ def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> 
                 for i in range(len(samples)):
                     try:
                         image, text = samples.read(i)
-                        question, truth, _ = prompt_and_answer(text, prompt)
-                        yield PromptedImage(samples.name(i), pixels_of(image, size)[0], question, truth)
+                        ((question, truth), *_), _ = questions_and_answers(text, prompt)
+                        picture = PromptedImage(samples.name(i), pixels_of(image, size)[0], question, truth)
                     except ValueError as e:
                         print(f"left out: {samples.name(i)}: {e}", file=sys.stderr)
+                        continue
+                    used += 1
+                    yield picture
             continue
         files = sorted(f for f in path.iterdir() if f.suffix[1:].lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
         for file in files:
             try:
-                yield PromptedImage(str(file), pixels_of(file.read_bytes(), size)[0], prompt)
+                picture = PromptedImage(str(file), pixels_of(file.read_bytes(), size)[0], prompt)
             except (OSError, ValueError) as e:
                 raise ValueError(f"{file} is not a picture that can be read ({e})") from e
+            used += 1
+            yield picture
+    if not used:
+        raise ValueError(f"no picture that can be used in {', '.join(paths)}: give picture files, folders of them, or shards")
 
 
 class LoadedExport(NamedTuple):
@@ -84,7 +97,8 @@ class LoadedExport(NamedTuple):
 
 
 def load(export: str, attention: str = "sdpa") -> LoadedExport:
-    """What an export folder of genlip.train holds, or any other GenLIP with a tokenizer. ValueError where it is none.
+    """What an export folder of genlip.train holds, or any other GenLIP with a tokenizer. ValueError where it is none, and where its
+    weights are not finite: they say nothing.
 
     Pictures are sized as its processor file says, in whatever form; without one, each at its own shape, which rotary positions take.
     """
@@ -94,16 +108,17 @@ def load(export: str, attention: str = "sdpa") -> LoadedExport:
     from .common.preprocessing import NATIVE, Preprocessing, read_preprocessing
     from .data import load_tokenizer
     from .image_processing_genlip import GenLIPImageProcessor, native_size
-    from .modeling_genlip import GenLIPForPretraining
+    from .pretrained import check_finite, load_model
 
-    if not (Path(export) / "config.json").is_file():
-        raise ValueError(f"{export} has no config.json: give the export/ folder of a run of genlip.train")
     logging.disable_progress_bar()  # of a folder that is read in a moment
     register()
-    model = GenLIPForPretraining.from_pretrained(export, attn_implementation=attention).eval()
+    model = load_model(Path(export), attn_implementation=attention).eval()
+    check_finite(model)
     said = read_preprocessing(Path(export)) or Preprocessing(Path(export))
     if said.resample not in (None, "bilinear"):
         raise ValueError(f"{said.file}: resample is {said.resample}, and GenLIP's pictures are resized bilinearly: name another folder")
+    if isinstance(said.size, int) and said.size > MAX_SIDE:
+        raise ValueError(f"{said.file}: size is {said.size}, and takes {MAX_SIDE} pixels at most: {MEND}")
     values = {"image_mean": said.mean or 0.5, "image_std": said.std or 0.5, "patch_size": model.config.patch_size}
     processor = GenLIPImageProcessor(said.size or NATIVE, said.min_pixels, said.max_pixels, **values)
     shape = "each picture at its own shape" if processor.size == NATIVE else f"{processor.size} x {processor.size} pixels"

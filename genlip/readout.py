@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .common.command import command, new_parser
+from .common.locks import locked
 
 TOP = 5  # words per patch
 SHOWN = 7  # words of the caption whose attention is drawn
@@ -140,8 +141,6 @@ def readout(args) -> Path:
         record = {"name": picture.name, "said": said, "grid": grid, "words": words, "attention": spoken.mean(dim=0).tolist()}
         (folder / f"{name}.json").write_text(json.dumps(record | {"sinks": asdict(shares)}, ensure_ascii=False) + "\n")
         found.append({"file": name, "first_token": shares.first_token, "vision": shares.vision, "registers": shares.registers})
-    if not found:
-        raise ValueError(f"no pictures in {', '.join(args.pictures)}")
     means = {key: sum(each[key] for each in found) / len(found) for key in ("first_token", "vision", "registers")}
     (folder / "sinks.json").write_text(json.dumps({"pictures": len(found)} | means | {"each": found}, indent=1) + "\n")
     print(
@@ -163,7 +162,8 @@ def main(argv: list[str] | None = None) -> int:
     flags(parser)
     parser.add_argument("--out", required=True, help="the folder for PNG and JSON files")
     args = parser.parse_args(argv)
-    readout(args)
+    with locked(Path(args.out)):
+        readout(args)
     return 0
 
 

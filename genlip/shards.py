@@ -3,6 +3,9 @@
 A tar is WebDataset's: `KEY.jpg|png|webp` beside `KEY.json` (or `KEY.txt`); a parquet file is a hub data set's: a column of pictures
 (bytes, or a struct with `bytes`) and one of texts. Only headers and footers are read ahead, so memory does not grow with a shard.
 
+A tar's members say nothing of how many there should be, so one that was cut between two reads like a whole one: what tells is its end,
+two blocks of zeros and the filling of its last record. All else behind the last member is refused.
+
 Why no reader from a package: webdataset streams and shuffles in a buffer, so a stop loses its place; wids and mosaicml-streaming
 want an index file or a format of their own; datasets' streaming resumes a shard by reading it again. What is needed here, the i-th
 sample of a shard in any order, is a header scan and a pread.
@@ -11,6 +14,7 @@ sample of a shard in any order, is a header scan and a pread.
 import glob
 import hashlib
 import json
+import math
 import os
 import tarfile
 from collections.abc import Iterator
@@ -22,7 +26,10 @@ from .common import digests
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 SHARD_SUFFIXES = (".tar", ".parquet")
+TEXT_KEYS = ("conversations", "conversation", "messages", "caption")  # how texts are commonly called
 MAX_MEMBER = 256 * 2**20  # bytes of one tar member
+END_OF_TAR = 2 * tarfile.BLOCKSIZE  # zeros that close every tar
+FILLING = tarfile.RECORDSIZE  # what follows them fills a record, at most
 WHOLE_BYTES = 8 * 2**30  # up to here the digest of the data covers every byte
 END_BYTES = 64 * 2**10  # beyond, so many at both ends of each shard: a tar's first headers, a parquet file's footer
 
@@ -59,7 +66,8 @@ def list_sources(data: str) -> list[Source]:
     return [Source(tuple(s for p in _files(path) for s in _groups(p)), weight / total) for path, weight in parts]
 
 
-def _parts(text: str, base: Path) -> Iterator[tuple[str, float | None]]:
+def _parts(text: str, base: Path, inside: tuple[Path, ...] = ()) -> Iterator[tuple[str, float | None]]:
+    """PATH[@WEIGHT] -> (path, weight or None), a list's lines in its place; `inside` are the lists around it."""
     path, at, weight = text.rpartition("@")
     path = path if at else text
     if at:
@@ -67,7 +75,7 @@ def _parts(text: str, base: Path) -> Iterator[tuple[str, float | None]]:
             number = float(weight)
         except ValueError:
             number = 0.0
-        if number <= 0:
+        if not 0 < number < math.inf:
             raise ValueError(f"the weight of {text!r} is not a number above 0: write PATH@0.3")
     path = str(base / path)
     if not path.endswith(".txt"):
@@ -75,9 +83,20 @@ def _parts(text: str, base: Path) -> Iterator[tuple[str, float | None]]:
         return
     if not Path(path).is_file():
         raise ValueError(f"there is no list {path}")
-    for line in Path(path).read_text().splitlines():
-        if line.strip() and not line.startswith("#"):
-            yield from _parts(line.strip(), Path(path).parent)
+    if Path(path).resolve() in inside:
+        raise ValueError(f"the list {path} names itself: take that line out")
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no list of paths, a line each ({error})") from error
+    named = [line for line in lines if line and not line.startswith("#")]
+    if not named:
+        raise ValueError(f"the list {path} names no shards: write a path on each line")
+    for line in named:
+        try:
+            yield from _parts(line, Path(path).parent, (*inside, Path(path).resolve()))
+        except ValueError as error:
+            raise ValueError(f"list {path}: {error}") from error
 
 
 def _files(path: str) -> list[str]:
@@ -92,8 +111,32 @@ def _files(path: str) -> list[str]:
 
 def _groups(path: str) -> list[Shard]:
     if path.endswith(".tar"):
+        _check_closed(path)
         return [Shard(path)]
     return [Shard(path, group) for group in range(_parquet(path).num_row_groups)]
+
+
+def _check_closed(path: str) -> None:
+    """ValueError for a tar without the zeros at its end: told when it is listed, not when a run of days has come to it."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - END_OF_TAR))
+            end = file.read()
+    except OSError as e:
+        raise _unreadable(path, e) from e
+    if any(end) or len(end) < END_OF_TAR:
+        raise _unreadable(path, "its end is missing: it was cut off, or is compressed")
+
+
+def _check_end(file, end: int) -> None:
+    """ValueError where what stands behind a tar's last member, from byte `end` on, is not the end of a tar alone."""
+    size = os.fstat(file.fileno()).st_size
+    if size - end < END_OF_TAR:
+        raise ValueError(f"its end is missing behind byte {end}: it was cut off")
+    if any(os.pread(file.fileno(), END_OF_TAR + FILLING, end)):
+        raise ValueError(f"something follows its end at byte {end}: another tar joined to it with cat, or damage; join tars with tar -A")
+    if size - end > END_OF_TAR + FILLING:
+        raise ValueError(f"nothing but zeros from byte {end} to {size}: it was not written to its end")
 
 
 def _parquet(path: str):
@@ -162,11 +205,14 @@ def open_shard(shard: Shard, image_key: str, text_key: str) -> "TarShard | Parqu
 
 
 class TarShard:
-    """The samples of a tar: members with one stem that follow one another. Nothing is ever unpacked to the disk."""
+    """The samples of a tar: members with one stem that follow one another; where a suffix comes again, the next sample begins. Nothing is
+    ever unpacked to the disk."""
 
     def __init__(self, shard: Shard, text_key: str):
         self.path, self.file_name, self.text_key = shard.path, Path(shard.path).name, text_key
         self.samples: list[tuple[str, dict[str, tuple[int, int]]]] = []  # key, suffix -> (offset, size); size -1: not a plain file
+        self.again: set[int] = set()  # samples whose key an earlier one has
+        keys: set[str] = set()
         try:
             self.file = open(shard.path, "rb")  # noqa: SIM115 (kept open for reads; closed when the shard is let go)
             with tarfile.open(fileobj=self.file, mode="r:") as tar:
@@ -176,11 +222,16 @@ class TarShard:
                     folder, _, name = member.name.rpartition("/")
                     stem, _, suffix = name.partition(".")
                     key = f"{folder}/{stem}" if folder else stem
-                    if not self.samples or self.samples[-1][0] != key:
+                    suffix = suffix.lower()
+                    if not self.samples or self.samples[-1][0] != key or suffix in self.samples[-1][1]:
+                        if key in keys:
+                            self.again.add(len(self.samples))
+                        keys.add(key)
                         self.samples.append((key, {}))
                     plain = member.isreg() and not member.issparse()
-                    self.samples[-1][1][suffix.lower()] = (member.offset_data, member.size if plain else -1)
+                    self.samples[-1][1][suffix] = (member.offset_data, member.size if plain else -1)
                     tar.members.clear()  # of the library's own list, which would keep every header
+                _check_end(self.file, tar.offset)
         except (tarfile.TarError, EOFError, OSError, ValueError) as e:
             raise _unreadable(shard.path, e) from e
 
@@ -199,18 +250,21 @@ class TarShard:
         if suffix is None:
             raise ValueError("no picture")
         if "json" in members:
+            data = self._bytes(members["json"])
             try:
-                record = json.loads(self._bytes(members["json"]))
-                text = text_of(record, self.text_key)
-            except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as e:
+                text = text_of(json.loads(data), self.text_key)
+            except (ValueError, AttributeError, RecursionError) as e:  # broken, no object, nested without end, a number of 5,000 digits
                 raise ValueError("unreadable json") from e
         elif "txt" in members:
+            data = self._bytes(members["txt"])
             try:
-                text = self._bytes(members["txt"]).decode()
+                text = data.decode()
             except UnicodeDecodeError as e:
                 raise ValueError("unreadable text") from e
         else:
             raise ValueError("no caption")
+        if i in self.again:
+            raise ValueError("key comes twice")
         return self._bytes(members[suffix]), text
 
     def _bytes(self, place: tuple[int, int]) -> bytes:
@@ -231,7 +285,7 @@ class ParquetShard:
         self.path, self.group = shard.path, shard.group
         file = _parquet(shard.path)
         names = file.schema_arrow.names
-        text_key = text_key if text_key in names or text_key != "conversations" else "conversation"
+        text_key = next((name for name in text_keys(text_key) if name in names), text_key)
         lacking = [name for name in (image_key, text_key) if name not in names]
         if lacking:
             raise ValueError(
@@ -260,5 +314,12 @@ class ParquetShard:
 
 
 def text_of(record: dict, key: str) -> str | list | None:
-    """The text under its key; conversations are also met as `conversation`."""
-    return record.get(key, record.get("conversation") if key == "conversations" else None)
+    """The text under `key`; where that is one of TEXT_KEYS and the record lacks it, under another of them, so that captions and
+    conversations lie in one mix."""
+    text = record.get(key)
+    return text if text is not None else next((record[name] for name in text_keys(key) if record.get(name) is not None), None)
+
+
+def text_keys(key: str) -> tuple[str, ...]:
+    """The names under which a text is looked for, the first first."""
+    return (key, *(name for name in TEXT_KEYS if name != key)) if key in TEXT_KEYS else (key,)

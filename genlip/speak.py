@@ -12,6 +12,7 @@ import sys
 from itertools import islice
 
 from .common.command import command, new_parser
+from .common.flags import bounded
 from .generation import captions, load, pictures
 
 BATCH = 64
@@ -24,7 +25,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pictures", nargs="+", help="picture files, folders of them, or shards (whose captions are compared)")
     parser.add_argument("--prompt", default="Describe the image in detail.", help="default: %(default)s")
     parser.add_argument("--text-key", default="caption", help="JSON key or column of a shard's captions (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
+    parser.add_argument("--max-new-tokens", type=bounded(int, 1), default=256, metavar="N", help="default: %(default)s")
 
 
 @command

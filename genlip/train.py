@@ -24,9 +24,9 @@ from typing import Any
 
 from .common.command import command, new_parser
 from .common.files import read_json, write_json
-from .common.flags import add_recipe, check_choices, read_recipe
+from .common.flags import add_recipe, bounded, check_choices, read_recipe
 from .common.hardware import peak_bf16
-from .common.locks import one_at_a_time
+from .common.locks import locked, one_at_a_time
 from .common.run_folder import claim_run_folder, pin
 from .recipes import LAPTOP, PRESETS, Recipe
 
@@ -67,7 +67,8 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     export = run / "export"
     if export.is_dir():
         if rank == 0:
-            check_same_data(read_json(export / "provenance.json")["data_digest"], digest, sources, str(run))
+            provenance = read_json(export / "provenance.json", "remove the export, and the run writes it again", {"data_digest": str})
+            check_same_data(provenance["data_digest"], digest, sources, str(run))
         print0(rank, f"{export} exists: this run is done")
         return export
 
@@ -165,8 +166,6 @@ def init_distributed(recipe: Recipe):
     check_choices(recipe)
     if recipe.max_steps < 1:
         raise ValueError("--max-steps must be at least 1")
-    if recipe.look_ahead < 1 or recipe.rows < 1:
-        raise ValueError("--look-ahead and --rows must be at least 1")
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     if recipe.rows % world:
         raise ValueError(f"--rows {recipe.rows} do not split over {world} ranks: give a multiple of {world}")
@@ -314,13 +313,14 @@ def build_model(recipe: Recipe, words: int, from_init: bool = True):
 
     from .configuration_genlip import GenLIPConfig
     from .modeling_genlip import GenLIPForPretraining
+    from .pretrained import load_model, read_config
 
     torch.manual_seed(recipe.seed)
     config = GenLIPConfig(**recipe.model | {"vocab_size": vocab_size_of(recipe, words)})
     if recipe.init:
-        theirs = GenLIPConfig.from_pretrained(recipe.init) if (Path(recipe.init) / "config.json").is_file() else None
-        if theirs is None:
+        if not (Path(recipe.init) / "config.json").is_file():
             raise ValueError(f"no export in {recipe.init!r} to start from: run the earlier stage, or give --init its export folder")
+        theirs = read_config(Path(recipe.init))
         shape = [k for k in recipe.model if k not in ("vocab_size", "drop_path_rate", "attention_dropout", "initializer_range")]
         differ = [f"{k} {getattr(theirs, k)!r}, not {getattr(config, k)!r}" for k in shape if getattr(theirs, k) != getattr(config, k)]
         if differ or theirs.vocab_size < words:
@@ -328,7 +328,7 @@ def build_model(recipe: Recipe, words: int, from_init: bool = True):
             raise ValueError(f"{recipe.init} is another model than the recipe's: {'; '.join(differ)}")
         config.vocab_size = theirs.vocab_size
     if recipe.init and from_init:
-        model = GenLIPForPretraining.from_pretrained(recipe.init, config=config, dtype=torch.float32)
+        model = load_model(Path(recipe.init), config, dtype=torch.float32)
     else:
         model = GenLIPForPretraining(config)
     if recipe.attention != "sdpa":
@@ -376,15 +376,21 @@ def evaluate_held_out(model, tokenizer, row, recipe: Recipe, device) -> tuple[fl
         said, patch, word = [], 0, 0
         for name, grid, words in zip(row.names[:HELD_PICTURES], row.grid_hw, row.text_lens.tolist()):
             number, ids, labels = int(grid.prod()), row.input_ids[:, word : word + words], row.labels[0, word : word + words]
-            prompt = ids[:, labels == -100]
-            limit = max(8, 2 * int((labels != -100).sum()))
+            prompt, truth = first_turn(ids, labels)
+            limit = max(8, 2 * len(truth))
             picture = {"pixel_values": patches[patch : patch + number], "grid_hw": grid[None]}
             (text,) = generate_text(model, tokenizer, prompt, limit, **picture)
-            truth = tokenizer.decode(labels[labels != -100], skip_special_tokens=True).strip()
-            said.append({"name": name, "said": text, "true": truth})
+            said.append({"name": name, "said": text, "true": tokenizer.decode(truth, skip_special_tokens=True).strip()})
             patch, word = patch + number, word + words
     model.train()
     return loss, said
+
+
+def first_turn(ids, labels):
+    """(the first question (1, Q), its answer (A,)) of a sample's ids (1, T) and labels (T,), -100 where nothing is learned."""
+    start = int((labels != -100).nonzero()[0])
+    behind = (labels[start:] == -100).nonzero()
+    return ids[:, :start], labels[start : start + int(behind[0]) if len(behind) else None]
 
 
 @command
@@ -401,8 +407,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     run = add_recipe(parser, PRESETS, argv)["run"]
     run.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what it costs; nothing is written")
-    run.add_argument("--gpus", type=int, metavar="N", help=f"--dry-run: H100s to plan for (default: 8; of {', '.join(LAPTOP)}: 0, a CPU)")
-    run.add_argument("--mfu", type=float, default=0.4, metavar="X", help="--dry-run: share of an H100's FLOP/s in use (default: 0.4)")
+    run.add_argument(
+        "--gpus", type=bounded(int), metavar="N", help=f"--dry-run: H100s to plan for (default: 8; of {', '.join(LAPTOP)}: 0, a CPU)"
+    )
+    run.add_argument(
+        "--mfu", type=bounded(float, 0.001, 1), default=0.4, metavar="X", help="--dry-run: share of an H100's FLOP/s in use (default: 0.4)"
+    )
     run.add_argument("--accept-changes", action="store_true", help="go on although the recipe is not the run folder's")
     args = parser.parse_args(argv)
     recipe = read_recipe(parser, PRESETS, args)
@@ -411,7 +421,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("data", "out") if recipe.init else ("data", "tokenizer", "out"):
         if not getattr(recipe, name):
             raise ValueError(f"--{name} is needed: see python -m genlip.train --help")
-    train(recipe, args.accept_changes)
+    with locked(Path(recipe.out)) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        train(recipe, args.accept_changes)
     return 0
 
 

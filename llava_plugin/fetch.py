@@ -18,7 +18,9 @@ from pathlib import Path
 
 from genlip.common.command import command, new_parser
 from genlip.common.files import read_json, sha256, written_aside
+from genlip.common.flags import bounded
 from genlip.common.hub import offline, snapshot
+from genlip.common.locks import locked
 from genlip.common.packages import Package, packaged_file
 from genlip.common.suggest import unknown
 
@@ -155,7 +157,11 @@ def make_llama_tiny(folder: Path, text: Path, seed: int, phrases: Sequence[str] 
     trainer = trainers.BpeTrainer(
         vocab_size=TINY_VOCAB - len(phrases), initial_alphabet=alphabet, special_tokens=list(SPECIAL_TOKENS), show_progress=False
     )
-    bpe.train_from_iterator(text.read_text().splitlines(), trainer)
+    try:
+        lines = text.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--text {text} is no text in UTF-8 ({error})") from error
+    bpe.train_from_iterator(lines, trainer)
     tokenizer = chat_tokenizer(bpe, SPECIAL_TOKENS, TURNS, 2048)
     tokenizer.add_tokens(list(phrases))
     config = LlamaConfig(
@@ -261,7 +267,7 @@ def fetch(name: str, weights: Path, text: Path | None = None, seed: int = 0, for
             )
         get = download_openvision2 if name in KEYS and KEYS[name].family == "openvision2" else download
         make = functools.partial(get, repository)
-    with written_aside(folder, fresh=name in MADE) as aside:
+    with locked(folder.parent, folder.name), written_aside(folder, fresh=name in MADE) as aside:
         write_source(aside, make(aside))
     source = read_json(folder / "source.json")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -301,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--phrase", action="append", default=[], metavar="TEXT", help="llama-tiny: make TEXT one token: an instruction often repeated"
     )
-    parser.add_argument("--seed", type=int, default=0, help="llama-tiny: of its random weights (default 0)")
+    parser.add_argument("--seed", type=bounded(int, most=2**63), default=0, help="llama-tiny: of its random weights (default 0)")
     parser.add_argument("--force", action="store_true", help="replace a folder that exists")
     parser.add_argument("--dry-run", action="store_true", help="say what is there and what would come from where, fetch nothing")
     args = parser.parse_args(argv)

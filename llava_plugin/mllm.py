@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from jinja2.exceptions import TemplateError
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
@@ -35,11 +36,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from genlip.common import fingerprint
+from genlip.common import fingerprint, model_folder
 from genlip.common.files import write_json
 from genlip.common.fingerprint import Fingerprint
 from genlip.common.schema import SCHEMA, Provenance, read
 from genlip.common.suggest import choose
+from genlip.common.tokens import broken, broken_ids
 
 from . import register
 from .anyres import AnyresLlavaModel
@@ -94,6 +96,8 @@ def build(
         raise ValueError(f"{projector} joins 2 x 2 tokens; {tower.spec.key} has {tower.spec.grid} x {tower.spec.grid}: use an even grid")
     if joined > 1 and parse(tower.spec.view).kind == "native":
         raise ValueError(f"{projector} joins the 2 x 2 tokens of a square: with --view native use --projector mlp2x_gelu or linear")
+    if Path(llm).is_dir():
+        model_folder.check(Path(llm))
     try:
         language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(llm)
@@ -219,6 +223,7 @@ def load(
     if not (export / "provenance.json").is_file():
         raise ValueError(f"{export} has no provenance.json: give the export/ folder of a run of train_mllm (runs/NAME/export)")
     provenance = read(Provenance, export / "provenance.json", "export the model again")
+    model_folder.check(export)
     made_of = fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype), generation)
     authors = fingerprint.authors_settings(export) if generation == "authors" else None
     config = LlavaConfig.from_pretrained(export)
@@ -258,14 +263,18 @@ def plain(content: str | list[dict]) -> str:
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], image_token_id: int, image_tokens: int | list[int]) -> list[int]:
     """Token ids up to where the assistant's next answer begins, each `<image>` marker expanded to `image_tokens` placeholders: as
-    many for every picture, or a list with each picture's own number. ValueError where list and markers differ in length.
+    many for every picture, or a list with each picture's own number. A control token that somebody typed is text. ValueError where
+    list and markers differ in length, and where the chat template refuses the conversation.
 
     The same function serves training and evaluation, so the two prompts are equal token by token.
     """
-    said = [{"role": m["role"], "content": plain(m["content"])} for m in messages]
+    said = [{"role": m["role"], "content": broken(tokenizer, plain(m["content"]))} for m in messages]
     template = tokenizer.get_chat_template()
     pinned = PINNED + template if "strftime_now" in template else template
-    text = tokenizer.apply_chat_template(said, chat_template=pinned, add_generation_prompt=True, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(said, chat_template=pinned, add_generation_prompt=True, tokenize=False)
+    except TemplateError as e:
+        raise ValueError(f"the chat template refuses it ({e})") from e
     pieces = text.split(IMAGE)
     counts = [image_tokens] * (len(pieces) - 1) if isinstance(image_tokens, int) else image_tokens
     if len(counts) != len(pieces) - 1:
@@ -273,7 +282,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], image_t
     ids: list[int] = []
     for piece, count in zip(pieces, [0, *counts]):
         ids += [image_token_id] * count
-        ids += tokenizer(piece, add_special_tokens=False).input_ids
+        ids += broken_ids(tokenizer, piece)
     return ids
 
 

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from genlip.common.command import command, new_parser
 from genlip.common.files import read_json, written_aside
+from genlip.common.flags import bounded
+from genlip.common.locks import locked
 from genlip.common.packages import Package, packaged_file
 from genlip.common.progress import tracked
 
@@ -264,7 +266,11 @@ def make(out: Path, copies: int = 8, seed: int = 0) -> str:
     world, benchmark = out / "easy-vqa", out / "genlip-eval" / "easy-vqa"
     settings = {"package": EASY_VQA.name, "version": EASY_VQA.version, "licence": EASY_VQA.licence, "copies": copies, "seed": seed}
     if world.exists():
-        made = read_json(world / "made.json") if (world / "made.json").exists() else {}
+        made = (
+            read_json(world / "made.json", f"remove {world} or give another --out", {"copies": int, "seed": int})
+            if (world / "made.json").exists()
+            else {}
+        )
         if {key: made.get(key) for key in settings} != settings:
             other = ", ".join(f"{key} {made[key]}" for key in ("copies", "seed")) if made else "something else"
             raise ValueError(f"{world} was made with {other}, asked are copies {copies}, seed {seed}: delete it or give another --out")
@@ -296,10 +302,13 @@ def main(argv: list[str] | None = None) -> int:
         "then train on data/easy-vqa/captions and data/easy-vqa/sft, evaluate with --data-root data",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write easy-vqa/ and genlip-eval/easy-vqa/ into")
-    parser.add_argument("--copies", type=int, default=8, help="caption shards: the exact pictures and copies-1 moved ones (default 8)")
-    parser.add_argument("--seed", type=int, default=0, help="of the flips, shifts and orders (default 0)")
+    parser.add_argument(
+        "--copies", type=bounded(int, 1), default=8, help="caption shards: the exact pictures and copies-1 moved ones (default 8)"
+    )
+    parser.add_argument("--seed", type=bounded(int), default=0, help="of the flips, shifts and orders (default 0)")
     args = parser.parse_args(argv)
-    print(make(args.out, args.copies, args.seed))
+    with locked(args.out, "easy-vqa"):
+        print(make(args.out, args.copies, args.seed))
     return 0
 
 

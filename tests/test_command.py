@@ -1,8 +1,10 @@
 """The one boundary of every command: sentences and exit codes instead of tracebacks."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,14 @@ from safetensors import SafetensorError
 
 from genlip.common.command import Failed, begun, command, new_parser
 from genlip.common.files import read_json, write_file
+from genlip.common.processes import running
+
+
+def wait_until(true) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def run(error: BaseException, capsys) -> tuple[int, str]:
@@ -72,6 +82,41 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"b\.json"):
         write_file(tmp_path / "b.json", "text")
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_command_in_a_sentence_and_what_it_was_writing_is_gone(tmp_path, number, code):
+    script = "import sys, time; from pathlib import Path; from genlip.common.command import command\n"
+    script += "from genlip.common.files import written_aside; from genlip.common.locks import locked\n@command\ndef main(argv=None):\n"
+    script += (
+        " with locked(Path(sys.argv[1]), 'x'), written_aside(Path(sys.argv[1], 'export')):\n  print('on', flush=True); time.sleep(60)\n"
+    )
+    run = [sys.executable, "-c", f"{script}raise SystemExit(main())", str(tmp_path / "out")]
+    process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "on\n"
+    process.send_signal(number)
+    assert process.communicate()[1] == "stopped; the same command goes on from here\n" and process.returncode == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_end_with_a_command_that_is_stopped_or_killed(tmp_path):
+    script = "import os, sys, time; from pathlib import Path; from genlip.common.command import command\n"
+    script += "from genlip.common.processes import finished\n"
+    script += "def work(job):\n Path(sys.argv[1], str(os.getpid())).touch(); time.sleep(60)\n"
+    script += "@command\ndef main(argv=None):\n return len(list(finished(work, [1, 2], 2)))\n"
+    script += "if __name__ == '__main__':\n raise SystemExit(main())\n"
+    (tmp_path / "script.py").write_text(script)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        pids = tmp_path / number.name
+        pids.mkdir()
+        run = [sys.executable, str(tmp_path / "script.py"), str(pids)]
+        here = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        process = subprocess.Popen(run, env=here, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        wait_until(lambda: len(list(pids.iterdir())) == 2)  # noqa: B023
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # as a terminal's Ctrl-C
+        said = process.communicate(timeout=20)[1]
+        assert "Traceback" not in said and process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}.get(number, -9)
+        wait_until(lambda: not any(running(int(pid.name)) for pid in pids.iterdir()))  # noqa: B023
 
 
 def test_examples_are_shown_as_they_are_written():

@@ -20,7 +20,7 @@ from train_mllm import llava_next
 ROOT = Path(__file__).parents[1]
 TRAINERS = {"genlip": genlip.train, "train_mllm": train_mllm.train}
 # What recipe.json holds, by preset after preset: a run made before goes on only where it stays so.
-STORED = {"genlip": "ce159ac20ca17c5f", "train_mllm": "3b7936be85af8a27"}
+STORED = {"genlip": "ce159ac20ca17c5f", "train_mllm": "b963c66783527104"}
 
 
 def resolved(trainer: str, words: list[str], monkeypatch):
@@ -45,6 +45,18 @@ def refused(trainer: str, words: list[str], capsys) -> str:
 def test_stored_recipes_are_what_they_were(trainer):
     presets = TRAINERS[trainer].PRESETS.values()
     assert hashlib.sha256("".join(json.dumps(asdict(make())) for make in presets).encode()).hexdigest()[:16] == STORED[trainer]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "words"),
+    [("genlip", words) for words in ("save-every 0", "keep -1", "lr nan", "warmup nan", "rows 0", "max-bad 1.5", "seed -1", "gpus -1")]
+    + [("train_mllm", words) for words in ("global-batch -4", "batch 0", "warmup inf", "save-every 0", "epochs nan", "mfu 0", "gpus x")],
+)
+def test_a_number_beyond_its_bounds_is_refused_by_the_parser(trainer, words, capsys):
+    name, value = words.split()
+    preset = {"genlip": "tiny-s1", "train_mllm": "tiny-sft"}[trainer]
+    said = refused(trainer, [preset, f"--{name}", value], capsys).splitlines()[-1]
+    assert f"--{name}" in said and (value in said or "number" in said)
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)

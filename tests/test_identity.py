@@ -402,7 +402,7 @@ FLAGS = {
     "data": ("--data", "data/mini/sft/fewer.json"),
     "init": ("--init", ""),
     "init.lr": ("--init", "runs/projector-faster/export"),
-    "llm": ("--llm", "weights/other-llm"),
+    "llm": ("--llm", "weights/other-llm", "--init", "runs/projector-llm/export"),
 }
 FREE = {
     "save_every": ("--save-every", "2"),
@@ -425,6 +425,7 @@ def beside(world, commands):
     for command in (
         (*stage, "--out", "runs/projector-other"),
         (*stage, "--lr", "5e-3", "--out", "runs/projector-faster"),
+        (*stage, "--llm", "weights/other-llm", "--out", "runs/projector-llm"),
         (*SFT, "--encoder", "short=encoder", "--max-steps", "3", "--out", "runs/short"),
         (*RUN, "--encoder", "short"),
     ):
@@ -455,8 +456,9 @@ def test_a_flag_that_changes_nothing_that_is_learned_is_not(beside, place, comma
     assert code == 0, said
 
 
-def test_another_encoders_projector_is_refused(place, commands):
-    code, said = commands(place, *SFT, "--encoder", "theirs=other", "--out", "runs/theirs")
+@pytest.mark.parametrize("other", [("--encoder", "theirs=other"), ("--llm", "weights/other-llm")])
+def test_a_projector_belongs_to_its_encoder_and_language_model(beside, place, commands, other):
+    code, said = commands(place, *SFT, *other, "--out", "runs/theirs")
     assert code == 2 and "runs/projector/export" in said and "Traceback" not in said, said
 
 

@@ -39,10 +39,10 @@ SECTIONS = ("Fetch", "Train and evaluate", "Pretraining GenLIP")
 # What each command of these sections has to say of a machine with nothing, in order; and its exit code.
 ROAD = [
     (0, "weights/genlip-g16: from the hub, YanFang/GenLIP-g16-NaViT"),
-    (1, "repository cannot be accessed"),  # hf's own words: there is no hub here
-    (1, "repository cannot be accessed"),
+    (0, "liuhaotian/LLaVA-Pretrain: 2 parts"),
+    (0, "lmms-lab/LLaVA-OneVision-Data: 83 parts"),
     (0, "missing  textcaps_val: no val-*.parquet under data/lmms-lab-encoder/TextCaps"),
-    (0, "no conversations at 'data/llava-pretrain/blip_laion_cc_sbu_558k.json'"),
+    (0, "no conversations at 'data/llava-pretrain-558k.yaml'"),
     (0, "no projector export in runs/projector-genlip-g16/export"),
     (0, "no language model Qwen/Qwen2.5-1.5B-Instruct"),
     (0, "no weights of siglip2-g16-384: weights/siglip2-g16-384 does not exist. Bring them: python -m llava_plugin.fetch siglip2-g16-384"),
@@ -84,7 +84,7 @@ def test_the_roads_costs_are_those_of_the_dry_runs(road):
 
 def test_the_downloads_are_those_that_the_dry_runs_ask_for(road):
     asked = " ".join(done.stdout + done.stderr for _, done in road)
-    hubs = [command for command, _ in road if command.startswith("hf ")]
+    hubs = [command for command, _ in road if command.startswith("python -m train_mllm.fetch ")]
     assert len(hubs) == 2 and all(command in asked for command in hubs)
     fetched = road[0][0].split()[3:]
     assert fetched == ["genlip-g16", "siglip2-g16-384", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct"]

@@ -1,4 +1,4 @@
-"""Normalise one conversation (LLaVA, OpenAI, parquet) and write Arrow tables that training maps into memory. Torch-free.
+"""Conversations as Arrow tables that training maps into memory, each with its digest. Torch-free.
 
 Used by `python -m train_mllm.prepare_data`, which counts what does not pass. A row costs 20 us beside the hash of its picture: a
 picture that lies in a parquet column is looked at where parquet's reader has put it, and is written from there.
@@ -6,66 +6,36 @@ picture that lies in a parquet column is looked at where parquet's reader has pu
 
 import hashlib
 import itertools
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from genlip.common import digests
+from genlip.common.columns import message_type
+from genlip.common.conversations import read_row, said
 from genlip.common.files import file_aside
+from genlip.common.picture_files import read_picture
 
 from . import image_check
 
-IMAGE = "<image>"
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-
-
-class Turns(NamedTuple):
-    """A row's turns, checked: what the digest takes of them, their <image> markers, and the turns themselves: a list of {"role",
-    "content"}, or their places in the chunk's own array of turns."""
-
-    said: str | memoryview
-    markers: int
-    messages: list[dict] | range
-
-
-class ImageRef(NamedTuple):
-    """A picture's absolute path, or its bytes; `at` is its place in the chunk's own array of pictures, None where it is not there.
-    `seen` is the signature that the file had when it was read."""
-
-    path: str | None
-    data: bytes | memoryview | None
-    at: int | None = None
-    seen: digests.Signature | None = None
-
 
 def normalise(row: dict, images: Path, decode: bool = False) -> dict:
-    """One row in the one form: {"id", "images": [Picture], "messages": as Turns has them, "digest", "notes"}, pictures scanned.
+    """One row in the one form: {"id", "images": [ImageRef], "messages": as Turns has them, "digest", "notes"}, pictures scanned.
 
-    Turns that `plain_turns` has passed are taken as they are, all others are checked here. The digest is of what training sees: the
-    turns and each picture's bytes. Raises ValueError with the reason under which the row is counted.
+    The digest is of what training sees: the turns and each picture's bytes. Raises ValueError with the reason under which the row is
+    counted.
     """
-    if not isinstance(row, dict):
-        raise ValueError("malformed row")
-    shown = row.get("images") or row.get("image") or []
-    shown = list(shown) if isinstance(shown, (list, tuple)) and not isinstance(shown, ImageRef) else [shown]
-    turns = row.get("conversations") or row.get("messages") or []
-    turns = turns if isinstance(turns, Turns) else _checked(turns, shown)
-    if turns.markers != len(shown):
-        raise ValueError(f"{IMAGE} markers and pictures do not match")
-    try:
-        sha = hashlib.sha256(turns.said.encode() if isinstance(turns.said, str) else turns.said)
-    except UnicodeEncodeError as e:  # half a surrogate pair, which JSON can hold and no text can
-        raise ValueError("malformed turn") from e
+    turns, shown = read_row(row)
+    sha = hashlib.sha256(turns.said)
     kept, notes = [], []
     for some in shown:
-        picture, data = _picture(some, images)
+        picture, data = read_picture(some, images)
         notes.append(image_check.check_image(data, decode).note)
         _add_picture(sha, data)
         kept.append(picture)
-    seen = {note for note in notes if note}
-    return {"id": str(row.get("id", "")), "images": kept, "messages": turns.messages, "digest": sha.digest(), "notes": sorted(seen)}
+    name = str(row.get("id", "")).encode(errors="replace").decode()  # half a surrogate pair is no text
+    seen = sorted({note for note in notes if note})
+    return {"id": name, "images": kept, "messages": turns.messages, "digest": sha.digest(), "notes": seen}
 
 
 def _add_picture(sha, data: bytes | memoryview) -> None:
@@ -73,130 +43,17 @@ def _add_picture(sha, data: bytes | memoryview) -> None:
     sha.update(data)
 
 
-def _said(role: str, content: str) -> str:
-    """What the digest takes of a turn."""
-    return f"{role} {len(content)} {content}"
-
-
-def _checked(turns, shown: list) -> Turns:
-    """A row's turns, looked at one by one; pictures among OpenAI's parts are added to `shown`. Raises ValueError with the reason."""
-    if not isinstance(turns, list):
-        raise ValueError("malformed turn")
-    messages, said, markers, due = [], [], 0, "user"
-    for turn in turns:
-        role, content = _turn(turn, shown)
-        if role != "system":
-            if role != due:
-                raise ValueError("turns do not alternate user, assistant")
-            due = "assistant" if role == "user" else "user"
-        if role == "assistant":
-            if not content:
-                raise ValueError("empty answer")
-            if IMAGE in content:
-                raise ValueError(f"{IMAGE} marker in an answer")
-        else:
-            markers += content.count(IMAGE)
-        messages.append({"role": role, "content": content})
-        said.append(_said(role, content))
-    if due == "assistant":
-        raise ValueError("turns do not alternate user, assistant")
-    if not messages or messages[-1]["role"] == "system":
-        raise ValueError("no turns")
-    return Turns("".join(said), markers, messages)
-
-
-def plain_turns(column) -> tuple[list[Turns | None], object]:
-    """(Turns of each row that needs no closer look, None for the others; the array of all turns, which the Turns' places mean).
-
-    Plain are the turns of user, assistant, user, assistant and so on, of which every answer says something and shows no picture: the
-    simplest of what `_checked` passes, told by column in a tenth of its time. No row is refused here: one that is not plain, be it for
-    a fault or for a system prompt, is `_checked`'s to judge. A column that is no list of turns with text has no plain rows.
-    """
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    kind = column.type
-    names = kind.value_type.names if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type) else []
-    role, content = ("from" if "from" in names else "role"), ("value" if "value" in names else "content")
-    if not all(name in names and pa.types.is_string(kind.value_type.field(name).type) for name in (role, content)):
-        return [None] * len(column), None
-    flat = column.flatten()
-    role, content = pc.struct_field(flat, role), pc.struct_field(flat, content)
-    user, answer = (pc.is_in(role, pa.array([name for name in ROLES if ROLES[name] == one])) for one in ("user", "assistant"))
-    content = pc.if_else(answer, pc.utf8_trim_whitespace(content), content)  # trims what str.strip does
-    length, markers = (pc.fill_null(count, 0) for count in (pc.utf8_length(content), pc.count_substring(content, IMAGE)))
-    role = pc.if_else(user, "user", "assistant")
-    said = pc.binary_join_element_wise(role, pc.cast(length, pa.string()), content, " ")
-
-    lengths = pc.fill_null(column.value_lengths(), 0).to_numpy()
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    place = np.arange(len(flat)) - np.repeat(starts, lengths)
-    user, answer, length, markers = (some.to_numpy(zero_copy_only=False) for some in (user, answer, length, markers))
-    plain = np.where(place % 2, answer & (length > 0) & (markers == 0), user) & content.is_valid().to_numpy(zero_copy_only=False)
-    counted, passed = (np.concatenate([[0], np.cumsum(some)]) for some in (markers, plain))
-    good = (passed[ends] - passed[starts] == lengths) & (lengths > 0) & (lengths % 2 == 0)
-
-    _, bounds, body = said.buffers()
-    bounds, body = np.frombuffer(bounds, np.int32)[said.offset :], memoryview(body or b"").cast("B")
-    numbers = (some.tolist() for some in (good, bounds[starts], bounds[ends], counted[ends] - counted[starts], starts, ends))
-    found = [Turns(body[a:b], n, range(start, end)) if ok else None for ok, a, b, n, start, end in zip(*numbers)]
-    return found, pa.StructArray.from_arrays([role, content], fields=list(schema().field("messages").type.value_type))
-
-
-def _turn(turn, shown: list) -> tuple[str, str]:
-    """(role, content) of a turn; pictures among OpenAI's parts are added to `shown` where they stand."""
-    if not isinstance(turn, dict):
-        raise ValueError("malformed turn")
-    role = ROLES.get(turn.get("from", turn.get("role")))
-    content = turn.get("value", turn.get("content"))
-    if isinstance(content, list):
-        text = ""
-        for part in content:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind == "text" and isinstance(part.get("text"), str):
-                text += part["text"]
-            elif kind in ("image", "image_url"):
-                url = part.get("image_url") or part.get("image")
-                shown.append(url["url"] if isinstance(url, dict) and "url" in url else url)
-                text += IMAGE + "\n"
-            else:
-                raise ValueError("malformed turn")
-        content = text
-    if role is None or not isinstance(content, str):
-        raise ValueError("malformed turn")
-    return role, content.strip() if role == "assistant" else content
-
-
-def _picture(picture, images: Path) -> tuple[ImageRef, bytes | memoryview]:
-    """(what is kept, bytes) of a picture given as bytes in a parquet row, or as a path."""
-    if isinstance(picture, dict):
-        picture = ImageRef(picture.get("path"), picture.get("bytes"))
-    if isinstance(picture, ImageRef):
-        if picture.data is not None:
-            return ImageRef(None, picture.data, picture.at), picture.data
-        picture = picture.path
-    if not isinstance(picture, str):
-        raise ValueError("malformed picture")
-    for path in (images / picture, images / Path(picture).name):  # exports of other tools carry their own folders in front of the name
-        if path.is_file():
-            with path.open("rb") as stream:
-                seen = digests.signature(os.fstat(stream.fileno()))
-                return ImageRef(str(path.absolute()), None, seen=seen), stream.read()
-    raise ValueError("missing picture")
-
-
 def schema():
     import pyarrow as pa
 
     picture = pa.struct([("path", pa.string()), ("bytes", pa.binary())])
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    return pa.schema([("id", pa.string()), ("images", pa.list_(picture)), ("messages", pa.list_(message)), ("digest", pa.binary(32))])
+    return pa.schema(
+        [("id", pa.string()), ("images", pa.list_(picture)), ("messages", pa.list_(message_type())), ("digest", pa.binary(32))]
+    )
 
 
-def to_arrow(rows: list[dict], data, said):
-    """Normalised rows as one record batch of `schema()`. `data` and `said` are the chunk's arrays of pictures and of turns, or None:
+def to_arrow(rows: list[dict], data, turns):
+    """Normalised rows as one record batch of `schema()`. `data` and `turns` are the chunk's arrays of pictures and of turns, or None:
     where all rows passed they are written as they are, without a copy."""
     import pyarrow as pa
 
@@ -214,26 +71,26 @@ def to_arrow(rows: list[dict], data, said):
     columns = [
         pa.array([row["id"] for row in rows], pa.string()),
         _lists(rows, "images", pa.StructArray.from_arrays([paths, found], fields=list(pictures_type.value_type)), pictures_type),
-        _lists(rows, "messages", _messages([row["messages"] for row in rows], said, messages_type.value_type), messages_type),
+        _lists(rows, "messages", _messages([row["messages"] for row in rows], turns, messages_type.value_type), messages_type),
         pa.array([row["digest"] for row in rows], pa.binary(32)),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=whole)
 
 
-def _messages(turns: list[list[dict] | range], said, kind):
-    """The turns of all rows as one array of `kind`: their places in `said`, and behind it those that are not in it."""
+def _messages(turns: list[list[dict] | range], known, kind):
+    """The turns of all rows as one array of `kind`: their places in `known`, and behind it those that are not in it."""
     import pyarrow as pa
 
     own = [message for some in turns if isinstance(some, list) for message in some]
-    if said is not None and not own and sum(map(len, turns)) == len(said):
-        return said
+    if known is not None and not own and sum(map(len, turns)) == len(known):
+        return known
     fresh = [pa.array([message[name] for message in own], pa.string()) for name in ("role", "content")]
     fresh = pa.StructArray.from_arrays(fresh, fields=list(kind))
-    if said is None:
+    if known is None:
         return fresh
-    behind = itertools.count(len(said))
+    behind = itertools.count(len(known))
     places = [at for some in turns for at in (some if isinstance(some, range) else itertools.islice(behind, len(some)))]
-    return pa.concat_arrays([said, fresh]).take(pa.array(places, pa.int64()))
+    return pa.concat_arrays([known, fresh]).take(pa.array(places, pa.int64()))
 
 
 def _lists(rows: list[dict], name: str, flat, kind):
@@ -250,7 +107,17 @@ def open_conversations(folder: Path):
     files = sorted((folder / "conversations").glob("*.arrow"))
     if not files:
         raise ValueError(f"{folder} holds no conversations: make it with python -m train_mllm.prepare_data SOURCE --out {folder}")
-    return pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(f))).read_all() for f in files])
+    return pa.concat_tables([_table(file) for file in files])
+
+
+def _table(arrow: Path):
+    """A piece of the prepared table. ValueError where it was cut short or is none."""
+    import pyarrow as pa
+
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(arrow))).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{arrow} is no whole table of conversations ({error}): remove {arrow.parent.parent}, prepare again") from error
 
 
 # --- pictures in files of their own -----------------------------------------------------------------------------------------
@@ -278,10 +145,9 @@ def changed_pictures(arrow: Path, rehash: bool = False) -> tuple[list[str], list
     Told by size, times and inode, and where one of these moved by the bytes of the whole row, whose digest stands beside it.
     """
     import numpy as np
-    import pyarrow as pa
     import pyarrow.compute as pc
 
-    table = pa.ipc.open_file(pa.memory_map(str(arrow))).read_all()
+    table = _table(arrow)
     paths = picture_paths(table)
     own = paths.is_valid().to_numpy()
     if not own.any():
@@ -311,7 +177,7 @@ def changed_pictures(arrow: Path, rehash: bool = False) -> tuple[list[str], list
 
 def _as_prepared(row: dict) -> bool:
     """Whether a row's pictures are, byte for byte, those that its digest was made of. One that is gone says nothing."""
-    sha = hashlib.sha256("".join(_said(message["role"], message["content"]) for message in row["messages"]).encode())
+    sha = hashlib.sha256("".join(said(message["role"], message["content"]) for message in row["messages"]).encode())
     for picture in row["images"]:
         try:
             _add_picture(sha, picture["bytes"] if picture["bytes"] is not None else Path(picture["path"]).read_bytes())

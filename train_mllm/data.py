@@ -32,20 +32,19 @@ import torch
 from PIL import Image
 
 from genlip.common.files import file_aside
+from genlip.common.ledger import Ledger
 from genlip.common.progress import tracked
+from genlip.common.tokens import text_ids
 from llava_plugin import views
 from llava_plugin.mllm import IMAGE, end_of_turn, prompt_ids
 from llava_plugin.pictures import picture_size, read_picture
 from llava_plugin.projectors import PROJECTORS
 
 from .conversations import open_conversations
+from .skipped import Skipped
 
 IGNORED = -100
 ROWS_A_MEASURE = 256
-
-
-class TooLong(ValueError):
-    """Not even the first turn fits into max_length."""
 
 
 @dataclass
@@ -71,7 +70,7 @@ def _prompt(tokenizer, said: tuple, image_token_id: int, image_tokens: int | tup
 @functools.lru_cache(maxsize=4096)
 def _answer(tokenizer, text: str) -> list[int]:
     """Token ids of an answer and its end."""
-    return [*tokenizer(text, add_special_tokens=False).input_ids, end_of_turn(tokenizer)]
+    return [*text_ids(tokenizer, text), end_of_turn(tokenizer)]
 
 
 def encode(
@@ -79,18 +78,17 @@ def encode(
 ) -> TokenizedConversation:
     """Tokens of a conversation, cut at a turn's border at `max_length`; `image_tokens` of any picture, or of each. Raises ValueError where
     not even one turn fits, or where the chat template rewrites earlier turns, so that a dialogue is not one sequence."""
-    system = [m for m in messages if m["role"] == "system"]
-    spoken = [m for m in messages if m["role"] != "system"]
     parts = []
-    for k in range(1, len(spoken), 2):
-        history = spoken[:k]
+    for k in (i for i, m in enumerate(messages) if m["role"] == "assistant"):
+        history = messages[:k]  # a system turn stands where it was said
         if turns == "independent":
-            pictures = sum(m["content"].count(IMAGE) for m in history[:-1])
-            history = [{"role": "user", "content": f"{IMAGE}\n" * pictures + history[-1]["content"]}]
-        said = tuple((m["role"], m["content"]) for m in system + history)
+            system, spoken = ([m for m in history if (m["role"] == "system") == one] for one in (True, False))
+            pictures = sum(m["content"].count(IMAGE) for m in spoken[:-1])
+            history = [*system, {"role": "user", "content": f"{IMAGE}\n" * pictures + spoken[-1]["content"]}]
+        said = tuple((m["role"], m["content"]) for m in history)
         so_far = sum(content.count(IMAGE) for _, content in said)
         counts = image_tokens if isinstance(image_tokens, int) else tuple(image_tokens[:so_far])
-        parts.append((_prompt(tokenizer, said, image_token_id, counts), _answer(tokenizer, spoken[k]["content"])))
+        parts.append((_prompt(tokenizer, said, image_token_id, counts), _answer(tokenizer, messages[k]["content"])))
     return (_independent if turns == "independent" else _dialogue)(parts, image_token_id, max_length)
 
 
@@ -107,7 +105,7 @@ def _dialogue(parts, image_token_id, max_length) -> TokenizedConversation:
         labels += [IGNORED] * (len(prompt) - len(ids)) + answer
         ids = prompt + answer
     if not ids:
-        raise TooLong("its first turn is longer than --max-length")
+        raise ValueError("its first turn is longer than --max-length")
     return TokenizedConversation(ids, labels, list(range(len(ids))), [0] * len(ids), cut)
 
 
@@ -129,7 +127,7 @@ def _independent(parts, image_token_id, max_length) -> TokenizedConversation:
         block += [k] * len(own)
         used += 1
     if not used:
-        raise TooLong("its first turn is longer than --max-length")
+        raise ValueError("its first turn is longer than --max-length")
     return TokenizedConversation(ids, labels, positions, block, cut)
 
 
@@ -157,23 +155,22 @@ def _split(ids: list[int], mark: int) -> list[list[int]]:
 
 
 def open_picture(picture: dict) -> Image.Image:
-    """A prepared row's picture as RGB. ValueError where it is none any more."""
+    """A prepared picture as RGB. ValueError with the reason, under which its conversation is counted."""
     try:
         return read_picture(picture["bytes"] if picture["bytes"] is not None else picture["path"]).image
-    except ValueError as e:
-        raise _unreadable(picture, e) from e
-
-
-def _unreadable(picture: dict, error: ValueError) -> ValueError:
-    return ValueError(f"{picture['path'] or 'a picture'}: {error}: prepare the data with --decode, which leaves its row out")
+    except OSError as e:
+        raise ValueError("missing picture" if isinstance(e, FileNotFoundError) else "undecodable picture") from e
 
 
 class Conversations(torch.utils.data.Dataset):
     """Index -> {"id", "row": TokenizedConversation, "pictures": list of PIL pictures, or "features" from the cache and "sizes"}.
 
     `mean` and `std` (D,), if given, standardise the cached features (see features.py). `sizes` (pictures, 2): height and width of all
-    pictures in order, where by the view of `spec` a picture's tokens depend on them.
+    pictures in order, where by the view of `spec` a picture's tokens depend on them. Where a picture cannot be decoded "row" is None,
+    there is no picture, and `skipped` keeps the conversation's number.
     """
+
+    skipped: Skipped | None = None  # where conversations that break are kept; without it they stop the run
 
     def __init__(self, folder: Path, tokenizer, model_config, recipe, features=None, mean=0.0, std=1.0, spec=None, sizes=None):
         self.table = open_conversations(folder)
@@ -190,25 +187,37 @@ class Conversations(torch.utils.data.Dataset):
         """Height and width of a conversation's pictures; none are known where they do not matter."""
         return [] if self.sizes is None else self.sizes[self.first_picture[i] : self.first_picture[i + 1]].tolist()
 
+    def tokens_of(self, height: int, width: int) -> int:
+        """Of a picture of this size. ValueError for one that has none, or too long a shape for the view."""
+        if not height:
+            raise ValueError("undecodable picture")
+        return views.tokens(self.spec, height, width, PROJECTORS[self.recipe.projector].joined)
+
     def row(self, i: int, record: dict) -> TokenizedConversation:
         """Of conversation `i`, whose texts are in `record`."""
-        tokens = self.image_tokens
-        if self.sizes is not None:
-            joined = PROJECTORS[self.recipe.projector].joined
-            tokens = [views.tokens(self.spec, height, width, joined) for height, width in self.sizes_of(i)]
         try:
+            tokens = self.image_tokens if self.sizes is None else [self.tokens_of(*size) for size in self.sizes_of(i)]
             return encode(record["messages"], self.tokenizer, self.image_token_id, tokens, self.recipe.turns, self.recipe.max_length)
         except ValueError as e:
             raise type(e)(f"conversation {record['id']!r}: {e}") from e
 
     def __getitem__(self, i: int) -> dict:
         record = self.table.slice(i, 1).to_pylist()[0]
-        row = self.row(i, record)
-        if self.features is None:
-            return {"id": record["id"], "row": row, "pictures": [open_picture(p) for p in record["images"]]}
-        first, last = self.first_feature[self.first_picture[i : i + 2]]
-        features = (self.features[first:last] - self.mean) / self.std
-        return {"id": record["id"], "row": row, "features": torch.from_numpy(features), "sizes": self.sizes_of(i)}
+        name, row = record["id"], self.row(i, record)
+        try:
+            if self.features is None:
+                return {"id": name, "row": row, "pictures": [open_picture(p) for p in record["images"]]}
+            first, last = self.first_feature[self.first_picture[i : i + 2]]
+            features = (self.features[first:last] - self.mean) / self.std
+            if np.isnan(features[..., 0]).any():  # so `cached_features` marks what it could not decode
+                raise ValueError("undecodable picture")
+            return {"id": name, "row": row, "features": torch.from_numpy(features), "sizes": self.sizes_of(i)}
+        except ValueError as e:
+            if self.skipped is None:
+                raise ValueError(f"conversation {name!r}: {e}") from e
+            self.skipped.add(int(i), name, str(e))
+        nothing = {"pictures": []} if self.features is None else {"features": torch.from_numpy(features[:0]), "sizes": []}
+        return {"id": name, "row": None} | nothing
 
     @functools.cached_property
     def first_feature(self) -> np.ndarray:
@@ -219,12 +228,12 @@ class Conversations(torch.utils.data.Dataset):
 
 
 def feature_starts(spec, sizes: np.ndarray) -> np.ndarray:
-    """(pictures + 1,) Where each picture's features begin among those of all, by the view of `spec`."""
-    return np.cumsum([0, *(views.parts(spec, *size) for size in sizes.tolist())])
+    """(pictures + 1,) Where each picture's features begin among those of all, by the view of `spec`; what cannot be decoded has none."""
+    return np.cumsum([0, *(views.parts(spec, height, width) if height else 0 for height, width in sizes.tolist())])
 
 
 class _Measures(torch.utils.data.Dataset):
-    """Index -> (tokens, supervised tokens, 1 if turns were left out | 0); (0, 0, -1) where not even one turn fits."""
+    """Index -> (tokens, supervised tokens, 1 if turns were left out | 0); (0, 0, -1) where not even one turn can be had."""
 
     def __init__(self, conversations: Conversations):
         self.conversations = conversations
@@ -236,13 +245,25 @@ class _Measures(torch.utils.data.Dataset):
     def __getitem__(self, i: int) -> tuple[int, int, int]:
         try:
             row = self.conversations.row(i, self.texts.slice(i, 1).to_pylist()[0])
-        except TooLong:
+        except ValueError:  # too long, or not to be told in the chat template's form: `left_out` says which
             return 0, 0, -1
         return len(row.ids), sum(label != IGNORED for label in row.labels), int(row.cut)
 
 
+def left_out(conversations: Conversations, lengths: np.ndarray, most: int) -> Ledger:
+    """The conversations that `token_lengths` could make nothing of, by reason: each is looked at again, up to `most` of them."""
+    ledger = Ledger()
+    for i in (lengths[:, 2] < 0).nonzero()[0][:most].tolist():
+        record = conversations.table.slice(i, 1).select(["id", "messages"]).to_pylist()[0]
+        try:
+            conversations.row(i, record)
+        except ValueError as e:
+            ledger.count(ledger.skipped, str(e.__cause__), record["id"] or f"conversation {i}")
+    return ledger
+
+
 def token_lengths(conversations: Conversations, folder: Path, data_digest: str) -> np.ndarray:
-    """(n, 3) int32 of all conversations: tokens, supervised tokens, cut (1: turns were left out; -1: not even one turn fits).
+    """(n, 3) int32 of all conversations: tokens, supervised tokens, cut (1: turns were left out; -1: not even one turn can be had).
 
     Done once by all cores, kept in `folder` under the digest of tokenizer, template, lengths and data.
     """
@@ -250,6 +271,7 @@ def token_lengths(conversations: Conversations, folder: Path, data_digest: str) 
     if conversations.sizes is not None:
         tokens = [conversations.spec.view, conversations.spec.resolution, conversations.spec.family, tokens]
     key = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template, tokens, recipe.turns, recipe.max_length]
+    key.append("control tokens that somebody typed are text")
     file = folder / f"lengths-{hashlib.sha256(json.dumps([key, data_digest]).encode()).hexdigest()[:16]}.npy"
     if not file.is_file():
         workers = len(os.sched_getaffinity(0)) if len(conversations) > 4 * ROWS_A_MEASURE else 0
@@ -276,14 +298,14 @@ class _Sizes(torch.utils.data.Dataset):
         for picture in self.pictures[i].as_py():
             try:
                 found.append(picture_size(picture["bytes"] if picture["bytes"] is not None else picture["path"]))
-            except ValueError as e:
-                raise _unreadable(picture, e) from e
+            except (ValueError, OSError):  # its conversation is left out, and counted, where its tokens are
+                found.append((0, 0))
         return found
 
 
 def picture_sizes(folder: Path, data_digest: str) -> np.ndarray:
     """(pictures, 2) int32 height and width of all pictures in the data's order, read once by all cores, kept in `folder` under the data's
-    digest."""
+    digest; 0 of one that cannot be decoded."""
     file = folder / f"sizes-{data_digest[:16]}.npy"
     if not file.is_file():
         table = open_conversations(folder)

@@ -14,12 +14,12 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from genlip.common import sources
 from genlip.common.files import read_json
 from genlip.common.hardware import PEAK_BF16
 from genlip.common.schema import Provenance, RunRecord, read
 from llava_plugin import encoders, llava_next, views
 
-from . import sources
 from .recipes import Recipe
 from .setup import LlmShape, Setup
 
@@ -28,8 +28,8 @@ PAPER_ROWS = {"projector": 558_000, "sft": 3_000_000}  # LLaVA's pretraining pai
 ANYRES_ROWS = 780_000  # LLaVA-NeXT's own data, those of the paper's unfrozen table
 TEXT_TOKENS = {"projector": 30, "sft": 200}  # a conversation, assumed where no data is at hand to look at
 DATA = {
-    "projector": "hf download liuhaotian/LLaVA-Pretrain --repo-type dataset --local-dir data/llava-pretrain (unzip images.zip there)",
-    "sft": "hf download lmms-lab/LLaVA-OneVision-Data --repo-type dataset --local-dir data/llava-onevision",
+    "projector": "python -m train_mllm.fetch llava-pretrain-558k --data-root data",
+    "sft": "python -m train_mllm.fetch onevision-single-image --data-root data",
 }
 SPARE = 0.9  # of a GPU's memory; the rest is the framework's
 SHORT = 100  # steps of a run that logs every one of them
@@ -149,7 +149,8 @@ def rows(recipe: Recipe) -> tuple[int, str]:
         files = [f for s in sources.find_sources(path) for f in s.files]
         if not any(f.suffix != ".parquet" and f.stat().st_size > LOOKED_AT for f in files):
             return sum(p.taken for s in sources.find_sources(path) for p in sources.pieces(s, recipe.seed)[0]), "counted"
-        return paper, "assumed: the JSON is too large to count here"
+        said = sources.find_mix(path).obtainable
+        return (said, "the mix says so") if said else (paper, "assumed: the JSON is too large to count here")
     return paper, "assumed: no data at hand; 558K pairs, 3M+ conversations in the paper, 780K of LLaVA-NeXT by anyres"
 
 
@@ -211,32 +212,24 @@ def missing(setup: Setup) -> list[str]:
         lacks.append(f"no folder of pictures at {recipe.images!r}: give --images the folder that the conversations' paths start from")
     if recipe.init and not (Path(recipe.init) / "provenance.json").is_file():
         lacks.append(f"no projector export in {recipe.init}. Make it: python -m train_mllm.train projector --encoder {recipe.encoder} ...")
-    elif recipe.init and (other := _another_size(recipe, setup.spec)):
-        lacks.append(other)
+    elif recipe.init and (view := read(Provenance, Path(recipe.init) / "provenance.json", "export that stage again").view) != recipe.view:
+        lacks.append(f"{recipe.init} was trained on pictures of view {view}: give --view {view}, or train the stage before anew")
     if recipe.out and (short := lacks_disk(setup)):
         lacks.append(short)
     return lacks
 
 
-def _another_size(recipe: Recipe, spec: encoders.EncoderSpec | None) -> str | None:
-    """Where the stage before was trained on pictures of another size or view: one projector serves one grid of tokens. Behind a
-    stage on squares one of tiles may come, as in LLaVA-NeXT, or of pictures at their own aspect ratio."""
-    if spec is None:
+def another_size(setup: Setup) -> str | None:
+    """What a user should hear where the stage before saw pictures of another size: its projector works token by token, so it goes on."""
+    init, spec = setup.recipe.init, setup.spec
+    if not init or spec is None or not (Path(init) / "provenance.json").is_file():
         return None
-    before = read(Provenance, Path(recipe.init) / "provenance.json", "export that stage again")
-    if before.view != spec.view and not (before.view == "square" and views.parse(spec.view).by_size):
-        return f"{recipe.init} was trained on pictures of view {before.view}: give --view {before.view}, or train the stage before anew"
-    if (
-        not (before.resolution and before.tokens)
-        or before.native_tokens
-        or (before.resolution, before.tokens) == (spec.resolution, spec.tokens)
-    ):
+    before = read(Provenance, Path(init) / "provenance.json", "export that stage again")
+    native = before.native_tokens or views.parse(spec.view).max_tokens
+    if native or not (before.resolution and before.tokens) or (before.resolution, before.tokens) == (spec.resolution, spec.tokens):
         return None
     then, now = encoders.in_words(before.resolution, before.tokens), encoders.in_words(spec.resolution, spec.tokens)
-    return (
-        f"{recipe.init} was trained at {then}, this stage is at {now}: give --resolution {before.resolution}, or train the stage before at "
-        f"--resolution {spec.resolution}"
-    )
+    return f"{init} was trained at {then}, this stage is at {now}"
 
 
 def dry_run(setup: Setup, on_gpu: bool, gpu_memory: float, mfu: float = 0.4) -> None:
@@ -255,6 +248,8 @@ def dry_run(setup: Setup, on_gpu: bool, gpu_memory: float, mfu: float = 0.4) -> 
         say("encoder from", setup.encoder or ("its seed" if spec.seed is not None else "nowhere yet: see below"))
         say("pictures", spec.size_in_words)
         say("features", f"of width {spec.width}, {how}")
+    if size := another_size(setup):
+        say("note", size)
     if note := no_anyres(recipe):
         say("note", note)
     if setup.llm is not None:

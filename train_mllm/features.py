@@ -23,8 +23,8 @@ FEATURE_BATCH = 64
 
 
 def cached_features(data: Path, tower, encoder_digest: str, data_digest: str, earlier: Path | None, sizes: np.ndarray | None):
-    """(pictures, N, D) fp32 features of all pictures in the data's order, computed once, mapped into memory afterwards; of pictures of
-    these `sizes` by anyres (tiles, N, D), at their own aspect ratio (tokens, D).
+    """(pictures, N, D) fp32 features of all pictures in the data's order, computed once, mapped into memory afterwards; NaN for a picture
+    that cannot be decoded. Of pictures of these `sizes` by anyres (tiles, N, D), at their own aspect ratio (tokens, D).
 
     The file is named by the digest of the tower's weights, its preprocessing and the pictures, so that none of them can change unnoticed.
     `earlier` is the data folder of the stage before: where it talks about the same pictures, one after another, its file serves this one.
@@ -45,9 +45,15 @@ def cached_features(data: Path, tower, encoder_digest: str, data_digest: str, ea
                 batches = range(0, len(pictures), FEATURE_BATCH)
                 for start in tracked(batches, "features of the frozen encoder"):
                     batch = pictures[start : start + FEATURE_BATCH]
-                    images = [open_picture(table.slice(i, 1).to_pylist()[0]["images"][j]) for i, j in batch]
-                    found = torch.cat(tower.features(images))
-                    out[starts[start] : starts[start + len(batch)]] = found.float().cpu().numpy()
+                    images, at = [], []
+                    for k, (i, j) in enumerate(batch, start):
+                        try:
+                            images.append(open_picture(table.slice(i, 1).to_pylist()[0]["images"][j]))
+                            at.append(k)
+                        except ValueError:  # no number; its conversation is skipped, and counted, when its turn comes
+                            out[starts[k] : starts[k + 1]] = np.nan
+                    for k, found in zip(at, tower.features(images) if images else [], strict=True):
+                        out[starts[k] : starts[k + 1]] = found.float().cpu().numpy()
             out.flush()
     return np.load(file, mmap_mode="r")
 
@@ -64,13 +70,15 @@ def _pictures(table, data_digest: str) -> str:
 def channel_statistics(features):
     """Mean and standard deviation (D,) over all tokens of the cached features (..., D), a part at a time."""
     total, squares = np.zeros((2, features.shape[-1]))
-    count = features.size // features.shape[-1]
+    n = 0
     for start in range(0, len(features), 1024):
         part = features[start : start + 1024].reshape(-1, features.shape[-1]).astype(np.float64)
+        part = part[~np.isnan(part[:, 0])]  # of pictures that could not be decoded
         total += part.sum(0)
         squares += (part**2).sum(0)
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
+        n += len(part)
+    mean = total / n
+    std = np.sqrt(np.maximum(squares / n - mean**2, 1e-12))
     return mean.astype(np.float32), std.astype(np.float32)
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from genlip.common.schema import EarlierStage, Provenance, read
+from llava_plugin import views
 
 from .recipes import Recipe
 from .setup import Setup
@@ -48,9 +49,14 @@ def initialise_from(model, setup: Setup) -> Provenance:
 
 def check_made_for(start, tower, setup: Setup) -> None:
     """Raises ValueError where the loaded export `start` has another encoder than `tower`, or one that is given other pixels; resolutions
-    may differ, since a projector works token by token, and views within what `estimate.missing` lets through."""
+    may differ, since a projector works token by token. Behind squares tiles may come, as in LLaVA-NeXT, or pictures at their own aspect
+    ratio."""
     own, theirs, before = tower.spec, start.tower.spec, start.provenance
-    labels = {name: getattr(own, name) for name in ("key", "hub_id", "path", "licence", "seed", "parameters", "resolution", "why", "view")}
+    labels = {name: getattr(own, name) for name in ("key", "hub_id", "path", "licence", "seed", "parameters", "resolution", "why")}
+    if own.view != "crop":
+        labels["crop"] = own.crop  # which acts in that view alone
+    if theirs.view == "square" and views.parse(own.view).by_size:
+        labels["view"] = own.view
     if replace(theirs, **labels) != own:
         raise ValueError(
             f"{setup.recipe.init} has a projector for {before.encoder} with other preprocessing than {setup.recipe.encoder} has now: bring "

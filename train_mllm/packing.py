@@ -132,8 +132,8 @@ class Collator:
 
     def __call__(self, samples: list) -> dict[str, torch.Tensor]:
         samples = [s for some in samples for s in (some if isinstance(some, list) else [some])]
-        rows = [s["row"] for s in samples]
-        if not any(label != IGNORED for row in rows for label in row.labels):
+        rows = [s["row"] for s in samples if s["row"] is not None]  # a conversation that broke is left out, without one in its place
+        if rows and not any(label != IGNORED for row in rows for label in row.labels):
             raise ValueError(f"no token of {', '.join(repr(s['id']) for s in samples)} is to be learned: look at the conversation")
         spec = self.tower.spec
         side = spec.resolution

@@ -1,13 +1,12 @@
 """Conversations of any common form -> one indexed form and a ledger. Torch-free.
 
     python -m train_mllm.prepare_data mix.yaml --images images/ --out data/sft      # LLaVA-NeXT's mixes
-    python -m train_mllm.prepare_data data/llava-onevision --out data/sft           # a folder of parquet files
+    python -m train_mllm.prepare_data data/onevision-single-image.yaml --out data/sft   # what train_mllm.fetch brought
     python -m train_mllm.prepare_data show data/sft
 
-Reads LLaVA JSON (`conversations`: from/value, `image`), OpenAI-messages JSON (`messages`: role/content, pictures as parts) and parquet
-in LLaVA-OneVision's columns (id, image, conversations, data_source). Writes `conversations/*.arrow` (id, images, messages, digest),
-which all ranks of a training map into memory, and last `ledger.json`: rows read, used and left out by reason, for each subset, with the
-first offenders, duplicates, sampling rules and a digest of what training sees.
+Reads conversations of every form that genlip/common/conversations.py knows, out of JSON, JSON lines and parquet. Writes
+`conversations/*.arrow` (id, images, messages, digest), which all ranks of a training map into memory, and last `ledger.json`: rows there,
+sampled, used and left out by reason, for each source and subset, with the first offenders, duplicates and a digest of what training sees.
 
 A folder that is there already is used where it was made of the same: the source's files by their digests, pictures in files of their own by
 size, times and inode (kept in `conversations/*.npy`), and by their bytes where one of these moved. Anything else is refused.
@@ -27,15 +26,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from genlip.common import digests
+from genlip.common import digests, sources
 from genlip.common.command import command, new_parser
 from genlip.common.files import file_aside, read_json, write_json
+from genlip.common.flags import bounded
 from genlip.common.ledger import Ledger
+from genlip.common.locks import locked
 from genlip.common.processes import finished
 from genlip.common.progress import progress, tracked
 
-from . import image_check, sources
+from . import image_check
 from .conversations import changed_pictures, normalise, open_conversations, schema, to_arrow, write_signatures
+
+MIX_TOLERANCE = 0.01  # share by which a mix may give other numbers of rows than it says
 
 # --- one piece --------------------------------------------------------------------------------------------------------------
 
@@ -102,10 +105,13 @@ def _scanned(chunk: sources.Chunk, job: PieceJob, subsets: dict[str, Tally]) -> 
     """The chunk's rows that pass, in the one form; all are counted in `subsets`."""
     images, kept = Path(job.images or job.piece.file.parent), []
     for number, raw in zip(chunk.numbers, chunk.rows):
-        name = (isinstance(raw, dict) and raw.get("data_source")) or job.piece.name
+        said = raw.get("data_source") if isinstance(raw, dict) else None
+        name = said if said and isinstance(said, str) else job.piece.name
         if (tally := subsets.get(name)) is None:
             tally = subsets[name] = Tally()
         try:
+            if said is not None and not isinstance(said, str):
+                raise ValueError("malformed data_source")
             row = normalise(raw, images, job.decode)
         except ValueError as e:
             named = raw.get("id") if isinstance(raw, dict) else None
@@ -180,33 +186,38 @@ def prepare(
     workers: int | None = None,
     seed: int = 0,
     rehash: bool = False,
+    accept_mix: bool = False,
 ) -> dict:
     """Write OUT/conversations/*.arrow and OUT/ledger.json; returns the ledger. A finished OUT of the same source and pictures is left
     alone, a half-done one goes on.
 
     `workers`: processes (default: one for each core). `seed` draws a mix's `random:N`. `rehash` reads source and pictures whatever is
-    known of them. Raises ValueError for a source that cannot be read, for an OUT of another source or other pictures, for too little
-    disk, and as soon as more than `max_bad` of the rows are known to be unusable (nothing is left to train on then, but pieces without
-    a fault need not be scanned again).
+    known of them. `accept_mix` takes a mix that gives other numbers of rows than it says. Raises ValueError for a source that cannot be
+    read, for an OUT of another source or other pictures, for a mix that differs by more than MIX_TOLERANCE, for too little disk, and as
+    soon as more than `max_bad` of the rows are known to be unusable (nothing is left to train on then, but pieces without a fault need
+    not be scanned again).
     """
     folder, file = Path(out), Path(source)
-    found = sources.find_sources(file)
+    mix = sources.find_mix(file)
     if images and not Path(images).is_dir():
         raise ValueError(f"no folder of pictures at {images}: give --images the folder that the conversations' picture paths start from")
     origin = origin_of(source, images, seed, decode, rehash)
     for known in (folder / "ledger.json", folder / "origin.json"):
         if known.is_file():
-            content = read_json(known)
+            content = read_json(
+                known, f"remove {folder} to have it prepared again", {"origin": dict} if known.name == "ledger.json" else {}
+            )
             check_origin(folder, content.get("origin", {"files": {}, **content}), origin)
             if known.name == "ledger.json":
                 check_pictures(folder, rehash)
                 return content
 
-    plan = [(s, *sources.pieces(s, seed)) for s in found]
+    plan = [(s, *sources.pieces(s, seed)) for s in mix.sources]
+    check_mix(file, mix, plan, accept_mix)
     jobs: list[PieceJob] = []
     for _, pieces, _ in plan:
         jobs += [PieceJob(piece, images, decode, folder / "conversations", len(jobs) + i) for i, piece in enumerate(pieces)]
-    needed = sum(f.stat().st_size for s in found for f in s.files if f.suffix == ".parquet")
+    needed = sum(f.stat().st_size for s in mix.sources for f in s.files if f.suffix == ".parquet")
     free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.is_dir())).free
     if needed > free:
         raise ValueError(f"{source} holds {needed / 1e9:.1f} GB and {folder} has room for {free / 1e9:.1f} GB: give --out on a larger disk")
@@ -219,8 +230,8 @@ def prepare(
         tallies[job.number] = tally
         if sum(t["read"] - t["used"] for subsets in tallies.values() for t in subsets.values()) > limit:
             break
-    ledger = _ledger(origin, plan, [tallies[n] for n in sorted(tallies)])
-    bad = ledger["read"] - ledger["used"] + ledger["absent"]
+    ledger = _ledger(origin, mix, plan, tallies)
+    bad = ledger["read"] - ledger["used"] + (ledger["absent"] if mix.obtainable is None else 0)  # else `check_mix` has looked at them
     if ledger["used"] == 0 or bad > limit:
         for job in jobs:  # mended files must be looked at again
             if any(t["skipped"] for t in tallies.get(job.number, {}).values()):
@@ -252,21 +263,50 @@ def _worked(jobs: list[PieceJob], workers: int | None, title: str) -> Iterator[t
             advance(job.piece.taken)
 
 
-def _ledger(origin: dict, plan: list, tallies: list[dict]) -> dict:
-    """All tallies as one: totals, subsets, and the sources with the rows that they were said to hold and hold."""
+def check_mix(file: Path, mix: sources.Mix, plan: list, accept: bool) -> None:
+    """ValueError where the rows that a mix takes differ by more than MIX_TOLERANCE from those that it says can be had."""
+    taken = sum(piece.taken for _, pieces, _ in plan for piece in pieces)
+    if mix.obtainable is None or abs(taken - mix.obtainable) <= MIX_TOLERANCE * mix.obtainable or accept:
+        return
+    differ = [(s.name, s.rows, rows) for s, _, rows in plan if s.rows is not None and s.rows != rows]
+    differ.sort(key=lambda one: -abs(one[1] - one[2]))
+    named = "; ".join(f"{name} holds {rows:,} of {said:,} rows" for name, said, rows in differ[:5])
+    raise ValueError(
+        f"{file} takes {taken:,} rows here, and says that {mix.obtainable:,} can be had ({named}). "
+        "Bring what lacks with python -m train_mllm.fetch, or take it as it is with --accept-mix"
+    )
+
+
+def _ledger(origin: dict, mix: sources.Mix, plan: list, tallies: dict[int, dict]) -> dict:
+    """All tallies, by number of the piece, as one: totals, subsets, and the sources with the rows that they were said to hold, hold, and
+    that were taken of them, used, and skipped by reason."""
     parts: dict[str, list[dict]] = {}
-    for tally in tallies:
-        for name, found in tally.items():
+    for number in sorted(tallies):
+        for name, found in tallies[number].items():
             parts.setdefault(name, []).append(found)
     subsets, ledgers = {}, [Ledger.merged(found) for found in parts.values()]
     for (name, found), ledger in zip(parts.items(), ledgers):
         counts = {"read": ledger.read, "used": ledger.used, "pictures": sum(part["pictures"] for part in found)}
         subsets[name] = {**counts, "skipped": dict(ledger.skipped)}
     whole = Ledger.merged(ledger.as_dict() for ledger in ledgers)
-    told = [
-        {"name": s.name, "rule": s.rule, "expected": s.rows, "rows": rows, "taken": sum(p.taken for p in pieces)}
-        for s, pieces, rows in plan
-    ]
+    told: list[dict] = []
+    first = 0
+    for s, pieces, rows in plan:
+        mine = [tally for number in range(first, first + len(pieces)) for tally in tallies.get(number, {}).values()]
+        first += len(pieces)
+        total = Ledger.merged(mine)
+        told.append(
+            {
+                "name": s.name,
+                "rule": s.rule,
+                "expected": s.rows,
+                "rows": rows,
+                "taken": sum(piece.taken for piece in pieces),
+                "used": total.used,
+                "skipped": dict(total.skipped),
+                "passed_over": [path.name for path in s.passed_over],
+            }
+        )
     return {
         "origin": origin,
         **{key: sum(subset[key] for subset in subsets.values()) for key in ("read", "used", "pictures")},
@@ -276,6 +316,7 @@ def _ledger(origin: dict, plan: list, tallies: list[dict]) -> dict:
         "names": whole.names,
         "sources": told,
         "subsets": subsets,
+        "mix": {"authors": mix.authors, "obtainable": mix.obtainable, "unpublished": list(mix.unpublished)},
     }
 
 
@@ -287,19 +328,34 @@ def _digests(folder: Path) -> list[bytes]:
 # --- showing ----------------------------------------------------------------------------------------------------------------
 
 
+def print_sources(ledger: dict) -> None:
+    """A line for each source: what is there, what its rule takes, what was used, and what lies beside it unread."""
+    for entry in ledger["sources"]:
+        expected = f"said to hold {entry['expected']:,}" if entry["expected"] is not None else "number unchecked"
+        used = f", {entry['used']:,} used" if "used" in entry else ""  # folders of before do not say it
+        print(f"  {entry['name']}: {entry['rows']:,} rows, {expected}; {entry['rule']} takes {entry['taken']:,}{used}")
+        if passed_over := entry.get("passed_over"):
+            print(f"    no conversations, not read: {', '.join(passed_over)}")
+    mix = ledger.get("mix", {})
+    if mix.get("obtainable") is not None:
+        taken = sum(entry["taken"] for entry in ledger["sources"])
+        authors = f"; {mix['authors']:,} with what was never published" if mix["authors"] is not None else ""
+        print(f"  {taken:,} rows taken, {mix['obtainable']:,} can be had{authors}: {', '.join(mix['unpublished']) or 'nothing lacks'}")
+
+
 def show(folder: Path, samples: int, tokenizer: str) -> None:
     """Print the ledger and a few conversations; with a tokenizer's folder, as the model sees them, what it learns in [[ ]]."""
     if not (folder / "ledger.json").is_file():
         raise ValueError(f"{folder} has no ledger.json: give a folder made by train_mllm.prepare_data")
-    ledger = read_json(folder / "ledger.json")
+    counts = {"used": int, "read": int, "pictures": int, "duplicates": int, "skipped": dict, "names": dict}
+    fields = {"origin": dict, "digest": str, "sources": list, **counts}
+    ledger = read_json(folder / "ledger.json", f"prepare {folder} again", fields)
     print(f"from {ledger['origin']['source']}, digest {ledger['digest'][:8]}")
     print(
         f"{ledger['used']:,} of {ledger['read']:,} conversations, {ledger['pictures']:,} pictures, "
         f"{ledger['duplicates']:,} duplicates (kept)"
     )
-    for entry in ledger["sources"]:
-        expected = f", said to hold {entry['expected']:,}" if entry["expected"] is not None else ""
-        print(f"  {entry['name']}: {entry['rows']:,} rows{expected}; {entry['rule']} takes {entry['taken']:,}")
+    print_sources(ledger)
     for reason, n in ledger["skipped"].items():
         print(f"  left out: {n:,} {reason} ({', '.join(ledger['names'][reason])})")
     for note, n in ledger.get("noted", {}).items():
@@ -312,7 +368,7 @@ def show(folder: Path, samples: int, tokenizer: str) -> None:
 
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     step = max(1, len(table) // max(samples, 1))
-    for row in table.take(list(range(0, len(table), step))[:samples]).to_pylist():
+    for row in (table.slice(i, 1).to_pylist()[0] for i in range(0, len(table), step)[:samples]):
         seen = [image_check.check_image(p["bytes"] if p["bytes"] is not None else Path(p["path"]).read_bytes()) for p in row["images"]]
         print(f"\n{row['id'] or '(no id)'}: {', '.join(f'{w} x {h}' for w, h, _ in seen) or 'no picture'}")
         if tokenizer:
@@ -336,25 +392,30 @@ def main(argv: list[str] | None = None) -> int:
     )
     if showing:
         parser.add_argument("folder", help="a folder made by this command")
-        parser.add_argument("--samples", type=int, default=3, help="conversations to print (default 3)")
+        parser.add_argument("--samples", type=bounded(int), default=3, help="conversations to print (default 3)")
         parser.add_argument("--tokenizer", default="", help="folder of a language model: print what it sees, what it learns in [[ ]]")
     else:
-        parser.add_argument("source", help="LLaVA or OpenAI JSON, JSON lines, parquet, a folder of parquet files, or a YAML mix")
+        parser.add_argument("source", help="JSON, JSON lines, parquet, a folder of such files, or a YAML mix")
         parser.add_argument("--images", default="", help="folder of the pictures (default: the source's own)")
         parser.add_argument("--out", required=True, help="folder to write")
-        parser.add_argument("--max-bad", type=float, default=0.01, help="share of unusable rows that is borne (default 0.01)")
+        parser.add_argument(
+            "--max-bad", type=bounded(float, most=1), default=0.01, help="share of unusable rows that is borne (default 0.01)"
+        )
         parser.add_argument(
             "--decode", action="store_true", help="decode every picture in full: finds damage in the middle, ten times slower"
         )
-        parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
-        parser.add_argument("--seed", type=int, default=0, help="draws a mix's random:N (default 0)")
+        parser.add_argument("--workers", type=bounded(int, 1), help="processes (default: one for each core)")
+        parser.add_argument("--seed", type=bounded(int), default=0, help="draws a mix's random:N (default 0)")
         parser.add_argument("--rehash", action="store_true", help="read source and pictures again, whatever is known of them")
+        parser.add_argument("--accept-mix", action="store_true", help="take a mix that gives over 1 %% more or fewer rows than it says")
     args = parser.parse_args(argv[1:] if showing else argv)
     if showing:
         show(Path(args.folder), args.samples, args.tokenizer)
         return 0
-    ledger = prepare(**vars(args))
+    with locked(Path(args.out)):
+        ledger = prepare(**vars(args))
     skipped = ledger["skipped"] or "none"
+    print_sources(ledger)
     print(f"{args.out}: {ledger['used']} of {ledger['read']} conversations, skipped {skipped}, digest {ledger['digest'][:8]}")
     return 0
 

@@ -6,7 +6,6 @@ export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 [ -n "${VIRTUAL_ENV:-}" ] || [ ! -x "$here/.venv/bin/python" ] || PATH="$here/.venv/bin:$PATH"
 for word in "$@"; do [ "$word" != --help ] || exec python -m train_mllm.train projector --help; done
 encoder=${ENCODER:-genlip-g16}
-images=${PROJECTOR_IMAGES:-}; [ -n "${PROJECTOR_DATA:-}" ] || images=${images:-data/llava-pretrain/images}
 exec bash "$here/train_mllm/launch.sh" projector --encoder "$encoder" --llm "${LLM:-Qwen/Qwen2.5-7B-Instruct}" \
-  --data "${PROJECTOR_DATA:-data/llava-pretrain/blip_laion_cc_sbu_558k.json}" --images "$images" \
+  --data "${PROJECTOR_DATA:-data/llava-pretrain-558k.yaml}" --images "${PROJECTOR_IMAGES:-}" \
   --out "${OUT:-runs/projector-${encoder//[\/=]/-}}" "$@"

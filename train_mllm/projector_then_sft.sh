@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Projector stage, then SFT, by the recipe named first; the four sft_*.sh call this one. Further flags go to the SFT stage, those in
-# PROJECTOR_FLAGS to the projector stage, --resolution, --feature-layer and --view crop to both: a projector serves one grid of tokens. Tiles (--view
-# anyres) and pictures at their own aspect ratio come behind a projector stage on whole squares, as in LLaVA-NeXT.
+# PROJECTOR_FLAGS to the projector stage, --resolution, --feature-layer and --view crop to both. Tiles (--view anyres) and pictures at their
+# own aspect ratio come behind a projector stage on whole squares, as in LLaVA-NeXT.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)  # relative paths are the caller's
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
@@ -24,4 +24,4 @@ done
 [ -n "${PROJECTOR:-}" ] || ENCODER=$encoder LLM=$llm OUT=$out-projector bash "$here/train_mllm/pretrain_projector.sh" \
   ${both[@]+"${both[@]}"} ${PROJECTOR_FLAGS:-} ${dry[@]+"${dry[@]}"}
 exec bash "$here/train_mllm/launch.sh" "$recipe" --encoder "$encoder" --llm "$llm" --init "${PROJECTOR:-$out-projector/export}" \
-  --data "${SFT_DATA:-data/llava-onevision}" --images "${SFT_IMAGES:-}" --out "$out" "$@"
+  --data "${SFT_DATA:-data/onevision-single-image.yaml}" --images "${SFT_IMAGES:-}" --out "$out" "$@"

@@ -36,7 +36,7 @@ class Recipe:
     backend: str = option("native", "llava_next: SFT in your own LLaVA-NeXT checkout", "run", ("native", "llava_next"), kind="compared")
     train_encoder: bool = option(False, "the encoder is trained, too", "model", kind="derived")
     resolution: int = option(
-        0, "pixels per side of a picture; 0: the encoder's own (paper: what gives 24 x 24 tokens)", "data", kind="derived"
+        0, "pixels per side of a picture; 0: the encoder's own (paper: what gives 24 x 24 tokens)", "data", kind="derived", most=2**14
     )
     view: str = option(
         "square",
@@ -57,25 +57,37 @@ class Recipe:
     turns: str = option(
         "dialogue", "independent: a turn sees the picture and itself alone", "data", ("dialogue", "independent"), kind="compared"
     )
-    max_length: int = option(32_768, "tokens per conversation; a longer one is cut at the end of a turn", "data", kind="compared")
+    max_length: int = option(
+        32_768, "tokens per conversation; a longer one is cut at the end of a turn", "data", kind="compared", least=1, most=2**24
+    )
     epochs: float = option(1.0, "passes over the data", "optimisation", needs=("max_steps", 0), kind="compared")
     max_steps: int = option(0, "optimizer steps; 0: as many as --epochs says", "optimisation", kind="compared")
-    batch: int = option(1, "conversations per GPU and micro-step", "optimisation", needs=("batching", "batch", "padded"), kind="derived")
-    accumulation: int = option(1, "micro-steps per optimizer step", "optimisation", needs=("global_batch", 0), kind="derived")
+    batch: int = option(
+        1,
+        "conversations per GPU and micro-step",
+        "optimisation",
+        needs=("batching", "batch", "padded"),
+        kind="derived",
+        least=1,
+        most=2**20,
+    )
+    accumulation: int = option(1, "micro-steps per optimizer step", "optimisation", needs=("global_batch", 0), kind="derived", least=1)
     global_batch: int = option(0, "conversations per step on all GPUs; 0: --batch x GPUs x --accumulation", "optimisation", kind="derived")
     batching: str = option(
         "batch", "packed by --batch, packed by --batch-tokens, or padded", "speed", ("batch", "tokens", "padded"), kind="compared"
     )
-    batch_tokens: int = option(16_384, "tokens per GPU and micro-step", "optimisation", needs=("batching", "tokens"), kind="compared")
+    batch_tokens: int = option(
+        16_384, "tokens per GPU and micro-step", "optimisation", needs=("batching", "tokens"), kind="compared", least=1, most=2**24
+    )
     lr: float = option(
         1e-5, "peak learning rate, cosine (LLaVA-NeXT: 1e-3 for the projector, 1e-5 in SFT)", "optimisation", kind="compared"
     )
     encoder_lr: float = option(2e-6, "the encoder's (LLaVA-NeXT: 2e-6)", "optimisation", needs=("train_encoder", True), kind="compared")
     weight_decay: float = option(0.0, "of AdamW (LLaVA-NeXT: 0)", "optimisation", kind="compared")
-    warmup: float = option(0.03, "linear warm-up, a share of the steps (LLaVA-NeXT: 0.03)", "optimisation", kind="compared")
+    warmup: float = option(0.03, "linear warm-up, a share of the steps (LLaVA-NeXT: 0.03)", "optimisation", kind="compared", most=1)
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm", "optimisation", kind="compared")
     lora_rank: int = option(
-        0, "rank of LoRA adapters, merged into the export; 0: the language model itself is trained", "model", kind="compared"
+        0, "rank of LoRA adapters, merged into the export; 0: the language model itself is trained", "model", kind="compared", most=2**14
     )
     lora_alpha: int = option(0, "scale of the adapters; 0: twice the rank", "model", needs=("lora_rank",), kind="compared")
     zero: int = option(
@@ -91,11 +103,14 @@ class Recipe:
     standardise: bool = option(
         False, "cached features at mean 0, standard deviation 1; folded into mlp2x_gelu at the end", "optimisation", kind="compared"
     )
-    workers: int = option(1, "processes per GPU that decode and tokenise; 0: the training process itself", "speed", kind="environment")
+    workers: int = option(
+        1, "processes per GPU that decode and tokenise; 0: the training process itself", "speed", kind="environment", most=1024
+    )
     report: str = option("none", "where the metrics go beside metrics.jsonl", "run", ("none", "tensorboard", "wandb"), kind="environment")
-    save_every: int = option(500, "steps from one checkpoint to the next", "run", kind="environment")
-    max_bad: float = option(0.01, "share of unusable conversations above which nothing is trained", "data", kind="environment")
-    seed: int = option(0, "of the new weights and the order of the data", "run", kind="seed")
+    save_every: int = option(500, "steps from one checkpoint to the next", "run", kind="environment", least=1)
+    max_bad: float = option(0.01, "share of unusable conversations above which nothing is trained", "data", kind="environment", most=1)
+    accept_mix: bool = option(False, "take a mix whose data give over 1 % more or fewer rows than it says", "data", kind="environment")
+    seed: int = option(0, "of the new weights and the order of the data", "run", kind="seed", most=2**32 - 1)
 
 
 def seen_as(recipe: Recipe) -> str:

@@ -7,15 +7,13 @@ A run goes on only from what it began with (`genlip.common.run_folder.pin`), on 
 (`micro_steps`).
 """
 
-import json
-import math
-import struct
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from genlip.common import model_folder
 from genlip.common.files import read_json
 from genlip.common.schema import SCHEMA, RunRecord
 from genlip.common.versions import git_commit, package_versions
@@ -62,23 +60,14 @@ def llm_shape(name: str, source: str | None) -> LlmShape | None:
         return None
     folder = Path(source)
     try:
-        config = read_json(folder / "config.json")
+        config = read_json(folder / "config.json", fields={})
         layers, hidden, ffn, words = (config[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"))
     except (OSError, ValueError, KeyError):
         return None
     if not any(folder.glob("*.safetensors")):
         return None
-    return LlmShape(layers, hidden, ffn, words, stored_parameters(folder), tied=config.get("tie_word_embeddings", False))
-
-
-def stored_parameters(folder: Path) -> int:
-    """Numbers in a folder's safetensors files, read from their headers."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return total
+    model_folder.check(folder)
+    return LlmShape(layers, hidden, ffn, words, model_folder.parameters(folder), tied=config.get("tie_word_embeddings", False))
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,16 @@ Loss = sum over supervised tokens / their number in the whole step, over all pro
 """
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from genlip.common.command import Failed, command, new_parser, sentence
 from genlip.common.files import keep_until, read_json, write_json, written_aside
-from genlip.common.flags import add_recipe, check_choices, flag, read_recipe
-from genlip.common.locks import one_at_a_time
+from genlip.common.flags import add_recipe, bounded, check_choices, flag, read_recipe
+from genlip.common.ledger import Ledger
+from genlip.common.locks import locked, one_at_a_time
 from genlip.common.run_folder import claim_run_folder, pin, recorded
 from genlip.common.schema import Provenance, RunRecord
 from llava_plugin import views
@@ -94,6 +95,8 @@ def train(recipe: Recipe) -> Path:
         print(laid.record.kernels)
         tokens = laid.ledger["tokens"]["sentence"]
         print(f"pictures: {built.tower.spec.size_in_words}")
+        if size := estimate.another_size(setup):
+            print(f"note: {size}")
         print(f"encoder {built.tower.spec.key}: {how}; {learns:,} of {total:,} parameters learn; {tokens}", flush=True)
     run_trainer(trainer, built.model, run, first, zero)
     if first:
@@ -155,6 +158,7 @@ class LaidOut:
     collator: Any
     ledger: dict[str, Any]
     record: RunRecord
+    skipped: Any  # the callback that watches for conversations that break in training
     mean: Any = 0.0  # (D,) of cached features, where they are standardised
     std: Any = 1.0
 
@@ -164,12 +168,13 @@ def lay_out_data(setup: Setup, built: Built, run: Path, data: Path, zero: int, b
     is pinned before features are computed. The caller holds the folder."""
     import torch
 
-    from .data import Conversations, picture_sizes, token_lengths
+    from .data import Conversations, left_out, picture_sizes, token_lengths
     from .features import cached_features, channel_statistics, fold_standardisation
     from .packing import Collator, in_batches
+    from .skipped import Skipped, SkippedCheck
 
     recipe, tower, config, on_gpu = setup.recipe, built.tower, built.model.config, torch.cuda.is_available()
-    ledger = read_json(data / "ledger.json")
+    ledger = read_json(data / "ledger.json", f"prepare {data} again", {"digest": str, "used": int})
     sizes = picture_sizes(data, ledger["digest"]) if views.parse(tower.spec.view).by_size else None
     conversations = Conversations(data, built.tokenizer, config, recipe, spec=tower.spec, sizes=sizes)
     lengths = token_lengths(conversations, data, ledger["digest"])
@@ -178,12 +183,16 @@ def lay_out_data(setup: Setup, built: Built, run: Path, data: Path, zero: int, b
     accumulation = micro_steps(began, setup.processes, accumulation, run)
     record = setup.record(built.digests, ledger["digest"], accumulation, zero, str(built.dtype).removeprefix("torch."), on_gpu)
     pin(run, record)
-    ledger = ledger | {"tokens": token_ledger(lengths, conversations, recipe)}
+    most = recipe.max_bad * len(lengths)
+    ledger = ledger | {"tokens": token_ledger(lengths, left_out(conversations, lengths, int(most) + 10), recipe)}
     write_json(run / "ledger.json", ledger)
+    conversations.skipped = Skipped(run / "skipped.jsonl")
+    skipped = SkippedCheck(conversations.skipped, most, run / "ledger.json", ledger)
+    skipped.check()
 
     flash = on_gpu and setup.kernels.flash
     collator = Collator(tower, config, built.tokenizer.pad_token_id, recipe.batching == "padded", flash)
-    laid = LaidOut(dataset, collator, ledger, record)
+    laid = LaidOut(dataset, collator, ledger, record, skipped)
     if recipe.cache_features:
         if on_gpu:  # the Trainer moves the rest later
             tower.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
@@ -217,7 +226,7 @@ def make_trainer(setup: Setup, built: Built, laid: LaidOut, run: Path):
         data_collator=laid.collator,
         train_dataset=laid.dataset,
         optimizers=(adamw(built.model, setup.recipe), None),
-        callbacks=[built.guard],
+        callbacks=[built.guard, laid.skipped],
     )
     trainer.metrics = run / "metrics.jsonl"
     return trainer
@@ -301,15 +310,15 @@ def prepared_data(recipe: Recipe, run: Path, first: bool) -> Path:
         return data
     try:
         if done and own:
-            kept = next((read_json(file) for file in (there, began) if file.is_file()), None)
+            kept = next((read_json(file, "give another --out", {"origin": dict}) for file in (there, began) if file.is_file()), None)
             if kept:
                 check_origin(data, kept["origin"], origin_of(recipe.data, recipe.images, recipe.seed))
         elif own:
-            prepare(recipe.data, recipe.images, str(data), recipe.max_bad, seed=recipe.seed)
+            prepare(recipe.data, recipe.images, str(data), recipe.max_bad, seed=recipe.seed, accept_mix=recipe.accept_mix)
         if done or not own:
             check_pictures(data)
         if began.is_file() and there.is_file():
-            before, now = (read_json(file)["digest"] for file in (began, there))
+            before, now = (read_json(file, "give another --out", {"digest": str})["digest"] for file in (began, there))
             if before != now:
                 raise ValueError(f"{run} began with data {before[:8]}, and {data} holds {now[:8]}: bring those back, or give another --out")
     except ValueError as error:
@@ -319,24 +328,22 @@ def prepared_data(recipe: Recipe, run: Path, first: bool) -> Path:
     return data
 
 
-def token_ledger(lengths, dataset, recipe: Recipe) -> dict:
-    """What tokenising did to the conversations, for the run's ledger. Raises ValueError where more than --max-bad of them do not fit."""
-    left_out = (lengths[:, 2] < 0).nonzero()[0]
-    names = dataset.table["id"].take(left_out[:10]).to_pylist()
-    if len(left_out) > recipe.max_bad * len(lengths):
+def token_ledger(lengths, left_out: Ledger, recipe: Recipe) -> dict:
+    """What tokenising did to the conversations, for the run's ledger. Raises ValueError where more than --max-bad of them were left out."""
+    if (n := int((lengths[:, 2] < 0).sum())) > recipe.max_bad * len(lengths):
         raise ValueError(
-            f"{len(left_out)} of {len(lengths)} conversations have a first turn longer than --max-length {recipe.max_length}: "
-            f"{', '.join(names)}. Raise it, or allow more with --max-bad"
+            f"{n} of {len(lengths)} conversations cannot be learned from (first: {left_out.names}). "
+            f"Mend them, raise --max-length (now {recipe.max_length}), or allow more with --max-bad"
         )
     tokens, supervised, cut = int(lengths[:, 0].sum()), int(lengths[:, 1].sum()), int((lengths[:, 2] > 0).sum())
-    share = f"{tokens:,} tokens, {supervised / tokens:.1%} of them supervised; {cut} conversations cut at a turn, {len(left_out)} left out"
+    share = f"{tokens:,} tokens, {supervised / tokens:.1%} of them supervised; {cut} conversations cut at a turn, {n} left out"
     return {
         "tokens": tokens,
         "supervised": supervised,
         "longest": int(lengths[:, 0].max()),
         "cut": cut,
-        "left_out": len(left_out),
-        "left_out_names": names,
+        "left_out": dict(left_out.skipped),
+        "left_out_names": left_out.names,
         "sentence": share,
     }
 
@@ -377,9 +384,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     run = add_recipe(parser, PRESETS, argv)["run"]
     run.add_argument("--dry-run", action="store_true", help="print the resolved recipe, what it costs and what is missing; run nothing")
-    run.add_argument("--gpus", type=int, metavar="N", help=f"--dry-run: H100s to plan for (default: 8; of {', '.join(LAPTOP)}: 0, a CPU)")
-    run.add_argument("--gpu-memory", type=float, default=80.0, metavar="GB", help="--dry-run: memory per GPU (default: 80)")
-    run.add_argument("--mfu", type=float, default=0.4, metavar="X", help="--dry-run: share of an H100's FLOP/s in use (default: 0.4)")
+    run.add_argument(
+        "--gpus", type=bounded(int), metavar="N", help=f"--dry-run: H100s to plan for (default: 8; of {', '.join(LAPTOP)}: 0, a CPU)"
+    )
+    run.add_argument("--gpu-memory", type=bounded(float, 1), default=80.0, metavar="GB", help="--dry-run: memory per GPU (default: 80)")
+    run.add_argument(
+        "--mfu", type=bounded(float, 0.001, 1), default=0.4, metavar="X", help="--dry-run: share of an H100's FLOP/s in use (default: 0.4)"
+    )
     args = parser.parse_args(argv)
     recipe = read_recipe(parser, PRESETS, args)
     with explained(recipe):
@@ -391,7 +402,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if not recipe.out:
             raise ValueError(f"--out is needed, for example --out runs/{recipe.preset}")
-        train(recipe)
+        with locked(Path(recipe.out)) if os.environ.get("RANK", "0") == "0" else nullcontext():
+            train(recipe)
     return 0
 
 

@@ -1,18 +1,25 @@
-"""A stricter transformers Trainer: trainable weights are saved and restored exactly, a checkpoint counts only when it is whole, a
-non-finite loss stops the run before the optimizer moves, and the log says how many tokens are supervised.
+"""A stricter transformers Trainer: trainable weights are saved and restored exactly, a checkpoint counts only when it is whole, the
+newest are told by their steps, a non-finite loss stops the run before the optimizer moves, and the log says how many tokens are
+supervised.
+
+What transformers and DeepSpeed keep of optimizer, schedule and random numbers is in torch's pickled form. It is read as data alone:
+whoever can write into a run folder could otherwise run code in the process that goes on from it.
 """
 
 import json
+import os
+import pickle
 import shutil
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
-from genlip.common.files import write_file
+from genlip.common.files import read_json, write_file
 
 from . import estimate
 from .data import IGNORED
@@ -20,6 +27,15 @@ from .recipes import Recipe
 
 DEEPSPEED = Path(__file__).parent / "deepspeed"
 WHOLE = "whole.json"  # written last into a checkpoint: its files and their sizes
+KEPT = 2  # newest checkpoints
+
+# What DeepSpeed pickles of its own beside tensors: plain holders of numbers.
+DEEPSPEED_CLASSES = (
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
 
 
 def arguments(recipe: Recipe, run: Path, accumulation: int, zero: int, processes: int) -> TrainingArguments:
@@ -41,7 +57,6 @@ def arguments(recipe: Recipe, run: Path, accumulation: int, zero: int, processes
         logging_first_step=True,
         logging_nan_inf_filter=False,
         save_steps=recipe.save_every,
-        save_total_limit=2,
         seed=recipe.seed,
         dataloader_num_workers=recipe.workers,
         remove_unused_columns=False,
@@ -65,9 +80,23 @@ class StrictTrainer(Trainer):
         self.since = time.perf_counter()
         self.metrics: Path | None = None  # JSON lines of everything logged
 
+    def train(self, *args, **kwargs):
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # of every torch.load from here on: DeepSpeed's asks for the other
+        try:
+            with torch.serialization.safe_globals(deepspeed_classes() if self.is_deepspeed_enabled else []):
+                return super().train(*args, **kwargs)
+        except pickle.UnpicklingError as error:
+            checkpoint = kwargs.get("resume_from_checkpoint")
+            raise ValueError(
+                f"{checkpoint} holds more than a trainer's state, and is not read, since that could run code: "
+                f"remove it to go on from the checkpoint before ({str(error).splitlines()[0]})"
+            ) from error
+
     def compute_loss(self, model, inputs, *args, **kwargs):
         tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["labels"].numel()
         self.counts += torch.stack([torch.as_tensor(tokens, device=self.counts.device), (inputs["labels"] != IGNORED).sum()])
+        if (items := kwargs.get("num_items_in_batch")) is not None and not items:  # a step of conversations that broke learns nothing
+            kwargs["num_items_in_batch"] = items + 1
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             raise RuntimeError(
@@ -113,16 +142,42 @@ class StrictTrainer(Trainer):
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             sizes = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
             write_file(folder / WHOLE, json.dumps(sizes))
+            for old in checkpoints(folder.parent)[:-KEPT]:
+                shutil.rmtree(old)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """By their steps: a clock that was put back would make the one just written the oldest."""
+    named = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    return sorted((path for path, step in named.items() if step.isdecimal()), key=lambda path: int(named[path]))
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that was saved to its end; those cut short are removed."""
+    """The newest checkpoint that was saved to its end; those cut short or spoilt are removed."""
     found = None
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
-        mark = checkpoint / WHOLE
-        sizes = json.loads(mark.read_text()) if mark.is_file() else None
-        if sizes and all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size for name, size in sizes.items()):
+    for checkpoint in checkpoints(folder):
+        if whole(checkpoint):
             found = checkpoint
         else:
+            print(f"{checkpoint} is not whole; going on from the one before")
             shutil.rmtree(checkpoint)
+    return found
+
+
+def whole(checkpoint: Path) -> bool:
+    """Whether every file that whole.json names is there in its size, and the trainer's state can be read."""
+    try:
+        sizes = read_json(checkpoint / WHOLE, fields={})
+        read_json(checkpoint / "trainer_state.json", fields={"global_step": int, "max_steps": int, "log_history": list})
+    except (OSError, ValueError):
+        return False
+    return bool(sizes) and all((checkpoint / n).is_file() and (checkpoint / n).stat().st_size == size for n, size in sizes.items())
+
+
+def deepspeed_classes() -> list[type]:
+    """Those that the installed DeepSpeed has of DEEPSPEED_CLASSES."""
+    found = []
+    for name in DEEPSPEED_CLASSES:
+        module, _, attribute = name.rpartition(".")
+        found.append(getattr(import_module(module), attribute))
     return found

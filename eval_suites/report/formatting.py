@@ -4,10 +4,13 @@ import csv
 import io
 from collections.abc import Sequence
 
+from genlip.common.labels import csv_cell, markdown_cell
+
 
 def markdown_text(head: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(str(line[i])) for line in (head, *lines)) for i in range(len(head))]
-    rows = ["| " + " | ".join(str(cell).ljust(width) for cell, width in zip(line, widths)) + " |" for line in (head, *lines)]
+    head, *lines = [tuple(markdown_cell(str(cell)) for cell in line) for line in (head, *lines)]
+    widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
+    rows = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in (head, *lines)]
     return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]]) + "\n"
 
 
@@ -18,7 +21,7 @@ def p_text(p: float) -> str:
 
 def csv_text(lines: list) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(lines)
+    csv.writer(out, lineterminator="\n").writerows([[csv_cell(cell) for cell in line] for line in lines])
     return out.getvalue()
 
 

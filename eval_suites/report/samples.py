@@ -286,12 +286,13 @@ def _shrunk(content: bytes | None, size: int) -> tuple[str, str]:
     if not content:
         return "", "the data have no picture for it"
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            # A JPEG is decoded at a half or a quarter where what it takes now says that no more pixels will fit.
-            likely = 0.9 * (size / (0.6 * len(content))) ** 0.5
-            share = min(LONGEST_SIDE / max(picture.size), max(SHORTEST_SIDE / max(picture.size), likely))
-            picture.draft("RGB", tuple(int(share * side) for side in picture.size))
-            picture = rgb(picture)
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        # A JPEG is decoded at a half or a quarter where what it takes now says that no more pixels will fit.
+        likely = 0.9 * (size / (0.6 * len(content))) ** 0.5
+        share = min(LONGEST_SIDE / max(picture.size), max(SHORTEST_SIDE / max(picture.size), likely))
+        picture.draft("RGB", tuple(int(share * side) for side in picture.size))
+        picture.load()
+        picture = rgb(picture)
     except (*BROKEN, Image.DecompressionBombError) as error:
         return "", f"the picture cannot be read ({str(error).splitlines()[0][:120] if str(error) else type(error).__name__})"
     side = min(LONGEST_SIDE, max(picture.size))

@@ -21,6 +21,7 @@ import numpy as np
 from eval_suites.score import stats
 from eval_suites.suites import Column, Suite
 from genlip.common.fingerprint import Fingerprint, of_export
+from genlip.common.labels import folder_name, one_line
 from genlip.common.schema import SCHEMA, Provenance, Result, read
 
 AGAIN = "delete its result.json and run the task again"  # whose answers are in the journal
@@ -131,7 +132,7 @@ class EncoderResult:
         stage = self.provenance.get("stage", "sft")
         marks = ["untrained"] * self.untrained + [f"{stage} stage"] * (stage != "sft") + [f"{self.seeds} seeds"] * bool(self.members)
         marks += ["schema 1"] * (self.schema == 1) + ["authors' generation"] * self.by_authors
-        return self.encoder + (f" ({', '.join(marks)})" if marks else "")
+        return one_line(self.encoder) + (f" ({', '.join(marks)})" if marks else "")
 
 
 def number(metrics: dict, column: Column) -> tuple[float | None, str | None]:
@@ -205,7 +206,7 @@ def read_samples(path: Path, columns: Sequence[Column]) -> Samples:
     docs: list[str] = []
     found: dict[str, list[tuple[str, str, str, float]]] = {column.name: [] for column in columns}
     wanted = [(column.metric.split(",")[0], column, found[column.name]) for column in columns]
-    with path.open(encoding="utf-8") as stream:
+    with path.open("rb") as stream:
         for line_number, line in enumerate(stream, 1):
             try:
                 sample = json.loads(line)
@@ -274,7 +275,7 @@ def read_result(folder: Path) -> Result | None:
 
 def row_folder(root: Path, suite: str, encoder: str, llm: str, digest: str) -> Path:
     """Where a row's tasks lie under the results folder."""
-    return root / suite / encoder.replace("/", "--") / f"{llm}@{digest[:8]}"
+    return root / suite / folder_name(encoder) / f"{folder_name(llm)}@{digest[:8]}"
 
 
 def misplaced(result: Result, folder: Path) -> str:

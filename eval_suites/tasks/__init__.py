@@ -15,7 +15,6 @@ Nothing here imports lmms_eval, torch or datasets at import; a count reads parqu
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from genlip.common import digests
-from genlip.common.files import write_file
+from genlip.common.files import read_json, write_file
 
 HERE = Path(__file__).parent
 # Task -> its definition inside lmms_eval/tasks, or inside this folder for ours.
@@ -207,8 +206,8 @@ def _declared(folder: Path, subset: str | None, what: str) -> int | float | dict
     if not manifest.exists():
         return None
     try:
-        return json.loads(manifest.read_text(encoding="utf-8"))["sets"][subset][what]
-    except (ValueError, KeyError, TypeError) as error:
+        return read_json(manifest, "build the data again")["sets"][subset][what]
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{manifest} does not say the {what} of {subset!r} ({error!r}): build the data again") from error
 
 

@@ -22,7 +22,7 @@ def verify(folder: Path, names: Collection[str] | None = None) -> dict:
     if not path.exists():
         raise ValueError(f"no manifest at {path}: make the mini world with `python -m small_data.mini --out DIR`")
     again = f"remove {folder} and make the mini world again: python -m small_data.mini --out {folder.parent.parent}"
-    manifest = read_json(path)
+    manifest = read_json(path, again, {"sets": dict})
     if digest({key: value for key, value in manifest.items() if key != "digest"}) != manifest.get("digest"):
         raise ValueError(f"{path} was edited: its digest is not that of its content; {again}")
     files = {name: folder / manifest["sets"][name]["file"] for name in (manifest["sets"] if names is None else sorted(names))}

@@ -3,23 +3,36 @@
     @command
     def main(argv: list[str] | None = None) -> int: ...
 
-Exit codes: 0 done; 1 it had begun and failed (`Failed`); 2 refused (ValueError, OSError and the like); 130 stopped by Ctrl-C. A command
-may return others of its own. GENLIP_DEBUG=1 shows the traceback before the sentence. Any other exception is a fault of ours: it stays one.
+Exit codes: 0 done; 1 it had begun and failed (`Failed`); 2 refused (ValueError, OSError and the like); stopped by Ctrl-C 130, by SIGTERM
+143, by a terminal that was closed 129: 128 and the signal's number, as a shell counts. A command may return others of its own. A stopped
+command lets go of its locks, removes what it was writing aside and ends its workers. GENLIP_DEBUG=1 shows the traceback before the
+sentence. Any other exception is a fault of ours: it stays one.
 """
 
 import argparse
 import functools
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import NoReturn
 
+STOPPED = "stopped; the same command goes on from here"
+
 
 class Failed(RuntimeError):
     """What was asked for had begun, and did not come to its end."""
+
+
+class Stopped(BaseException):
+    """A signal that ends a process has come: raised where it stands, as Ctrl-C is."""
+
+    def __init__(self, number: int):
+        self.number = number
 
 
 def command(main: Callable[..., int]) -> Callable[..., int]:
@@ -28,7 +41,8 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(main)
     def bounded(argv: list[str] | None = None) -> int:
         try:
-            return main(argv)
+            with _signals_raised():
+                return main(argv)
         except BrokenPipeError:  # whoever read our output has read enough: `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141  # as the shell counts SIGPIPE
@@ -37,9 +51,36 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
         except _refusals() as error:
             return _said(f"error: {sentence(error)}", 2)
         except KeyboardInterrupt:
-            return _said("stopped; the same command goes on from here", 130)
+            return _said(STOPPED, 130)
+        except Stopped as stop:
+            return _said(STOPPED, 128 + stop.number)
 
     return bounded
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """SIGTERM and SIGHUP as exceptions, so that what is under way is cleared away. One that is ignored (nohup) stays so.
+
+    Not for one rank of several: it may wait inside a collective, where no exception reaches it, for a rank that is gone.
+    """
+    owner, before = os.getpid(), {}
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # the second one ends it at once
+        if os.getpid() != owner:  # a fork's, which inherited this
+            os.kill(os.getpid(), number)
+        raise Stopped(number)
+
+    if threading.current_thread() is threading.main_thread() and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _refusals() -> tuple[type[BaseException], ...]:

@@ -1,33 +1,46 @@
-"""Files and folders that are whole or absent: written aside, then renamed; and their digests."""
+"""Files and folders that are whole or absent: written aside, then renamed; JSON that is what it is meant to be; and digests.
 
+What a killed process left of a file or folder is removed by the next one that writes it.
+"""
+
+import glob
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+import types
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from .processes import running
+
+WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list"}
 
 
 @contextmanager
 def written_aside(folder: Path, fresh: bool = True) -> Iterator[Path]:
     """Yield `NAME.part` beside `folder` to write into; it becomes `folder` when the block ends without an error.
 
-    One left by a killed run is thrown away, or kept for a download to go on with where `fresh` is false.
+    One left by a killed run is thrown away, or kept for a download to go on with where `fresh` is false. Raises ValueError where a file
+    or a link has the folder's name: neither is replaced.
     """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"{folder} is {'a link' if folder.is_symlink() else 'a file'}, and a folder goes there: move it, or name another")
     aside = folder.with_name(f"{folder.name}.part")
     if fresh:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
     aside.mkdir(parents=True, exist_ok=True)
     try:
-        yield aside
+        with naming(folder):
+            yield aside
     except BaseException:
         if fresh:
-            shutil.rmtree(aside, ignore_errors=True)
+            remove(aside)
         raise
-    if folder.exists():
-        shutil.rmtree(folder)
+    remove(folder)
     aside.rename(folder)
 
 
@@ -40,18 +53,45 @@ def file_aside(path: Path, part: str = "part") -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{part}")
     try:
-        yield aside
-        aside.replace(path)
-    except BaseException as error:
+        with naming(path):
+            yield aside
+            aside.replace(path)
+    except BaseException:
         aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk, met while writing: the system names no file
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A full disk, met while writing: the system names no file, and safetensors none either. `path` is the one that could not be made."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
+    except Exception as error:
+        loaded = sys.modules.get("safetensors")  # nothing else can have raised it
+        if loaded and isinstance(error, loaded.SafetensorError):
+            raise ValueError(f"{path} cannot be written: {error}") from error
+        raise
+
+
+def remove(path: Path) -> None:
+    """A file, link or folder that may be there; what cannot be removed is an OSError, never left to be shipped inside what comes next."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: str | bytes) -> None:
     """The file whole: a reader meets the old one or the new one. Two processes may write one file at once: the later one stands."""
-    with file_aside(path, f"{os.getpid()}.part") as aside:
+    mine = f"{os.uname().nodename}.{os.getpid()}.part"
+    with file_aside(path, mine) as aside:
+        for left in path.parent.glob(f"{glob.escape(path.name)}.{glob.escape(os.uname().nodename)}.*.part"):
+            if left != aside and not running(int(left.name.split(".")[-2])):
+                left.unlink(missing_ok=True)
         aside.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
@@ -59,12 +99,30 @@ def write_json(path: Path, content: object) -> None:
     write_file(path, json.dumps(content, indent=1) + "\n")
 
 
-def read_json(path: Path, mend: str = "mend it, or make it again") -> Any:
-    """What a JSON file holds. ValueError that names the file, with what mends it, where it is no JSON."""
+def read_json(path: Path, mend: str = "mend it, or make it again", fields: Mapping[str, type | types.UnionType] | None = None) -> Any:
+    """What a JSON file holds. ValueError that names the file, with what mends it, where it is no JSON.
+
+    With `fields`, name -> type, it has to be an object that has them: as `require`.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: it is no JSON ({error}); {mend}") from error
+    return content if fields is None else require(content, fields, str(path), mend)
+
+
+def require(content: object, fields: Mapping[str, type | types.UnionType], where: str, mend: str) -> dict[str, Any]:
+    """`content`, an object that has the `fields`. ValueError with file, field, what was found and what is meant."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} is {json.dumps(content)[:60]}, and takes an object: {mend}")
+    for name, kind in fields.items():
+        if name not in content:
+            raise ValueError(f"{where} does not say {name}: {mend}")
+        value, kinds = content[name], get_args(kind) or (kind,)
+        if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, (*kinds, *((int,) if float in kinds else ()))):
+            wanted = " or ".join(WORDS.get(each, "null") for each in kinds)
+            raise ValueError(f"{where}: {name} is {json.dumps(value)[:60]}, and takes {wanted}: {mend}")
+    return content
 
 
 def keep_until(file: Path, step: int) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -23,13 +24,16 @@ def option(
     keys: tuple[str, ...] = (),
     needs: tuple[Any, ...] = (),
     kind: str = "",
+    least: float = 0,
+    most: float | None = None,
 ) -> Any:
-    """A field of a recipe and its flag. A dictionary takes `NAME=VALUE` for the names in `keys`, and holds those in `choices`.
+    """A field of a recipe and its flag; a number is one from `least` to `most`.
 
+    A dictionary takes `NAME=VALUE` for the names in `keys`, and holds those in `choices`.
     `needs=("max_steps", 0)` says that the field counts only beside that value of another field, or one of several;
     `needs=("lora_rank",)`: beside any value that is not 0 or empty. `kind` is one of schema.KINDS, what a comparison makes of the field.
     """
-    metadata = {"help": help, "group": group, "choices": choices, "keys": keys, "needs": needs, "kind": kind}
+    metadata = {"help": help, "group": group, "choices": choices, "keys": keys, "needs": needs, "kind": kind, "least": least, "most": most}
     return field(default=default, metadata=metadata)
 
 
@@ -121,10 +125,36 @@ def from_args(recipe: Any, args: argparse.Namespace, origin: str) -> Any:
     return found
 
 
+def bounded(kind: type, least: float = 0, most: float | None = None) -> Callable[[str], Any]:
+    """A parser's `type` for a flag of its own: a number (`int` or `float`) from `least` to `most`."""
+
+    def read(text: str) -> Any:
+        if _outside(value := kind(text), least, most):
+            raise argparse.ArgumentTypeError(f"{text} is not {_range(least, most)}")
+        return value
+
+    read.__name__ = kind.__name__  # in the parser's "invalid int value"
+    return read
+
+
+def _outside(value: float, least: float, most: float | None) -> bool:
+    return not math.isfinite(value) or value < least or (most is not None and value > most)
+
+
+def _range(least: float, most: float | None) -> str:
+    return f"a number of {least} or more" if most is None else f"a number from {least} to {most}"
+
+
 def check_choices(recipe: Any) -> None:
-    """Raises ValueError for a field whose value is none of its choices."""
+    """Raises ValueError for a field whose value is none of its choices, or a number beyond its bounds."""
     for f in fields(recipe):
         value, choices = getattr(recipe, f.name), f.metadata["choices"]
+        if f.metadata["kind"] == "name" and not str(value).isprintable():
+            raise ValueError(f"{flag(f.name)} {value!r}: a name or a place holds no control characters")
+        for each in value if isinstance(value, tuple) else [value]:
+            number = type(each) in (int, float) and not choices
+            if number and _outside(each, f.metadata["least"], f.metadata["most"]):
+                raise ValueError(f"{flag(f.name)} takes {_range(f.metadata['least'], f.metadata['most'])}, not {each}")
         for each in value if isinstance(value, dict) else [value]:
             if choices and each not in choices:
                 if isinstance(value, dict):
@@ -149,9 +179,9 @@ def recipe_from_file(file: str, presets: dict[str, Callable[[], Any]]) -> Any:
     """A recipe as recipe.json holds it; what it leaves out is its preset's. Raises ValueError with file and field for all else."""
     try:
         values = json.loads(Path(file).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise ValueError(f"--config {file} is no recipe.json: {e}") from e
-    if not isinstance(values, dict) or values.get("preset") not in presets:
+    if not isinstance(values, dict) or values.get("preset") not in list(presets):
         found = repr(values["preset"]) if isinstance(values, dict) and "preset" in values else "it names none"
         raise ValueError(f"--config {file} is no recipe of this command: its preset ({found}) has to be one of {', '.join(presets)}")
     recipe = presets[values["preset"]]()

@@ -5,12 +5,27 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+
+
+def running(pid: int) -> bool:
+    """Whether this machine has such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def die_with(parent: int) -> None:
-    """Have the system kill this process when its parent is gone, however it went: an orphan would hold a GPU and the folder's lock."""
+    """Have the system kill this process when its parent is gone, however it went: an orphan would hold a GPU and the folder's lock.
+
+    Ctrl-C, which a terminal sends to both, is the parent's to answer.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the boundary's handlers, which a fork inherits, are the parent's too
+        signal.signal(number, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
     if os.getppid() != parent:
@@ -22,18 +37,27 @@ def finished(work: Callable, jobs: list, workers: int | None = None) -> Iterator
 
     ValueError where the system has killed one of them.
     """
+    # A pool takes 40 ms to import, and most commands have none.
+    from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+    from multiprocessing import active_children, get_context
+
     workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
     if workers <= 1:
         yield from ((job, work(job)) for job in jobs)
         return
     # Fresh processes, not forks: a fork of a process with threads (a progress bar has one) may hang.
+    others = active_children()
     with ProcessPoolExecutor(workers, get_context("spawn"), die_with, (os.getpid(),)) as pool:
-        running = {pool.submit(work, job): job for job in jobs}
+        futures = {pool.submit(work, job): job for job in jobs}
         try:
-            for future in as_completed(running):
-                yield running[future], future.result()
+            for future in as_completed(futures):
+                yield futures[future], future.result()
         except BrokenExecutor as error:
             again = "run the same command again with --workers 1, and it goes on where it stopped"
             raise ValueError(f"a process was killed, most likely for want of memory: {again}") from error
         finally:
+            if not all(future.done() for future in futures):  # stopped: what is under way would be waited for
+                for child in active_children():
+                    if child not in others:
+                        child.terminate()
             pool.shutdown(cancel_futures=True)

@@ -52,7 +52,7 @@ def claim_run_folder(recipe: Any, accept_changes: bool | None = None) -> Path:
     file = folder / "recipe.json"
     mine = json.loads(json.dumps(asdict(recipe)))
     if file.is_file():
-        theirs = read_json(file)
+        theirs = read_json(file, "give another --out, or remove that folder", {})
         old = sorted((theirs.keys() - mine.keys()) & RENAMED.keys())
         earlier = not (folder / "run.json").is_file() and (old or _has_trained(folder))
         if earlier and (folder / "export").is_dir() and _in_new_names(theirs, recipe) == mine:

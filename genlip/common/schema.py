@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .command import command, new_parser
-from .files import read_json
+from .files import WORDS, read_json
 
 SCHEMA = 2
 KINDS = ("compared", "derived", "environment", "seed", "name")
@@ -224,7 +224,6 @@ class RunRecord(Record):
 # --- reading ----------------------------------------------------------------------------------------------------------------
 
 R = TypeVar("R", bound=Record)
-_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list"}
 
 
 def read(kind: type[R], path: Path, mend: str) -> R:
@@ -246,6 +245,9 @@ def parse(kind: type[R], content: object, where: str, mend: str) -> R:
         raise ValueError(f"{where} does not say {', '.join(missing)}: {mend}")
     if schema == 1:  # in which null stood for what was not known
         content = {name: value for name, value in content.items() if value is not None or name in needed}
+    for f in known:
+        if f.metadata["kind"] == "name" and not str(content.get(f.name) or "").isprintable():
+            raise ValueError(f"{where}: {f.name} is {json.dumps(content[f.name])}, and a name holds no control characters: {mend}")
     names = {f.name for f in known}
     if schema > 1 and (strange := sorted(content.keys() - names)):
         raise ValueError(f"{where} has {', '.join(strange)}, which schema {schema} does not know: {mend}")
@@ -264,7 +266,7 @@ def _value(value: Any, hint: Any, where: str, mend: str) -> Any:
     if float in kinds:
         kinds += (int,)
     if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, kinds):
-        wanted = " or ".join("null" if each is type(None) else _WORDS[get_origin(each) or each] for each in allowed)
+        wanted = " or ".join("null" if each is type(None) else WORDS[get_origin(each) or each] for each in allowed)
         raise ValueError(f"{where} is {json.dumps(value)[:60]}, and takes {wanted}: {mend}")
     return value
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from genlip.common import model_folder
 from genlip.common.files import read_json
 from genlip.common.hub import offline
 from genlip.common.preprocessing import PLACES, Preprocessing, read_preprocessing
@@ -218,6 +219,7 @@ def _from_folder(label: str, folder: Path, hub_id: str | None, asked: int | None
                 f"{folder} is open_clip's own layout, which transformers cannot load: save it as a from_pretrained folder first"
             )
         raise ValueError(f"{folder} has no config.json: give a from_pretrained folder (such as runs/NAME/export)")
+    model_folder.check(folder)
     config = read_json(file, "copy or fetch the folder again")
     if not isinstance(config, dict):
         raise ValueError(f"{file} holds no object: copy or fetch the folder again")

@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 
 from genlip.common.command import command, new_parser
+from genlip.common.flags import bounded
 
 EXAMPLES = """examples:
   python -m small_data.mini --out data                            # 20,000 training scenes, 14 sets of 200: minutes
@@ -20,10 +21,10 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EXAMPLES,
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder to write to; lmms-eval's --data-root is the same folder")
-    parser.add_argument("--train", type=int, default=20000, help="training scenes (default %(default)s)")
-    parser.add_argument("--eval", type=int, default=200, help="rows of each benchmark set (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed is another world (default %(default)s)")
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
+    parser.add_argument("--train", type=bounded(int, 1), default=20000, help="training scenes (default %(default)s)")
+    parser.add_argument("--eval", type=bounded(int, 1), default=200, help="rows of each benchmark set (default %(default)s)")
+    parser.add_argument("--seed", type=bounded(int), default=0, help="another seed is another world (default %(default)s)")
+    parser.add_argument("--workers", type=bounded(int, 1), default=None, help="processes (default: one a core)")
     args = parser.parse_args(argv)
 
     from small_data.mini.build import World, make

@@ -25,6 +25,7 @@ from pathlib import Path
 from eval_suites.tasks import hub_columns
 from eval_suites.tasks.manifest import verify
 from genlip.common.files import file_aside, read_json, sha256, write_file
+from genlip.common.locks import locked
 from genlip.common.processes import finished
 from genlip.common.progress import progress
 from small_data.mini import benchmarks, captions, conversations, families, fonts, manifest, picture, question_styles
@@ -60,15 +61,16 @@ def make(world: World, out: Path, workers: int | None = None) -> dict:
         raise ValueError(f"--train and --eval must be at least 1, got {world.train} and {world.eval}")
     for style in fonts.FONTS:
         fonts.path(style)
-    done = _begin(world, out)
-    if done:
-        return done
-    missing = [part for part in world.parts if not _part(out, part).exists()]
-    _check_space(world, out, len(missing) / len(world.parts))
-    with progress("mini world, parts", len(world.parts), len(world.parts) - len(missing)) as advance:
-        for _ in finished(partial(_make_part, world, out), missing, workers):
-            advance(1)
-    return _finish(world, out)
+    with locked(out, "mini"):
+        done = _begin(world, out)
+        if done:
+            return done
+        missing = [part for part in world.parts if not _part(out, part).exists()]
+        _check_space(world, out, len(missing) / len(world.parts))
+        with progress("mini world, parts", len(world.parts), len(world.parts) - len(missing)) as advance:
+            for _ in finished(partial(_make_part, world, out), missing, workers):
+                advance(1)
+        return _finish(world, out)
 
 
 def _part(out: Path, part: str) -> Path:
@@ -79,7 +81,8 @@ def _begin(world: World, out: Path) -> dict | None:
     """Claims the folder for this world; the manifest where it is already made. ValueError where another or a damaged one is."""
     claim, told = out / "mini" / "world.json", {**world.name, "knobs": world.knobs.as_dict(), "generator": _generator()}
     if claim.exists():
-        found = read_json(claim)
+        again = f"give another --out, or remove {out / 'mini'} and {out / 'genlip-eval' / 'mini'}"
+        found = read_json(claim, again, {"seed": int, "train": int, "eval": int, "knobs": dict, "generator": str})
         for key, what in (
             ("seed", "seed"),
             ("train", "training size"),

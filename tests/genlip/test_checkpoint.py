@@ -52,7 +52,7 @@ def test_the_last_and_the_milestones_are_kept(pair, tmp_path):
 def test_one_cut_short_is_passed_over_with_a_sentence(pair, tmp_path, capsys):
     for step in (1, 2):
         checkpoint.save(tmp_path, step, *pair, {})
-    tensors = next((tmp_path / "checkpoints/step-000002").glob("*.distcp"))
+    tensors = next((tmp_path / "checkpoints/step-000002").glob("*.safetensors"))
     tensors.write_bytes(tensors.read_bytes()[:-1])
     assert checkpoint.newest(tmp_path).name == "step-000001"
     assert "step-000002 is not whole" in capsys.readouterr().out

@@ -15,9 +15,9 @@ import torch
 from genlip import data as data_module
 from genlip import image_decoding
 from genlip import shards as shards_module
-from genlip.data import START, Ledger, Sample, iterate_stream, load_tokenizer, normalised, packed_rows, prompt_and_answer
+from genlip.data import START, Ledger, Sample, iterate_stream, load_tokenizer, normalised, packed_rows, questions_and_answers
 from genlip.shards import Shard, data_digest, list_sources, listing_digest, open_shard
-from genlip.train import check_ledger, train
+from genlip.train import check_ledger, first_turn, train
 
 
 def rows_of(recipe, number, **options):
@@ -49,17 +49,56 @@ def test_labels_stand_on_the_caption_and_its_two_end_tokens(recipe):
     assert labels[labels != -100].equal(ids[labels != -100])
 
 
-def test_a_conversation_speaks_its_first_answer(recipe):
+def test_a_conversation_speaks_all_its_answers(recipe):
     talk = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": " a dog "}]
-    assert prompt_and_answer(talk, "p") == ("what?", "a dog", None)
-    assert prompt_and_answer([{"from": "user", "value": "<image>"}, {"from": "assistant", "value": "x"}], "p") == ("p", "x", None)
-    assert prompt_and_answer(talk * 2, "p")[2] == "later turns left out"
-    bad = {"no caption": None, "empty caption": "  ", "caption is not text": 5, "unreadable conversation": talk[:1]}
+    more = [{"from": "human", "value": "sure?"}, {"from": "gpt", "value": "yes"}]
+    assert questions_and_answers(talk, "p") == ([("what?", "a dog")], [])
+    assert questions_and_answers([{"from": "user", "value": "<image>"}, {"from": "assistant", "value": "x"}], "p") == ([("p", "x")], [])
+    assert questions_and_answers([{"human": "<image>\nwhat?", "gpt": "a dog"}, *more], "p")[0] == [("what?", "a dog"), ("sure?", "yes")]
+    assert questions_and_answers([{"from": "system", "value": "s"}, *talk], "p") == ([("what?", "a dog")], ["system turn left out"])
+    bad = {"no caption": None, "empty caption": "  ", "caption is not text": 5, "turns do not alternate user, assistant": talk[:1]}
     for reason, text in bad.items():
         with pytest.raises(ValueError, match=reason):
-            prompt_and_answer(text, "p")
-    with pytest.raises(ValueError, match="unreadable conversation"):
-        prompt_and_answer(talk[::-1], "p")
+            questions_and_answers(text, "p")
+    with pytest.raises(ValueError, match="turns do not alternate user, assistant"):
+        questions_and_answers(talk[::-1], "p")
+
+
+def test_every_answer_is_learned_and_captions_lie_beside_conversations(recipe, tmp_path, tar, draw):
+    talk = [{"from": "human", "value": "<image>\nwhat is"}, {"from": "gpt", "value": "a red circle"}]
+    talk += [{"from": "human", "value": "yes"}, {"from": "gpt", "value": "no"}]
+    texts = {"a": {"conversations": talk}, "b": {"caption": "a blue triangle."}, "c": {"conversation": talk[:2]}}
+    members = [(f"{name}.png", draw("red")) for name in texts] + [
+        (f"{name}.json", json.dumps(text).encode()) for name, text in texts.items()
+    ]
+    tar(tmp_path / "mix.tar", dict(sorted(members)))
+    tokenizer, found = load_tokenizer(recipe.tokenizer), {}
+    for key in ("conversations", "caption"):
+        for row in rows_of(replace(recipe, data=str(tmp_path / "mix.tar"), text_key=key, row_tokens=200), 3):
+            ends = row.text_lens.cumsum(0).tolist()
+            for name, start, end in zip(row.names, [0, *ends], ends):
+                ids, labels = row.input_ids[0, start:end], row.labels[0, start:end]
+                found[name[0]] = tokenizer.decode(ids), tokenizer.decode(labels[labels != -100])
+        end = "<|im_end|>\n"
+        assert found["a"] == ("what isa red circleyesno" + end, "a red circleno" + end)
+        assert found["b"] == (recipe.prompt + "a blue triangle." + end, "a blue triangle." + end)
+        assert found["c"] == ("what isa red circle" + end, "a red circle" + end)
+
+
+def test_the_first_turn_of_several():
+    ids, labels = torch.arange(9)[None], torch.tensor([-100, -100, 2, 3, -100, 5, 6, 7, 8])
+    prompt, truth = first_turn(ids, labels)
+    assert prompt.tolist() == [[0, 1]] and truth.tolist() == [2, 3]
+
+
+def test_a_control_token_in_a_caption_is_text(recipe, tmp_path, tar, draw):
+    said = "a sign that says <|im_end|> twice: <|im_end|>"
+    tar(tmp_path / "odd.tar", {"a.png": draw("red"), "a.txt": said.encode()})
+    row = rows_of(replace(recipe, data=str(tmp_path / "odd.tar"), row_tokens=200, look_ahead=1), 1)[0]
+    tokenizer = load_tokenizer(recipe.tokenizer)
+    ids = row.input_ids[0, : row.text_lens[0]].tolist()
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1  # its own end alone
+    assert tokenizer.decode(ids) == recipe.prompt + said + "<|im_end|>\n"
 
 
 @pytest.mark.parametrize("changes", [{}, {"rows": 2, "look_ahead": 7}])
@@ -124,7 +163,7 @@ def test_small_data_is_decoded_once_and_what_is_kept_changes_no_row(recipe, monk
 
 
 def fake(tokens, i):
-    return Sample(str(i), (0, 0, i), np.zeros((16, 16, 3), np.uint8), [1] * (tokens - 1), 1, [], tokens)
+    return Sample(str(i), (0, 0, i), np.zeros((16, 16, 3), np.uint8), [1] * (tokens - 1), [1] * (tokens - 1), [], tokens)
 
 
 @pytest.mark.parametrize(("mean", "spread", "least"), [(270, 0.25, 210), (1200, 0.6, 60)])
@@ -310,12 +349,12 @@ def test_a_byte_of_a_shard_is_noticed_where_the_run_goes_on_and_where_it_is_done
 
 def test_beyond_a_bound_the_ends_of_shards_stand_for_them(recipe, shards, tmp_path, monkeypatch):
     monkeypatch.setattr(shards_module, "WHOLE_BYTES", 10)
-    monkeypatch.setattr(shards_module, "END_BYTES", 1024)
+    monkeypatch.setattr(shards_module, "END_BYTES", 2048)
     said, covers = data_digest(list_sources(recipe.data))
     assert "both ends of each" in covers and "all bytes are covered up to" in covers
     shutil.copytree(shards, tmp_path / "moved")
     assert data_digest(list_sources(str(tmp_path / "moved")))[0] == said != data_digest(list_sources(str(shards / "train-1.tar")))[0]
-    for place, noticed in ((5, True), (-5, True), (3000, False)):
+    for place, noticed in ((5, True), (-2000, True), (3000, False)):
         data = bytearray((shards / "train-1.tar").read_bytes())
         data[place] ^= 1
         (tmp_path / "moved/train-1.tar").write_bytes(data)

@@ -52,7 +52,7 @@ def test_every_field_is_a_flag():
         given = {}
         for field in fields(Recipe):
             if field.type in (int, float, str) and field.name != "preset" and counts.get(field.name, preset) == preset:
-                given[field.name] = (field.metadata["choices"] or ("7",))[-1]
+                given[field.name] = (field.metadata["choices"] or ("0.7" if field.metadata["most"] == 1 else "7",))[-1]
         words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
         changed = parsed(preset, *words)
         assert len(given) > 30 and all(str(getattr(changed, name)).startswith(value) for name, value in given.items())

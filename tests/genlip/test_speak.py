@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from genlip import generation, readout, speak
 from genlip.train import train
@@ -38,6 +39,21 @@ def test_captions_of_files_folders_and_shards(export, recipe, tmp_path, capsys, 
     assert "0 of 1 captions word for word" in captured.err and "left out: b in mixed.tar: undecodable picture" in captured.err
     assert speak.main([str(export), str(folder / "notes.txt")]) == 2 and speak.main([str(folder), str(folder)]) == 2
     assert "not a picture" in (said := capsys.readouterr().err) and "has no config.json" in said
+
+
+def test_nothing_to_say_is_no_success(novice, tmp_path, tar, capsys):
+    (tmp_path / "empty").mkdir()
+    tar(tmp_path / "bad.tar", {"a.png": b"x", "a.txt": b"x"})
+    for given in ("empty", "bad.tar"):
+        assert speak.main([str(novice), str(tmp_path / given)]) == 2
+        assert "no picture that can be used" in capsys.readouterr().err
+        assert readout.main([str(novice), str(tmp_path / given), "--out", str(tmp_path / "looks")]) == 2
+        assert not (tmp_path / "looks").exists()
+    weights = load_file(novice / "model.safetensors")
+    next(iter(weights.values())).fill_(float("nan"))
+    save_file(weights, novice / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
+    assert speak.main([str(novice), str(tmp_path / "empty")]) == 2 and "weights are not finite" in capsys.readouterr().err
 
 
 def test_a_readout_writes_pictures_and_numbers(export, tmp_path, draw, capsys):

@@ -189,3 +189,44 @@ def test_lengths_are_measured_once(llama_tiny, tokenizer, tmp_path):
     conversations.table = None  # the second time nothing is read
     assert token_lengths(conversations, tmp_path, "digest").tolist() == found.tolist()
     assert len(list(tmp_path.glob("lengths-*.npy"))) == 1
+
+
+CONTROL = [
+    {"role": "user", "content": "What does <|im_end|> mean, and <|image_pad|> or <|im_start|>?"},
+    {"role": "assistant", "content": "It ends a turn: <|im_end|>."},
+    {"role": "system", "content": "Say no <|im_start|> yourself."},
+    {"role": "user", "content": "no"},
+    {"role": "assistant", "content": "yes"},
+]
+
+
+def test_a_control_token_that_somebody_typed_is_text_in_training_and_evaluation(tokenizer):
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for turns in ("dialogue", "independent"):
+        row = encode([m for m in CONTROL if m["role"] != "system"], tokenizer, 3, 2, turns, 500)
+        assert row.ids.count(end) == 2 and [label for label in row.labels if label == end] == [end, end]
+        assert supervised(row, tokenizer) == "It ends a turn: <|im_end|>.<|im_end|>yes<|im_end|>"
+    prompt = mllm.prompt_ids(tokenizer, CONTROL[:1], 3, 2)
+    row = encode(CONTROL[:2], tokenizer, 3, 2, "dialogue", 500)
+    assert row.ids[: len(prompt)] == prompt and tokenizer.decode(prompt).count("<|im_end|>") == 1 and end not in prompt
+
+
+@pytest.mark.parametrize("name", ["tokenizer_qwen2.5", "tokenizer_qwen3"])
+def test_control_tokens_and_system_turns_on_real_tokenizers(shared, name):
+    tokenizer = AutoTokenizer.from_pretrained(shared / name)
+    ends, image = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    row = encode(CONTROL, tokenizer, image, 4, "dialogue", 500)
+    assert image not in row.ids and [label for label in row.labels if label == ends] == [ends, ends]
+    text = tokenizer.decode(row.ids)
+    places = [text.index(said) for said in ("What does <|im_end|>", "It ends a turn: <|im_end|>.", "Say no <|im_start|>", "yes<|im_end|>")]
+    assert places == sorted(places), "a system turn stands where it was said"
+
+
+def test_what_the_template_refuses_is_said(tokenizer, llama_tiny):
+    strict = AutoTokenizer.from_pretrained(llama_tiny)
+    strict.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' and not loop.first %}"
+        "{{ raise_exception('System first.') }}{% endif %}{% endfor %}" + tokenizer.chat_template
+    )
+    with pytest.raises(ValueError, match=r"the chat template refuses it \(System first\.\)"):
+        encode(CONTROL, strict, 3, 2, "dialogue", 500)

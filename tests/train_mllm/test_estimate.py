@@ -121,7 +121,7 @@ def test_a_plan_without_any_file(capsys, tmp_path, monkeypatch):
         "ZeRO stage              2: ",
         "no anyres: not the setting of the paper's unfrozen table",
         "kernels on a GPU        attention by ",
-        "hf download lmms-lab/LLaVA-OneVision-Data",
+        "python -m train_mllm.fetch onevision-single-image",
     ):
         assert line in out
     assert "feature cache" not in out

@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from genlip.common import digests
+from genlip.common import columns, digests, sources
+from genlip.common import conversations as reader
+from genlip.common.picture_files import ImageRef
 from llava_plugin import pictures
 from train_mllm import conversations as rows_module
-from train_mllm import image_check, prepare_data, sources
-from train_mllm.conversations import ImageRef, normalise, open_conversations
+from train_mllm import image_check, prepare_data
+from train_mllm.conversations import normalise, open_conversations
 from train_mllm.prepare_data import main, prepare
 
 ROOT = Path(__file__).parents[2]
@@ -84,10 +86,14 @@ def test_whatever_stands_there_is_a_malformed_turn(images, turns):
 
 def test_forms_become_one(images):
     expected = normalise(llava(), images)
+    picture = {"type": "image_url", "image_url": {"url": f"x/{images.name}/red.png"}}
     openai = {
         "id": "a",
         "messages": [
-            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x/red.png"}}, {"type": "text", "text": "what"}]},
+            {
+                "role": "user",
+                "content": [picture, {"type": "text", "text": "what"}],
+            },
             {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
         ],
     }
@@ -350,11 +356,11 @@ def test_turns_told_by_column_and_one_by_one_make_the_same_folder(images, monkey
     pq.write_table(pa.Table.from_pylist(rows, schema), images / "p.parquet")
     monkeypatch.setattr(sources, "CHUNK_ROWS", 37)
 
-    looked, real = [], rows_module._checked
-    monkeypatch.setattr(rows_module, "_checked", lambda turns, shown: looked.append(turns) or real(turns, shown))
+    looked, real = [], reader.read_turns
+    monkeypatch.setattr(reader, "read_turns", lambda turns: looked.append(turns) or real(turns))
     by_column = prepare(str(images / "p.parquet"), "", str(images / "column"), max_bad=1, workers=1)
     by_column_looked = len(looked)
-    monkeypatch.setattr(sources, "plain_turns", lambda column: ([None] * len(column), None))
+    monkeypatch.setattr(columns, "plain_turns", lambda column: ([None] * len(column), None))
     one_by_one = prepare(str(images / "p.parquet"), "", str(images / "rows"), max_bad=1, workers=1)
     assert by_column == one_by_one and one_by_one["skipped"] == {reason: n for reason, n in expected.items() if reason}
     made = [sorted((images / name).rglob("*.arrow")) for name in ("column", "rows")]
@@ -513,7 +519,7 @@ def test_parallel_equals_serial_and_a_killed_run_goes_on(images, monkeypatch):
     assert len(list((images / "alone" / "conversations").iterdir())) == 5
     both = prepare(str(images / "p.parquet"), "", str(images / "both"), workers=2)
     killed = (
-        "import os, signal, sys\nfrom train_mllm import prepare_data, sources\nsources.PIECE_BYTES = 1\n"
+        "import os, signal, sys\nfrom genlip.common import sources\nfrom train_mllm import prepare_data\nsources.PIECE_BYTES = 1\n"
         "real, seen = prepare_data.normalise, []\n"
         "def normalise(*args):\n    seen.append(1)\n    if len(seen) == 15: os.kill(os.getpid(), signal.SIGKILL)\n    return real(*args)\n"
         "prepare_data.normalise = normalise\nprepare_data.prepare(sys.argv[1], '', sys.argv[2], workers=1)"

@@ -23,9 +23,11 @@ from tests.train_mllm.conftest import COLOURS
 from train_mllm import features as features_module
 from train_mllm import prepare_data
 from train_mllm import train as train_module
+from train_mllm import trainer as trainer_module
 from train_mllm.freeze_check import FreezeCheck
 from train_mllm.recipes import PRESETS, protocol
 from train_mllm.train import main, train
+from train_mllm.trainer import StrictTrainer, newest_whole
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,6 +121,68 @@ def test_features_are_kept_for_the_very_picture_files(recipe):
     assert features_module._pictures(table, "d") != before
 
 
+def damage(picture: Path) -> None:
+    """Zeros in the middle of its pixels: both ends are as they were."""
+    noise = Image.effect_noise((96, 96), 90).convert("RGB")
+    noise.save(picture)
+    data = bytearray(picture.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 80] = bytes(80)
+    picture.write_bytes(bytes(data))
+
+
+def in_training(run: str) -> dict:
+    return json.loads((Path(run) / "ledger.json").read_text())["in_training"]
+
+
+SLOW = [pytest.param(how, marks=pytest.mark.slow) for how in ("padded", "workers")]
+
+
+@pytest.mark.parametrize("how", ["decoded", "cached", "alone", *SLOW])
+def test_a_picture_that_breaks_in_training_costs_its_conversation_alone_and_on_resume_too(recipe, how, monkeypatch):
+    """Damaged between two whole ends, which preparing does not see."""
+    changes = {"cached": {"cache_features": True, "standardise": True}, "padded": {"batching": "padded", "turns": "dialogue"}}
+    changes |= {"alone": {"batch": 1, "max_steps": 9}, "workers": {"workers": 2}}
+    recipe = replace(recipe, max_bad=0.2, **changes.get(how, {}))
+    damage(Path(recipe.data).parent / "5.png")
+    if how == "decoded":  # stopped at a checkpoint, and on
+        real = trainer_module.arguments
+        monkeypatch.setattr(trainer_module, "arguments", lambda *args: replace_steps(real(*args), 3))
+    export = train(recipe)
+    assert in_training(recipe.out) == {"skipped": {"undecodable picture": 1}, "names": {"undecodable picture": ["5"]}}
+    if how == "decoded":
+        monkeypatch.undo()
+        shutil.rmtree(export)
+        train(recipe)
+        assert in_training(recipe.out)["skipped"] == {"undecodable picture": 1}
+    losses = [json.loads(line)["loss"] for line in (Path(recipe.out) / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+    assert losses and all(torch.isfinite(torch.tensor(losses)))
+
+
+def replace_steps(args, steps: int):
+    args.max_steps = steps
+    return args
+
+
+def test_too_many_pictures_that_break_stop_the_run_in_words_and_again(recipe, capsys):
+    for i in (2, 5):
+        damage(Path(recipe.data).parent / f"{i}.png")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"2 conversations broke in training .*'2', '5'.*--max-bad"):
+            train(replace(recipe, max_bad=0.2, max_steps=8))
+
+
+def test_a_conversation_that_the_template_refuses_is_left_out_and_named(recipe):
+    rows = json.loads(Path(recipe.data).read_text())
+    rows[3]["conversations"][0]["value"] = "<image>\nwhat " + "is in the picture " * 400
+    Path(recipe.data).write_text(json.dumps(rows))
+    train(replace(recipe, max_bad=0.2, max_length=300))
+    counted = json.loads((Path(recipe.out) / "ledger.json").read_text())["tokens"]
+    assert counted["left_out"] == {"its first turn is longer than --max-length": 1}
+    assert counted["left_out_names"] == {"its first turn is longer than --max-length": ["3"]}
+    with pytest.raises(ValueError, match=r"1 of 8 conversations cannot be learned from .*'3'.*--max-length"):
+        train(replace(recipe, max_length=300, out=recipe.out + "-strict"))
+
+
 @pytest.mark.parametrize("what", ["words", "picture", "prepared"])
 def test_a_run_whose_data_changed_is_not_said_to_be_done_and_does_not_go_on(recipe, what, capsys):
     """Equal sizes, dates put back; the folder that was prepared beforehand made anew from something else."""
@@ -169,6 +233,23 @@ def test_a_stopped_run_goes_on_to_the_same_weights(recipe, monkeypatch):
     monkeypatch.undo()
     assert (Path(other.out) / "checkpoints" / "checkpoint-3").is_dir()
     assert provenance(train(other))["weights_digest"] == undisturbed["weights_digest"]
+
+
+def test_the_newest_checkpoints_are_those_of_the_highest_steps_whatever_the_clock_says(recipe, monkeypatch):
+    real = StrictTrainer._save_checkpoint
+
+    def dated_in_the_future(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        os.utime(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", (4e9 - self.state.global_step,) * 2)
+
+    monkeypatch.setattr(StrictTrainer, "_save_checkpoint", dated_in_the_future)
+    export = train(replace(recipe, save_every=1))
+    folder = export.parent / "checkpoints"
+    assert sorted(file.name for file in folder.iterdir()) == ["checkpoint-5", "checkpoint-6"]
+    for spoilt in ("whole.json", "trainer_state.json"):
+        (folder / "checkpoint-6").mkdir(exist_ok=True)
+        (folder / "checkpoint-6" / spoilt).write_text("{")
+        assert newest_whole(folder).name == "checkpoint-5" and not (folder / "checkpoint-6").exists()
 
 
 def test_a_run_stopped_before_its_export_takes_no_step_more(recipe, monkeypatch):
@@ -439,7 +520,7 @@ def test_conversations_that_do_not_fit_are_counted(recipe):
         train(replace(recipe, max_length=20))
     train(replace(recipe, out=recipe.out + "-b", max_length=27, max_steps=1))
     counted = json.loads((Path(recipe.out + "-b") / "ledger.json").read_text())["tokens"]
-    assert counted["cut"] == 8 and counted["left_out"] == 0 and 0 < counted["supervised"] < counted["tokens"]
+    assert counted["cut"] == 8 and counted["left_out"] == {} and 0 < counted["supervised"] < counted["tokens"]
 
 
 # --- the five scripts -------------------------------------------------------------------------------------------------------

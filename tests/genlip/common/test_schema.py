@@ -25,6 +25,13 @@ RESULT = Result(
 )
 
 
+def test_a_name_that_would_command_a_terminal_is_refused():
+    for name in ("a\x1b[2J", "two\nlines"):
+        said = Provenance(schema=2, stage="sft", encoder=name, llm="l", weights_digest="0").as_json()
+        with pytest.raises(ValueError, match=r"provenance\.json: encoder is .*, and a name holds no control characters"):
+            parse(Provenance, said, "provenance.json", "export the model again")
+
+
 @pytest.mark.parametrize("record", [EXPORT, RESULT], ids=lambda record: type(record).__name__)
 def test_what_is_written_is_read_back_and_every_field_is_needed_but_those_that_came_later(record, tmp_path):
     said = json.loads(json.dumps(record.as_json()))
