@@ -24,12 +24,13 @@ from .recipes import Recipe
 from .setup import LlmShape, Setup
 
 NO_ANYRES = "no anyres: not the setting of the paper's unfrozen table"
-PAPER_ROWS = {"projector": 558_000, "sft": 3_000_000}  # LLaVA's pretraining pairs; "3M+" of the paper
-ANYRES_ROWS = 780_000  # LLaVA-NeXT's own data, those of the paper's unfrozen table
+# LLaVA's pretraining pairs; "3M+" of the paper; LLaVA-NeXT's own data, those of the paper's unfrozen table.
+PAPER_ROWS = {"projector": 558_000, "sft": 3_000_000, "anyres": 780_000}
 TEXT_TOKENS = {"projector": 30, "sft": 200}  # a conversation, assumed where no data is at hand to look at
 DATA = {
     "projector": "python -m train_mllm.fetch llava-pretrain-558k --data-root data",
     "sft": "python -m train_mllm.fetch onevision-single-image --data-root data",
+    "anyres": "python -m train_mllm.fetch llava-next-780k --data-root data",
 }
 SPARE = 0.9  # of a GPU's memory; the rest is the framework's
 SHORT = 100  # steps of a run that logs every one of them
@@ -138,11 +139,14 @@ def log_every(recipe: Recipe) -> int:
     return 1 if 0 < recipe.max_steps <= SHORT else 10
 
 
+def setting(recipe: Recipe) -> str:
+    """The paper's, by which data are assumed where none are at hand."""
+    return "anyres" if recipe.stage == "sft" and recipe.view.startswith("anyres") else recipe.stage
+
+
 def rows(recipe: Recipe) -> tuple[int, str]:
     """(conversations, where the number is from)."""
-    path, paper = Path(recipe.data), PAPER_ROWS[recipe.stage]
-    if recipe.stage == "sft" and recipe.view.startswith("anyres"):
-        paper = ANYRES_ROWS
+    path, paper = Path(recipe.data), PAPER_ROWS[setting(recipe)]
     if recipe.data and (path / "ledger.json").is_file():
         return read_json(path / "ledger.json")["used"], "prepared"
     if recipe.data and path.exists():
@@ -206,7 +210,7 @@ def missing(setup: Setup) -> list[str]:
             lacks.append(str(e))
     lacks += setup.lacks
     if not recipe.data or not Path(recipe.data).exists():
-        bring = DATA["sft" if recipe.stage == "sft" else "projector"]
+        bring = DATA[setting(recipe)]
         lacks.append(f"no conversations{f' at {recipe.data!r}' if recipe.data else ''}: give --data yours, or bring the paper's: {bring}")
     if recipe.images and not Path(recipe.images).is_dir():
         lacks.append(f"no folder of pictures at {recipe.images!r}: give --images the folder that the conversations' paths start from")

@@ -146,7 +146,7 @@ def test_anyres_unfrozen_is_planned_in_tiles_for_llava_nexts_data(capsys):
     assert main(["sft-qwen7b-unfrozen-anyres", "--dry-run", "--encoder", "genlip-so16"]) == 0
     out = capsys.readouterr().out
     assert "780,000 (assumed" in out and f"at most {5 * 576 + 48} visual" in out and "6,094 of 128: 2 per GPU x 8 GPUs x 8" in out
-    assert "no anyres" not in out and "ZeRO stage              2:" in out
+    assert "no anyres" not in out and "python -m train_mllm.fetch llava-next-780k" in out and "ZeRO stage              2:" in out
     planned, square = (resolve(RECIPES[f"sft-qwen7b-unfrozen{more}"], 8) for more in ("-anyres", ""))
     assert planned.parts.projector == square.parts.projector + 3584  # the newline
     assert (planned.recipe.lr, planned.recipe.encoder_lr, planned.recipe.feature_layer) == (1e-5, 2e-6, -1)
