@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from PIL import Image
 from genlip.common.fingerprint import of_export
 from llava_plugin import mllm, views
 from llava_plugin.tower import VisionTower
+from tests.train_mllm.test_train import assert_same, start
+from train_mllm import features
 from train_mllm.data import encode
 from train_mllm.packing import Collator, use_packed_attention
 from train_mllm.recipes import PRESETS
-from train_mllm.train import train
+from train_mllm.setup import resolve
+from train_mllm.train import build_model, train
 
 VIEWS = {
     "anyres": ("clip-tiny", "anyres"),
@@ -41,7 +45,7 @@ CONVERSATIONS = [
 ]
 
 
-@pytest.fixture(params=VIEWS)
+@pytest.fixture(params=[pytest.param(name, marks=() if name in ("anyres", "native") else pytest.mark.slow) for name in VIEWS])
 def parts(request, llama_tiny):
     key, view = VIEWS[request.param]
     tower = VisionTower.from_encoder(key, view=view)
@@ -101,7 +105,7 @@ def recipe(tmp_path, llama_tiny):
     return replace(base, out=str(tmp_path / "run"), max_steps=4, batch=4, workers=0, save_every=3, cache_features=False, standardise=False)
 
 
-@pytest.mark.parametrize("view", ["anyres", "native_30"])
+@pytest.mark.parametrize("view", ["anyres", pytest.param("native_30", marks=pytest.mark.slow)])
 def test_features_that_are_kept_teach_the_same(recipe, view, tmp_path):
     plain = train(replace(recipe, view=view))
     cached = train(replace(recipe, view=view, cache_features=True, out=str(tmp_path / "cached")))
@@ -109,9 +113,14 @@ def test_features_that_are_kept_teach_the_same(recipe, view, tmp_path):
     ours, theirs = (mllm.load(export).model.state_dict() for export in (plain, cached))
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name], value, atol=1e-5, rtol=1e-4, msg=name)
-    for batching in ("padded", "tokens"):
-        other = replace(recipe, view=view, batching=batching, turns="dialogue", out=str(tmp_path / batching))
-        assert of_export(train(other), "x").parts["view"].startswith(view)
+    assert of_export(cached, "x").parts["view"].startswith(view)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batching", ["padded", "tokens"])
+@pytest.mark.parametrize("view", ["anyres", "native_30"])
+def test_other_ways_to_batch(recipe, view, batching):
+    assert train(replace(recipe, view=view, batching=batching, turns="dialogue")).is_dir()
 
 
 @pytest.mark.slow
@@ -134,3 +143,57 @@ def test_photos_of_different_shapes_are_learned_by_heart_by_an_unfrozen_encoder(
     asked = [[{"role": "user", "content": "<image>\nwhat is in the picture"}] for _ in photos]
     assert loaded.answer(asked, pictures, max_new_tokens=16) == answers
     assert [loaded.answer([a], [p], max_new_tokens=16)[0] for a, p in zip(asked, pictures)] == answers
+
+
+def test_tiles_come_behind_squares_and_a_newline_is_learned_and_handed_on(recipe, tmp_path):
+    short = replace(recipe, max_steps=2, save_every=2)
+    squares = train(replace(short, stage="projector", out=str(tmp_path / "squares")))
+    behind = replace(short, view="anyres", init=str(squares), out=str(tmp_path / "behind"))
+    built = build_model(resolve(behind, 1))
+    assert built.before.view == "square" and built.tower.spec.view.startswith("anyres")
+    drawn = built.model.model.image_newline.detach().clone()
+    tiles = train(replace(short, stage="projector", view="anyres", out=str(tmp_path / "tiles")))
+    loaded = mllm.load(tiles)
+    learned = loaded.model.model.image_newline
+    assert not learned.equal(drawn) and loaded.provenance.parameters["llm"]["trained"] == 0
+    assert loaded.provenance.parameters["projector"]["trained"] == resolve(behind, 1).parts.projector
+    handed_on = build_model(resolve(replace(behind, init=str(tiles)), 1)).model.model.image_newline
+    assert handed_on.equal(learned)
+    with pytest.raises(ValueError, match="other preprocessing"):
+        build_model(resolve(replace(behind, init=str(tiles), view="square"), 1))
+
+
+@pytest.mark.parametrize(("view", "cached"), [("anyres", True), pytest.param("native_30", False, marks=pytest.mark.slow)])
+def test_a_picture_that_cannot_be_decoded_costs_its_conversation_alone(recipe, view, cached, tmp_path, monkeypatch):
+    """A PNG damaged between its ends is found where sizes are read; one whose header says a size, where it is decoded."""
+    real = features.open_picture
+
+    def damaged_later(picture):
+        if picture["path"].endswith("3.png"):
+            raise ValueError("undecodable picture")
+        return real(picture)
+
+    monkeypatch.setattr(features, "open_picture", damaged_later)
+    damaged = tmp_path / "5.png"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 80] = bytes(80)
+    damaged.write_bytes(bytes(data))
+    assert train(replace(recipe, view=view, cache_features=cached, max_bad=0.2)).is_dir()
+    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())
+    assert ledger["tokens"]["left_out"] == {"undecodable picture": 1}
+    assert ("in_training" in ledger) == cached and (not cached or ledger["in_training"]["names"] == {"undecodable picture": ["3"]})
+    sizes = np.load(next((tmp_path / "run" / "data").glob("sizes-*.npy")))
+    assert sizes[5].tolist() == [0, 0] and (np.delete(sizes, 5, axis=0) > 0).all()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_tiles_and_conversations_without_a_picture(recipe, tmp_path):
+    rows = json.loads((tmp_path / "sft.json").read_text())
+    words = [{"from": "human", "value": "what"}, {"from": "gpt", "value": "yes"}]
+    (tmp_path / "sft.json").write_text(json.dumps([*rows, *({"id": f"text {i}", "conversations": words} for i in range(4))]))
+    unfrozen = replace(recipe, view="anyres", train_encoder=True, batch=1, max_steps=3)
+    alone = train(replace(unfrozen, out=str(tmp_path / "alone"), accumulation=4))
+    together = replace(unfrozen, out=str(tmp_path / "together"), accumulation=2)
+    process = start(together, 2)
+    assert process.communicate() and process.returncode == 0
+    assert_same(alone, Path(together.out) / "export", 1e-5)
