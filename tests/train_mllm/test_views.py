@@ -1,5 +1,6 @@
 """Pictures of different shapes through training: packed = padded = one by one, cached = not, learned = evaluated with the same view."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
 from genlip.common.fingerprint import of_export
 from llava_plugin import mllm, views
@@ -197,3 +199,9 @@ def test_two_processes_equal_one_with_tiles_and_conversations_without_a_picture(
     process = start(together, 2)
     assert process.communicate() and process.returncode == 0
     assert_same(alone, Path(together.out) / "export", 1e-5)
+
+
+def test_pictures_of_later_turns_have_their_own_tokens(llama_tiny):
+    tokenizer = AutoTokenizer.from_pretrained(llama_tiny)
+    row = encode(asked("what", "yes", 1) + asked("no", "no", 1), tokenizer, 9999, [3, 5], "dialogue", 500)
+    assert [len(list(run)) for image, run in itertools.groupby(i == 9999 for i in row.ids) if image] == [3, 5]
