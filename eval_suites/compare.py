@@ -52,6 +52,8 @@ exit code: 0 the two may be compared, 3 they differ in more than the encoder or 
     root = args.results or (args.out or Path()) / "results"
     suite = _suite(root, args.suite)
     rows = [*seeds.read_joined(root, suite), *lmms_files.rows_of(args.lmms_eval, suite)]
+    if not rows:
+        raise ValueError(f"no results of suite {suite.name} under {root}: evaluate with --suite {suite.name}, or give --results DIR")
     text, code = _compared(suite, rows, args.encoders, args.noise, args.allow_partial)
     print(text, end="")
     return code
@@ -68,14 +70,16 @@ def _compared(suite: Suite, rows: list[EncoderResult], names: list[str], noise: 
     if all(reasons.values()):
         raise ValueError(f"no column of the two can be compared: {'; '.join(f'{title}: {why}' for title, why in reasons.items())}")
     others = comparison.differences(a, b) + comparison.asked_otherwise(a, b)
-    text = besides(a, b, others) or "The two differ in the encoder alone, by what their exports record.\n"
+    text = besides(a, b, others) or f"{comparison.nothing_else(a, b)}\n"
     return text + section(suite, a, b, seeds.read_noise(noise, suite, (a, b)) if noise else None, differing=False), 3 if others else 0
 
 
 def _seed_noise(name: str, root: Path, suite_name: str | None, path: Path) -> str:
     """What is printed; the file is written."""
     suite = _suite(root, suite_name)
-    noise = seeds.measure(suite, results.find_row(seeds.read_joined(root, suite), name, suite))
+    rows = seeds.read_joined(root, suite)
+    joined = [row for row in rows if row.members and row.encoder == name]  # single rows beside it have no spread
+    noise = seeds.measure(suite, joined[0] if len(joined) == 1 else results.find_row(rows, name, suite))
     seeds.write_noise(noise, path)
     lines = [f"{title:<14} {spread:.2f}" for title, spread in noise.spread.items()]
     return "\n".join([f"{path}: {suite.name}, standard deviation over {noise.seeds} seeds of {noise.encoder}", *lines])

@@ -30,7 +30,7 @@ from .common.versions import git_commit, package_versions
 from .recipes import Recipe
 
 LAST_PICKLED = "456f7d2"
-STATE = {"step": int, "files": dict}  # what state.json says in any case
+STATE = {"step": int, "run": str, "files": dict}  # what state.json says in any case
 
 
 def save(run: Path, step: int, model, optimizer, state: dict, keep: int = 2, milestone_every: int = 0) -> None:
@@ -53,7 +53,7 @@ def save(run: Path, step: int, model, optimizer, state: dict, keep: int = 2, mil
             dcp.save({"model": tensors, "optimizer": optimizer_state["state"]}, storage_writer=writer)
         if first:
             sizes = {file.name: file.stat().st_size for file in part.iterdir()}
-            _write(part / "state.json", json.dumps(state | {"step": step, "files": sizes}))
+            _write(part / "state.json", json.dumps(state | {"step": step, "run": _run_digest(run), "files": sizes}))
             if folder.exists():  # cut short, and passed over by `newest`
                 shutil.rmtree(folder)
             part.rename(folder)
@@ -106,6 +106,8 @@ def load(folder: Path, model, optimizer) -> dict:
             f"{folder} is of an earlier version, whose checkpoints are pickled and not read any more, since reading one can run code: "
             f"finish that run with commit {LAST_PICKLED} of this project, or give another --out"
         )
+    if read_json(folder / "state.json", fields=STATE)["run"] != _run_digest(run := folder.parents[1]):
+        raise ValueError(f"{folder} was written under another run.json than {run} holds: bring that back, or give another --out")
     tensors, optimizer_state = get_state_dict(model, optimizer)
     both = {"model": tensors, "optimizer": optimizer_state["state"]}
     try:
@@ -117,6 +119,11 @@ def load(folder: Path, model, optimizer) -> dict:
     optimizer_state["state"] = both["optimizer"]
     set_state_dict(model, optimizer, model_state_dict=both["model"], optim_state_dict=optimizer_state)
     return read_json(folder / "state.json")
+
+
+def _run_digest(run: Path) -> str:
+    """Of what the run was resolved to; its recipe may change by --accept-changes."""
+    return hashlib.sha256((run / "run.json").read_bytes()).hexdigest()
 
 
 def _why(error: Exception) -> object:
@@ -149,7 +156,7 @@ def run_record(recipe: Recipe, tokenizer: Any, data_digest: str, processes: int)
         init_digest=weights_digest(Path(recipe.init)) if recipe.init else None,
         data=recipe.data,
         data_digest=data_digest,
-        per_step=f"{recipe.rows} rows of {recipe.row_tokens} tokens",
+        per_step=f"{recipe.rows} row{'s' * (recipe.rows > 1)} of {recipe.row_tokens} tokens",
         dtype="float32",
         processes=processes,
         accumulation=recipe.rows // processes,

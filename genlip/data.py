@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .common import model_folder
 from .common.conversations import IMAGE, read_turns
+from .common.flags import flag
 from .common.ledger import Ledger
 from .common.tokens import text_ids
 from .image_decoding import read_picture, unusual
@@ -188,6 +189,7 @@ class PackedRows(IterableDataset):
         self.recipe, self.sources, self.tokenizer, self.streams, self.states = recipe, sources, tokenizer, streams, states
         self.end = tokenizer(END_OF_CAPTION, add_special_tokens=False).input_ids
         self.patch_size = recipe.model.get("patch_size", 16)
+        self._most = min(recipe.max_length, recipe.row_tokens)  # tokens of a sample
 
     def __iter__(self) -> Iterator[Batch | ValueError]:
         """Batches; a ValueError is handed over as the last item, since a loader would bury its sentence in a traceback."""
@@ -252,8 +254,11 @@ class PackedRows(IterableDataset):
                 failures += 1
                 continue
             yield sample
+        short = [name for name in ("max_length", "row_tokens") if getattr(self.recipe, name) == self._most]
+        full = "picture and question fill a row" in ledger.skipped
+        helps = f": raise {' and '.join(flag(name, self._most) for name in short)}" if full else ""
         raise ValueError(
-            f"{MAX_CONSECUTIVE_BAD} unusable samples in turn in {self.recipe.data}: {dict(ledger.skipped)}; first: {ledger.names}"
+            f"{MAX_CONSECUTIVE_BAD} unusable samples in turn in {self.recipe.data}: {dict(ledger.skipped)}; first: {ledger.names}{helps}"
         )
 
     def _load(self, source: int, shard: int, number: int) -> Sample:
@@ -273,7 +278,7 @@ class PackedRows(IterableDataset):
             ids += self.end
             labels += self.end
             patches = pixels.shape[0] * pixels.shape[1] // self.patch_size**2
-            most = min(self.recipe.max_length, self.recipe.row_tokens) - patches
+            most = self._most - patches
             if most <= len(self.tokenize_prompt(turns[0][0])):
                 raise ValueError("picture and question fill a row")
             if len(ids) > most:  # the end tokens go too: the caption does not end here

@@ -37,9 +37,8 @@ from transformers import (
 )
 
 from genlip.common import fingerprint, model_folder
-from genlip.common.files import write_json
 from genlip.common.fingerprint import Fingerprint
-from genlip.common.schema import SCHEMA, Provenance, read
+from genlip.common.schema import SCHEMA, Provenance, read, write
 from genlip.common.suggest import choose
 from genlip.common.tokens import broken, broken_ids
 
@@ -186,7 +185,7 @@ def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBas
     }
     told = {"projector": model.config.projector, "native_tokens": model.config.native_tokens, "interpolation": tower.interpolation}
     provenance = Provenance(**brought | dict(said) | told | _digests(model) | {"schema": SCHEMA})
-    write_json(export / "provenance.json", provenance.as_json())
+    write(export / "provenance.json", provenance)
 
 
 def _digests(model: LlavaForConditionalGeneration) -> dict[str, str]:

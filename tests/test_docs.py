@@ -306,7 +306,7 @@ def test_every_field_of_a_journal_and_of_a_checkpoints_state_is_described(tmp_pa
     journal.close()
     key, answer = (json.loads(line) for line in journal.path.read_text().splitlines())
     assert key == {"weights": "x"} and described("answers-*.jsonl") == set(answer)
-    assert described("checkpoints of pretraining") == {"step", "files"} | written("genlip/train.py", "streams")
+    assert described("checkpoints of pretraining") == {"step", "run", "files"} | written("genlip/train.py", "streams")
     assert described("captions.jsonl") == {"step", "name", "said", "true"}
 
 

@@ -20,7 +20,7 @@ from genlip.common.files import file_aside, read_json, write_file, write_json, w
 from genlip.common.flags import flag
 from genlip.common.locks import one_at_a_time
 from genlip.common.run_folder import pin, recorded
-from genlip.common.schema import Provenance, RunRecord, read
+from genlip.common.schema import Provenance, RunRecord, read, write
 
 from . import estimate
 from .conversations import open_conversations
@@ -227,11 +227,11 @@ def train(setup: Setup, run: Path, data: Path) -> Path:
             seed=recipe.seed,
             recipe=asdict(recipe),
             versions=record.versions,
-            git_commit=record.git_commit or "unknown",
+            git_commit=record.git_commit,
             earlier=earlier,
             llm_digest_before=record.llm_digest,
         )
-        write_json(part / "provenance.json", provenance.as_json())
+        write(part / "provenance.json", provenance)
         write_file(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in state["log_history"]))
     print(f"wrote {export}")
     return export

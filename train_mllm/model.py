@@ -69,6 +69,20 @@ def check_made_for(start, tower, setup: Setup) -> None:
         )
 
 
+def check_read_alike(before: Provenance, digests: dict[str, str | None], setup: Setup) -> None:
+    """Raises ValueError where encoder, language model or tokenizer, whose weights are those of the earlier stage, are configured otherwise.
+    Of an export from before these digests were kept nothing is known. A chat template may change: it is recorded, and compared."""
+    places = {"llm_config": ("the language model's config", setup.llm), "tokenizer_digest": ("the tokenizer", setup.llm)}
+    if setup.spec and setup.spec.resolution == before.resolution:  # a config may state the resolution, in which two stages may differ
+        places["encoder_config"] = ("the encoder's config", setup.encoder)
+    for name, (what, place) in places.items():
+        if before[name] not in (None, digests[name]):
+            raise ValueError(
+                f"{setup.recipe.init} was trained with {what} {before[name][:8]}, and {place or setup.recipe.encoder} holds "
+                f"{str(digests[name])[:8]}: bring that one back, or train the projector again"
+            )
+
+
 def digest_of(module) -> str:
     from llava_plugin.tower import digest
 

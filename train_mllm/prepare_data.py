@@ -158,13 +158,17 @@ def check_origin(folder: Path, theirs: dict, origin: dict) -> None:
         print(f"note: {folder} knows its source by size alone; remove it to have it prepared again")
         changed = [origin["source"]] * (theirs.get("bytes") != origin["bytes"])
     if changed:
-        differ.append(f"{len(changed)} files hold something else (first: {', '.join(changed[:3])})")
+        differ.append(f"{len(changed)} file{'s hold' if len(changed) > 1 else ' holds'} something else (first: {', '.join(changed[:3])})")
     if differ:
-        raise ValueError(f"{folder} was made from other data: {'; '.join(differ)}. Give another --out, or remove {folder}")
+        raise ValueError(f"{folder} was made from other data: {'; '.join(differ)}. Bring the data back, or give another --out")
 
 
 def check_pictures(folder: Path, rehash: bool = False) -> None:
-    """ValueError where picture files are not, or not any more, those that FOLDER was made of."""
+    """ValueError where picture files are not, or not any more, those that FOLDER was made of, or its own tables are not as they were
+    written."""
+    written = read_json(folder / "ledger.json", f"remove {folder} to have it prepared again", {}).get("tables")
+    if written is not None and written != _tables(folder, rehash):
+        raise ValueError(f"{folder}/conversations is not what was prepared there: give another --out, or remove {folder}")
     changed: list[str] = []
     gone: list[str] = []
     for arrow in tracked(sorted((folder / "conversations").glob("*.arrow")), "pictures as they were prepared?"):
@@ -173,7 +177,7 @@ def check_pictures(folder: Path, rehash: bool = False) -> None:
     if changed or gone:
         raise ValueError(
             f"of the pictures that {folder} was made of {len(changed)} have changed and {len(gone)} are gone (first: "
-            f"{', '.join((changed + gone)[:3])}). Bring them back; or give another --out, or remove {folder}, to prepare what is there now"
+            f"{', '.join((changed + gone)[:3])}). Bring them back, or prepare what is there now under another --out"
         )
 
 
@@ -242,6 +246,7 @@ def prepare(
             f"first: {ledger['names']}. Mend them, or allow more with --max-bad"
         )
     rows = _digests(folder)
+    ledger["tables"] = _tables(folder)
     ledger["duplicates"] = len(rows) - len(set(rows))
     ledger["digest"] = hashlib.sha256(b"".join(rows)).hexdigest()
     if origin_of(source, images, seed, decode)["files"] != origin["files"]:
@@ -318,6 +323,12 @@ def _ledger(origin: dict, mix: sources.Mix, plan: list, tallies: dict[int, dict]
         "subsets": subsets,
         "mix": {"authors": mix.authors, "obtainable": mix.obtainable, "unpublished": list(mix.unpublished)},
     }
+
+
+def _tables(folder: Path, rehash: bool = False) -> dict[str, str]:
+    """The digest of each table of conversations, by name."""
+    arrows = sorted((folder / "conversations").glob("*.arrow"))
+    return dict(zip((file.name for file in arrows), digests.of_files(arrows, rehash)))
 
 
 def _digests(folder: Path) -> list[bytes]:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from genlip.common import model_folder
+from genlip.common import digests, model_folder
 from genlip.common.files import read_json
 from genlip.common.schema import SCHEMA, RunRecord
 from genlip.common.versions import git_commit, package_versions
@@ -103,6 +103,15 @@ def computed_with(recipe: Recipe, on_gpu: bool) -> str:
     return kernels(recipe).words if on_gpu else "attention by torch (SDPA), no GPU"
 
 
+# Files of a model's folder that decide what it is.
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
+SOURCES = {"encoder": "the encoder", "llm": "the language model", "init": "the earlier stage"}
+
+
+def _read_from(folder: Path) -> list[Path]:
+    return sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)} - {folder / "source.json"})  # how it was fetched
+
+
 @dataclass(frozen=True)
 class Setup:
     """A recipe on so many processes, with what its names stand for here. `lacks` says what could not be found, and what brings it."""
@@ -164,6 +173,29 @@ class Setup:
             )
         return steps
 
+    @property
+    def _sources(self) -> dict[str, Path]:
+        """Encoder, language model and earlier stage, where each is a folder."""
+        named = {"encoder": self.encoder, "llm": self.llm, "init": self.recipe.init}
+        return {name: Path(folder) for name, folder in named.items() if folder and Path(folder).is_dir()}
+
+    @property
+    def source_files(self) -> dict[str, dict[str, str]]:
+        """Of each source: file -> digest of its bytes, which are read once while untouched."""
+        found = {name: _read_from(folder) for name, folder in self._sources.items()}
+        return {name: dict(zip((file.name for file in files), digests.of_files(files))) for name, files in found.items()}
+
+    def check_sources(self, began: RunRecord) -> None:
+        """ValueError with the first files that are not those that the run began with; of what is a folder then and now."""
+        there = self.source_files
+        for name in began.source_files.keys() & there.keys():
+            before, now = began.source_files[name], there[name]
+            if changed := sorted(file for file in before.keys() | now.keys() if before.get(file) != now.get(file)):
+                raise ValueError(
+                    f"{self.recipe.out} began with other files of {SOURCES[name]} than {self._sources[name]} holds now "
+                    f"({', '.join(changed[:3])}): bring them back, or give another --out"
+                )
+
     def record(self, digests: dict[str, str | None], data_digest: str, accumulation: int, zero: int, dtype: str, on_gpu: bool) -> RunRecord:
         """The run's record. `digests` are RunRecord's fields of that kind, of what was loaded."""
         recipe = self.recipe
@@ -187,6 +219,7 @@ class Setup:
             kernels=self.computed_with(on_gpu),
             versions=package_versions(("torch", "transformers", "accelerate", "genlip-eval")),
             git_commit=git_commit(),
+            source_files=self.source_files,
             **digests,
         )
 

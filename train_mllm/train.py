@@ -29,7 +29,16 @@ from genlip.common.schema import Provenance, RunRecord
 from llava_plugin import views
 
 from . import estimate, llava_next
-from .model import adamw, count_parameters, freeze_parts, frozen_throughout, initialise_from, prepare_for_training, stages_of
+from .model import (
+    adamw,
+    check_read_alike,
+    count_parameters,
+    freeze_parts,
+    frozen_throughout,
+    initialise_from,
+    prepare_for_training,
+    stages_of,
+)
 from .prepare_data import check_origin, check_pictures, origin_of, prepare
 from .recipes import LAPTOP, PRESETS, Recipe, protocol, seen_as
 from .setup import Setup, micro_steps, resolve
@@ -77,6 +86,8 @@ def train(recipe: Recipe) -> Path:
         claim_run_folder(recipe)
         data = prepared_data(recipe, run, first)
         if export.is_dir():
+            if first and (began := recorded(run)):
+                setup.check_sources(began)
             print(f"{export} exists: this run is done")
             return export
     if recipe.backend == "llava_next":
@@ -146,6 +157,7 @@ def build_model(setup: Setup) -> Built:
     digests = mllm.identity(model, tokenizer)
     guard = FreezeCheck(tower, recipe.train_encoder, digests["encoder_digest"])
     if before is not None:
+        check_read_alike(before, digests, setup)
         digests |= {"init_digest": before.weights_digest, "projector_made_for": before.encoder_digest}
     return Built(model, tokenizer, dtype, guard, digests, before)
 
@@ -197,7 +209,8 @@ def lay_out_data(setup: Setup, built: Built, run: Path, data: Path, zero: int, b
         if on_gpu:  # the Trainer moves the rest later
             tower.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
         earlier = Path(recipe.init).parent / "data" if recipe.init else None
-        conversations.features = cached_features(data, tower, str(record.encoder_digest), ledger["digest"], earlier, sizes)
+        encoder = f"{record.encoder_digest} {record.encoder_config}"
+        conversations.features = cached_features(data, tower, encoder, ledger["digest"], earlier, sizes)
     if recipe.standardise:
         conversations.mean, conversations.std = channel_statistics(conversations.features)
         laid = replace(laid, mean=conversations.mean, std=conversations.std)
@@ -237,10 +250,11 @@ def run_trainer(trainer, model, run: Path, first: bool, zero: int) -> None:
     from transformers import TrainerState
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    from .trainer import newest_whole
+    from .trainer import check_of_this_run, newest_whole
 
     with one_at_a_time(run):
         checkpoint = newest_whole(run / "checkpoints")
+        check_of_this_run(run, checkpoint)
     if first:
         keep_until(trainer.metrics, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     reached = TrainerState.load_from_json(checkpoint / "trainer_state.json") if checkpoint and not zero else None
@@ -278,6 +292,7 @@ def write_export(setup: Setup, built: Built, laid: LaidOut, trainer, groups: dic
         "note": estimate.no_anyres(recipe),
         **proof,
         "earlier": earlier,
+        **{name: record[name] for name in ("encoder_config", "preprocessing", "llm_config", "tokenizer_digest", "chat_template")},
         "llm_digest_before": (built.before and built.before.llm_digest_before) or record.llm_digest,
         "data_digest": record.data_digest,
         "parameters": groups,
@@ -289,7 +304,7 @@ def write_export(setup: Setup, built: Built, laid: LaidOut, trainer, groups: dic
         "seed": recipe.seed,
         "recipe": asdict(recipe),
         "versions": record.versions,
-        "git_commit": record.git_commit or "unknown",
+        "git_commit": record.git_commit,
     }
     with written_aside(export) as part:
         mllm.save(model, built.tokenizer, part, provenance)
@@ -326,6 +341,22 @@ def prepared_data(recipe: Recipe, run: Path, first: bool) -> Path:
             raise
         raise ValueError(f"{export} was trained on other data than there are now: {error}") from error
     return data
+
+
+def refusals(setup: Setup) -> list[str]:
+    """Why a run that was begun would not go on, as far as that can be told without loading weights; nothing is written."""
+    recipe, run = setup.recipe, Path(setup.recipe.out)
+    if not recipe.out or not (run / "recipe.json").is_file() or not Path(recipe.data).exists():
+        return []
+    try:
+        claim_run_folder(recipe)
+        if any((folder / "ledger.json").is_file() for folder in (run / "data", Path(recipe.data))):
+            prepared_data(recipe, run, True)
+        if began := recorded(run):
+            setup.check_sources(began)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def token_ledger(lengths, left_out: Ledger, recipe: Recipe) -> dict:
@@ -398,6 +429,7 @@ def main(argv: list[str] | None = None) -> int:
             check_recipe(recipe)
             gpus = 8 * (recipe.preset not in LAPTOP) if args.gpus is None else args.gpus
             setup = resolve(recipe, int(os.environ.get("WORLD_SIZE", gpus or 1)))
+            setup = replace(setup, lacks=(*setup.lacks, *refusals(setup)))
             estimate.dry_run(setup, gpus > 0, args.gpu_memory, args.mfu)
             return 0
         if not recipe.out:

@@ -6,6 +6,7 @@ What transformers and DeepSpeed keep of optimizer, schedule and random numbers i
 whoever can write into a run folder could otherwise run code in the process that goes on from it.
 """
 
+import hashlib
 import json
 import os
 import pickle
@@ -141,7 +142,7 @@ class StrictTrainer(Trainer):
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             sizes = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
-            write_file(folder / WHOLE, json.dumps(sizes))
+            write_file(folder / WHOLE, json.dumps({"run": run_digest(folder.parents[1]), "files": sizes}))
             for old in checkpoints(folder.parent)[:-KEPT]:
                 shutil.rmtree(old)
 
@@ -167,11 +168,25 @@ def newest_whole(folder: Path) -> Path | None:
 def whole(checkpoint: Path) -> bool:
     """Whether every file that whole.json names is there in its size, and the trainer's state can be read."""
     try:
-        sizes = read_json(checkpoint / WHOLE, fields={})
-        read_json(checkpoint / "trainer_state.json", fields={"global_step": int, "max_steps": int, "log_history": list})
+        sizes = read_json(checkpoint / WHOLE, fields={"run": str, "files": dict})["files"]
+        state = read_json(checkpoint / "trainer_state.json", fields={"global_step": int, "max_steps": int, "log_history": list})
     except (OSError, ValueError):
         return False
-    return bool(sizes) and all((checkpoint / n).is_file() and (checkpoint / n).stat().st_size == size for n, size in sizes.items())
+    right = bool(sizes) and f"checkpoint-{state['global_step']}" == checkpoint.name
+    return right and all((checkpoint / n).is_file() and (checkpoint / n).stat().st_size == size for n, size in sizes.items())
+
+
+def run_digest(run: Path) -> str:
+    """Of what a run is: its recipe, and what that was resolved to."""
+    return hashlib.sha256(b"".join((run / name).read_bytes() for name in ("recipe.json", "run.json"))).hexdigest()
+
+
+def check_of_this_run(run: Path, checkpoint: Path | None) -> None:
+    """ValueError where a checkpoint was written by another run, or by this one under another recipe.json or run.json."""
+    if checkpoint and read_json(checkpoint / WHOLE)["run"] != run_digest(run):
+        raise ValueError(
+            f"{checkpoint} was written under another recipe.json or run.json than {run} holds: bring those back, or give another --out"
+        )
 
 
 def deepspeed_classes() -> list[type]:

@@ -18,10 +18,20 @@ def section(suite: Suite, a: EncoderResult, b: EncoderResult, noise: NoiseFile |
     head = ["benchmark", a.label, b.label, "difference [95 %]", *["believable from"] * believable, "n", "p", f"{a.label} is"]
     one, two = (f"{row.label} ({row.digest[:8] or LMMS_FILES})" for row in (a, b))
     text = f"\n## {one} against {two}\n\n"
-    text += f"{' '.join(how(a, b, lines, noise))}\n\n{markdown_text(tuple(head), [_line(line, believable) for line in lines])}\n"
+    lacking = {name: titles for name, row in ((one, a), (two, b)) if (titles := _not_evaluated(suite, row))}
+    shown = [line for line in lines if line.title not in {title for titles in lacking.values() for title in titles}]
+    sentences = [f"Not evaluated of {name}: {', '.join(titles)}." for name, titles in lacking.items()]
+    if len(lacking) > 1 and lacking[one] == lacking[two]:
+        sentences = [f"Not evaluated of either: {', '.join(lacking[one])}."]
+    text += f"{' '.join(how(a, b, lines, noise) + sentences)}\n\n"
+    text += f"{markdown_text(tuple(head), [_line(line, believable) for line in shown])}\n"
     aside = recorded(a, b)
     text += besides(a, b, differences(a, b)) if differing else ""
     return text + (f"\nRecorded, and no other model by itself: {'; '.join(aside)}.\n" if aside else "")
+
+
+def _not_evaluated(suite: Suite, row: EncoderResult) -> list[str]:
+    return [column.title for column in suite.columns if row.cells[column.name].refused == "not evaluated"]
 
 
 def besides(a: EncoderResult, b: EncoderResult, others: list[str]) -> str:
@@ -73,6 +83,8 @@ def how(a: EncoderResult, b: EncoderResult, lines: list[ComparisonLine], noise: 
     said.append(f"Noise covered: {joined or 'test pictures'}{_seeds(a, b, bool(joined))}.")
     if noise and any(line.verdict and line.verdict.believable is not None for line in judged):
         said.append(f"Believable from: pictures and seeds, by the spread of {noise.seeds} seeds of {noise.encoder}.")
+    if noise and a.members and b.members:
+        said.append("Seeds are in the two rows already: --noise is not used.")
     return said
 
 

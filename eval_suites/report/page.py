@@ -137,7 +137,7 @@ def _measured(suite: Suite, rows: list[EncoderResult], folders: list[Path], call
                 "tokens": row.tokens, "digest": row.digest, "source": "measured", "colour": i % len(svg.COLOURS),
                 "complete": f"{tables.complete_columns(row)}/{len(row.cells)}", "cells": cells,
                 "provenance": _told(row),
-                "differs": comparison.differences(row, rows[0]) if i else [],
+                **(_besides(row, rows[0]) if i else {"differs": [], "alone": ""}),
             }
         )  # fmt: skip
     return lines
@@ -195,13 +195,19 @@ def _pairs(rows: list[EncoderResult], wanted: list[tuple[int, int]] | None) -> l
     return list(combinations(range(len(rows)), 2)) if len(rows) <= ALL_PAIRS else [(i, 0) for i in range(1, len(rows))]
 
 
+def _besides(a: EncoderResult, b: EncoderResult) -> dict:
+    """`differs`: what differs besides the encoder; `alone`: where nothing does, what the two differ in."""
+    differs = comparison.differences(a, b)
+    return {"differs": differs, "alone": "" if differs else comparison.nothing_else(a, b)}
+
+
 def _compared(suite: Suite, rows: list[EncoderResult], pairs: list[tuple[int, int]], noise: NoiseFile | None) -> list[dict]:
     """Every pair's lines, and `how` they were judged; `unit` turns a difference into one on the scale of ALL AVG, for the charts alone."""
     unit = [{column.title: 100 / row.cells[column.name].full_mark for column in suite.columns} for row in rows]
     found = [(a, b, comparison.compare(suite, rows[a], rows[b], noise)) for a, b in pairs]
     return [
         {
-            "a": a, "b": b, "differs": comparison.differences(rows[a], rows[b]), "how": how(rows[a], rows[b], compared, noise),
+            "a": a, "b": b, **_besides(rows[a], rows[b]), "how": how(rows[a], rows[b], compared, noise),
             "lines": [
                 {"title": line.title, "a": line.a, "b": line.b, "n": line.n, "reason": line.reason, "average": line.average,
                  "unit": unit[a].get(line.title, 1.0),

@@ -178,14 +178,15 @@ def footnotes(suite: Suite, rows: list[EncoderResult], printed: list[tuple[str, 
         notes += [f"{row.label}: {said} ({', '.join(names)})." for said, names in of_note.items()]
     notes += [f"{why}." for why in seeds.unjoined(rows)]
     ours = [row for row in rows if row.results and not row.elsewhere]
+    other = f"{ours[0].label} {ours[0].digest[:8]}" if ours else ""
     for row in ours[1:]:
         others = comparison.differences(row, ours[0])
         if others:
             said = "; ".join(others[:6]) + (f"; and {len(others) - 6} more" if len(others) > 6 else "")
-            notes.append(f"{row.label} {row.digest[:8]} is not ranked with {ours[0].label}, for these differ: {said}.")
+            notes.append(f"{row.label} {row.digest[:8]} is not ranked with {other}, for these differ: {said}.")
         asked = comparison.asked_otherwise(row, ours[0])
         if asked:
-            notes.append(f"{row.label} {row.digest[:8]} was asked otherwise than {ours[0].label}, so not ranked there: {'; '.join(asked)}.")
+            notes.append(f"{row.label} {row.digest[:8]} was asked otherwise than {other}, so not ranked there: {'; '.join(asked)}.")
     for llm, row in printed:
         if row.flag:
             notes.append(f"{row.model} {row.arch}, {llm}: the paper prints {row.printed}, its row's mean is {row.recomputed:.2f}.")

@@ -200,7 +200,16 @@ def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export |
     done = results.read_result(folder)
     done = None if done is None or results.misplaced(done, folder) else done
     # A full result answers a limited request too: a quick look never costs the long run's answers.
-    return TaskJob(task, data, expected, key, folder, done is not None and done.key in (key, {**key, "limit": None}))
+    done = done if done and done.key in (key, {**key, "limit": None}) else None
+    if done and export:
+        one, other = results.facts_of(done.provenance), results.facts_of(export.provenance)
+        if differing := [name for name in {**one, **other} if one.get(name) != other.get(name)]:
+            raise ValueError(
+                f"{task}: {export.folder / 'provenance.json'} says otherwise of these weights than the result does "
+                f"({', '.join(differing)}): bring that file back, or remove {folder / 'result.json'}, "
+                "and the answers are scored under what it says now"
+            )
+    return TaskJob(task, data, expected, key, folder, done is not None)
 
 
 def manifest_problem(jobs: list[TaskJob]) -> list[str]:

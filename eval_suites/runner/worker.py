@@ -6,6 +6,7 @@ only imports; each worker loads the model, answers through the journal, scores b
 A task has succeeded when that file is there and has the right key; no exit code is asked. A worker dies with its parent.
 """
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -25,9 +26,9 @@ from eval_suites.runner.preflight import Export, TaskJob, folder_of
 from eval_suites.score import results
 from eval_suites.suites import Suite
 from genlip.common import digests
-from genlip.common.files import write_file, write_json
+from genlip.common.files import read_json, write_file
 from genlip.common.processes import die_with
-from genlip.common.schema import SCHEMA, Result
+from genlip.common.schema import SCHEMA, Result, write
 from genlip.common.versions import package_versions
 
 SAY_EVERY = 30.0  # seconds between lines of progress where there is no terminal
@@ -72,6 +73,7 @@ def run_job(job: TaskJob, suite: Suite, export: Export, lm) -> None:
     wanted = (job.key["limit"] or job.data.rows) - len(left_out)
     if len(samples) != wanted:
         raise RuntimeError(f"lmms-eval scored {len(samples)} samples of {wanted}")
+    lines = "".join(json.dumps(sample) + "\n" for sample in sorted(samples, key=lambda sample: sample["doc_id"])).encode()
     result = Result(
         schema=SCHEMA,
         suite=suite.name,
@@ -91,10 +93,11 @@ def run_job(job: TaskJob, suite: Suite, export: Export, lm) -> None:
         environment=environment(lm),
         provenance=export.provenance,
         seconds=round(time.monotonic() - start, 1),
+        samples_digest=hashlib.sha256(lines).hexdigest(),
     )
     (job.folder / "result.json").unlink(missing_ok=True)  # from here to the last line the task is not done
-    write_file(job.folder / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in sorted(samples, key=lambda s: s["doc_id"])))
-    write_json(job.folder / "result.json", result.as_json())
+    write_file(job.folder / "samples.jsonl", lines)
+    write(job.folder / "result.json", result)
 
 
 def environment(lm) -> dict:
@@ -116,7 +119,11 @@ def _loaded(export: Export):
 
 
 def weight_files(export: Export) -> list[Path]:
-    return sorted(export.folder.glob("*.safetensors"))
+    """With the index that names the shards, and shards that it names elsewhere in the folder."""
+    index = export.folder / "model.safetensors.index.json"
+    named = read_json(index, "export the model again", {"weight_map": dict})["weight_map"].values() if index.is_file() else ()
+    shards = {export.folder / str(name) for name in named}
+    return sorted({*export.folder.glob("*.safetensors"), *(file for file in shards if file.is_file()), *([index] if named else [])})
 
 
 def _leave_out(task, job: TaskJob, unreadable: dict[int, str]) -> dict[int, str]:

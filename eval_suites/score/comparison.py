@@ -10,7 +10,7 @@ import numpy as np
 from eval_suites.score import lmms_files, seeds, stats, verdicts
 from eval_suites.score.averages import average, overall, weights
 from eval_suites.score.exchange import exchange_test
-from eval_suites.score.protocol import protocol
+from eval_suites.score.protocol import protocol, seed_of, seeds_in_words
 from eval_suites.score.results import EncoderResult
 from eval_suites.score.seeds import NoiseFile, SeedNoise
 from eval_suites.score.verdicts import Verdict
@@ -191,6 +191,25 @@ def differences(a: EncoderResult, b: EncoderResult) -> list[str]:
     ]
 
 
+def nothing_else(a: EncoderResult, b: EncoderResult) -> str:
+    """Of two rows without `differences`: a sentence that says what they do differ in, by what their exports record."""
+    if a.digest == b.digest:
+        return f"The two are one MLLM under two names ({a.digest[:8]})."
+    one, two = (_began_as(row) for row in (a, b))
+    if one != two or None in one:
+        return "The two differ in the encoder alone, by what their exports record."
+    if seed_of(a.first) == seed_of(b.first) and a.seeds == b.seeds:
+        return "The two have the same encoder and seed, and differ in nothing that their exports record but the trained weights."
+    return f"The two differ in the training seed alone ({seeds_in_words(a)} against {seeds_in_words(b)}): their encoder is the same."
+
+
+def _began_as(row: EncoderResult) -> list[Any]:
+    """What a row's encoder was before training, and how it is read and shown; None for what is not recorded."""
+    parts = next(iter(row.results.values()))["fingerprint"]
+    digest = row.provenance["encoder_digest_before"] or row.provenance["encoder_digest"]
+    return [digest, *(parts.get(name) for name in OF_THE_ENCODER if name != "weights")]
+
+
 def recorded(a: EncoderResult, b: EncoderResult) -> list[str]:
     """What differs in how the two rows came about without making them other models: devices, versions, processes; of every seed."""
     if a.elsewhere or b.elsewhere or not a.results or not b.results:
@@ -203,10 +222,13 @@ def recorded(a: EncoderResult, b: EncoderResult) -> list[str]:
 
 def _circumstances(row: EncoderResult) -> dict[str, Any]:
     """Where and with what a row of one seed was evaluated and trained."""
-    result = next(iter(row.results.values()))
+    results = list(row.results.values())
+    result = results[0]
     training = {f.name: result["provenance"][f.name] for f in fields(Provenance) if f.metadata["kind"] == "environment"}
     versions = {f"training's {name}": value for name, value in (training.pop("versions") or {}).items()}
-    return {**(result.get("environment") or {}), **training, **versions}
+    told = [each.get("environment") or {} for each in results]
+    evaluated = {name: ", ".join(dict.fromkeys(str(each[name]) for each in told if name in each)) for each in told for name in each}
+    return {**evaluated, **training, **versions}
 
 
 def asked_otherwise(a: EncoderResult, b: EncoderResult) -> list[str]:

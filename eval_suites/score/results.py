@@ -9,6 +9,7 @@ reason why it is none.
 Standard library and numpy; 260,000 answers are read in about 3 s.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -128,11 +129,15 @@ class EncoderResult:
         return str(parts.get("generation")).startswith("authors")
 
     @property
-    def label(self) -> str:
+    def marks(self) -> list[str]:
+        """What a reader has to know of the row at once, in words."""
         stage = self.provenance.get("stage", "sft")
         marks = ["untrained"] * self.untrained + [f"{stage} stage"] * (stage != "sft") + [f"{self.seeds} seeds"] * bool(self.members)
-        marks += ["schema 1"] * (self.schema == 1) + ["authors' generation"] * self.by_authors
-        return one_line(self.encoder) + (f" ({', '.join(marks)})" if marks else "")
+        return marks + ["schema 1"] * (self.schema == 1) + ["authors' generation"] * self.by_authors
+
+    @property
+    def label(self) -> str:
+        return one_line(self.encoder) + (f" ({', '.join(self.marks)})" if self.marks else "")
 
 
 def number(metrics: dict, column: Column) -> tuple[float | None, str | None]:
@@ -288,16 +293,14 @@ def misplaced(result: Result, folder: Path) -> str:
 
 def _mllm(result: Result) -> str:
     """What a result says of the MLLM that answered, as a comparison reads it, as text."""
-    said = result.provenance
-    facts = [
-        said.weights_digest,
-        said.encoder_digest,
-        said.untrained,
-        said.seed,
-        said.compared(),
-        [each.compared() for each in said.earlier],
-    ]
-    return json.dumps([result.digest, result.fingerprint, facts], sort_keys=True, default=str)
+    return json.dumps([result.digest, result.fingerprint, facts_of(result.provenance)], sort_keys=True, default=str)
+
+
+def facts_of(said: Provenance) -> dict[str, Any]:
+    """What tables and comparisons take from a provenance, by name."""
+    names = ("weights_digest", "encoder_digest", "untrained", "seed")
+    earlier = {f"stage {i}.{name}": value for i, stage in enumerate(said.earlier, 1) for name, value in stage.compared().items()}
+    return {**{name: said[name] for name in names}, **said.compared(), **earlier}
 
 
 def _believed(folder: Path, found: dict[str, Result]) -> tuple[dict[str, Result], dict[str, str]]:
@@ -344,8 +347,12 @@ def read_row(folder: Path, suite: Suite) -> EncoderResult | None:
         columns = [column for column in suite.columns if column.task == task]
         if task in results:
             try:
-                samples = read_samples(folder / task / "samples.jsonl", columns)
+                file = folder / task / "samples.jsonl"
+                samples = read_samples(file, columns)
                 why = _disagreeing(results[task], samples, columns)
+                sealed = results[task].samples_digest
+                if not why and sealed and hashlib.sha256(file.read_bytes()).hexdigest() != sealed:
+                    why = f"{file} is not the file that its result was made from: {AGAIN}"
             except FileNotFoundError as error:
                 why = f"{error.filename} is gone, and a result without its samples is no result: {AGAIN}"
             except ValueError as error:
@@ -408,12 +415,29 @@ def find_row(rows: list[EncoderResult], name: str, suite: Suite) -> EncoderResul
         either = {of_export(Path(which), weights).digest, weights}  # rows of schema 1 are known by their weights
     found = [row for row in rows if row.encoder == encoder and row.digest.startswith(tuple(either))]
     if not found:
-        there = ", ".join(sorted({row.encoder for row in rows})) or "none"
+        there = ", ".join(sorted({row.encoder for row in rows}))
+        there = f" (there are: {there})" if there else ", nor of any other encoder"
         raise ValueError(
-            f"no results of {name} in suite {suite.name} (there are: {there}). Evaluate it: "
+            f"no results of {name} in suite {suite.name}{there}. Evaluate it: "
             f"python eval_suites/run.py --encoder {encoder} --suite {suite.name}"
         )
     if len(found) > 1:
-        choices = ", ".join(f"{encoder}@{row.digest[:8]} ({row.llm})" for row in found)
+        choices = ", ".join(f"{encoder}@{row.digest[:8]} ({', '.join(said)})" for row, said in zip(found, _set_apart(found)))
         raise ValueError(f"{len(found)} rows of {name}: say which, one of {choices}")
     return found[0]
+
+
+def _set_apart(rows: list[EncoderResult]) -> list[list[str]]:
+    """What a reader may tell each of several rows of one encoder by: language model, marks of its label, and what of its training is not
+    the same in all; five facts at most."""
+    facts = []
+    for row in rows:
+        said: Provenance | None = next((result["provenance"] for result in row.results.values()), None)
+        seed = {"seed": said.recipe.get("seed")} if said and not row.members else {}
+        facts.append({**(said.compared() if said else {}), **seed})
+    names = dict.fromkeys(name for said in facts for name in said)
+    differing = [name for name in names if len({json.dumps(said.get(name)) for said in facts}) > 1]
+    told = [
+        [f"{name.removeprefix('recipe.')} {json.dumps(said[name])}" for name in differing if said.get(name) is not None] for said in facts
+    ]
+    return [[row.llm, *row.marks, *said][:5] for row, said in zip(rows, told)]

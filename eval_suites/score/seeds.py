@@ -205,6 +205,9 @@ def write_noise(noise: NoiseFile, path: Path) -> None:
     write_json(path, {"schema": 1, **vars(noise)})
 
 
+_NOISE_MEND = "give one written by python -m eval_suites.compare --seed-noise KEY --out noise.json"
+
+
 def read_noise(path: Path, suite: Suite, rows: Sequence[EncoderResult]) -> NoiseFile:
     """The file's noise, for comparisons of these rows.
 
@@ -213,10 +216,10 @@ def read_noise(path: Path, suite: Suite, rows: Sequence[EncoderResult]) -> Noise
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         noise = NoiseFile(said["suite"], said["encoder"], int(said["seeds"]), dict(said["spread"]), dict(said["protocol"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no noise file ({error!r}): python -m eval_suites.compare --seed-noise KEY --out {path} writes one"
-        ) from error
+    except KeyError as error:
+        raise ValueError(f"{path} has no field {error.args[0]}, so it is no noise file: {_NOISE_MEND}") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no noise file ({error}): {_NOISE_MEND}") from error
     if noise.suite != suite.name:
         raise ValueError(f"{path} is of suite {noise.suite}, the rows are of {suite.name}")
     for row in rows:

@@ -136,7 +136,9 @@ def definition_digest(task: str) -> str:
     """sha256 of everything the task's prompts and scores come from, lmms-eval's version among it; where the data lie is not."""
     own = [HERE / "pictures.py", *([HERE / "captions.py"] if task in CIDER else [])]
     digest = hashlib.sha256(f"lmms-eval {importlib.metadata.version('lmms-eval')} {task}".encode())
-    for file in [*_files_of(definition_path(task)), *own]:
+    engine = definition_path("vqav2_val").parents[2]  # whose installed copy may have been edited
+    shared = [engine / "api/metrics.py", engine / "api/task.py", *sorted((engine / "filters").glob("*.py"))]
+    for file in [*_files_of(definition_path(task)), *own, *shared]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 

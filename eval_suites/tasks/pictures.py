@@ -6,7 +6,6 @@ neither, and then a picture arrives as a dictionary of bytes.
 """
 
 from functools import lru_cache
-from pathlib import Path
 
 from PIL import Image
 
@@ -61,10 +60,10 @@ def _read(value):
 
 
 def _picture(bytes: bytes | None, path: str | None) -> Image.Image:
-    if bytes is None and not (path and Path(path).is_file()):
-        raise UnreadablePicture(f"no bytes, and no file {path}" if path else "no picture: neither bytes nor path")
+    if bytes is None:  # a file elsewhere is no part of the data's digest: other pixels would be asked about under the same one
+        raise UnreadablePicture(f"no bytes, but the name of a file: {path}" if path else "no picture: neither bytes nor path")
     try:
-        image, mode = read_picture(Path(str(path)) if bytes is None else bytes)
+        image, mode = read_picture(bytes)
     except ValueError as error:
         cause = str(error.__cause__ or "").partition("\n")[0][:200]
         raise UnreadablePicture(f"{error} ({cause})" if cause else str(error)) from error

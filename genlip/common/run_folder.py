@@ -9,7 +9,7 @@ from typing import Any
 
 from .files import read_json, write_json
 from .flags import flag
-from .schema import RunRecord, read
+from .schema import RunRecord, read, write
 
 # Fields of recipes that an earlier version named otherwise.
 RENAMED = {
@@ -58,10 +58,11 @@ def claim_run_folder(recipe: Any, accept_changes: bool | None = None) -> Path:
         if earlier and (folder / "export").is_dir() and _in_new_names(theirs, recipe) == mine:
             return folder
         if earlier:
+            removed = "" if old else ", or whose run.json was removed"
             commit, why = (BEFORE_RENAMED, f"its recipe has {flag(old[0])}") if old else (BEFORE_RECORDED, "it has no run.json")
             raise ValueError(
-                f"{folder} holds a run that an earlier version began ({why}): finish it with that (git checkout {commit}), or give another "
-                "--out"
+                f"{folder} holds a run that an earlier version began ({why}){removed}: finish it with that (git checkout {commit}), or "
+                "give another --out"
             )
         keys = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
         if not keys:
@@ -104,7 +105,7 @@ def pin(run: Path, record: RunRecord) -> None:
     """
     began = recorded(run)
     if began is None:
-        write_json(run / "run.json", record.as_json())
+        write(run / "run.json", record)
         return
     changed = [name for name in PINNED if began[name] != record[name]]
     if not changed:

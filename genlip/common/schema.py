@@ -15,6 +15,7 @@ Of a run's record, what is `compared` has to be equal for the run to go on.
 A file without `schema` is of schema 1: it is read, what it lacks has its field's default, and it is never ranked with one of schema 2.
 """
 
+import hashlib
 import json
 import types
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .command import command, new_parser
-from .files import WORDS, read_json
+from .files import WORDS, read_json, write_json
 
 SCHEMA = 2
 KINDS = ("compared", "derived", "environment", "seed", "name")
@@ -86,6 +87,9 @@ class EarlierStage(Stage):
     stage: str = fact("compared", "`projector` or `sft`")
     data_digest: str | None = fact("compared", "digest of its data", default=None)
     steps: int | None = fact("compared", "optimizer steps", default=None)
+    llm_config: str | None = fact("compared", "digest of the language model's config", True, default=None)
+    tokenizer_digest: str | None = fact("compared", "digest of the tokenizer", True, default=None)
+    chat_template: str | None = fact("compared", "digest of its chat template", True, default=None)
     protocol: dict[str, Any] = fact("derived", _PROTOCOL, default_factory=dict)
     recipe: dict[str, Any] = fact("derived", "its recipe, with all its fields", default_factory=dict)
 
@@ -123,6 +127,11 @@ class Provenance(Stage):
     )
     llm_digest_before: str | None = fact("compared", "digest of the language model before the first of the stages", default=None)
     llm_digest: str | None = fact("derived", "digest of the language model in the export", default=None)
+    encoder_config: str | None = fact("derived", "digest of the encoder's config", True, default=None)
+    preprocessing: str | None = fact("derived", "digest of how pictures became pixels", True, default=None)
+    llm_config: str | None = fact("derived", "digest of the language model's config", True, default=None)
+    tokenizer_digest: str | None = fact("derived", "digest of the tokenizer", True, default=None)
+    chat_template: str | None = fact("derived", "digest of its chat template", True, default=None)
     data_digest: str | None = fact("compared", "the ledger's `digest`", default=None)
     parameters: dict[str, Any] = fact(
         "derived", "of `encoder`, `projector` and `llm`: how many are `trained`, and `all`", default_factory=dict
@@ -135,9 +144,7 @@ class Provenance(Stage):
     seed: int | None = fact("seed", "the recipe's", default=None)
     recipe: dict[str, Any] = fact("derived", "the recipe, with all its fields", default_factory=dict)
     versions: dict[str, Any] = fact("environment", "of torch, transformers, accelerate and this project", default_factory=dict)
-    git_commit: str | None = fact(
-        "environment", "of this project, with `-dirty` where files differ; `unknown` outside a clone", default=None
-    )
+    git_commit: str | None = fact("environment", "of this project, with `-dirty` where files differ; null outside a clone", default=None)
     weights_digest: str = fact("derived", "digest of all weights; `mllm.load` refuses an export whose weights have another")
 
     def compared(self) -> dict[str, Any]:
@@ -175,6 +182,7 @@ class Result(Record):
     environment: dict[str, Any] = fact("environment", "`torch`, `transformers`, `device`, `batch_size`", default_factory=dict)
     provenance: Provenance = fact("derived", "[the MLLM's provenance.json](#provenancejson-of-fine-tuning)")
     seconds: float | None = fact("environment", "how long the task took, this time", default=None)
+    samples_digest: str | None = fact("derived", "sha256 of samples.jsonl", True, default=None)
 
     @property
     def weights_digest(self) -> str:
@@ -215,10 +223,13 @@ class RunRecord(Record):
     dtype: str = fact("compared", "of the weights as they are loaded")
     processes: int = fact("environment", "processes that train")
     accumulation: int = fact("environment", "micro-steps per step; times `processes` it stays what it is at the start")
-    zero: int = fact("environment", "DeepSpeed's ZeRO stage, 0 for none; a run goes on in the one it began with")
+    zero: int = fact("environment", "DeepSpeed's ZeRO stage, 0 for none; recorded, and stays what it was at the start")
     kernels: str = fact("environment", "what attention and layers are computed with")
     versions: dict[str, Any] = fact("environment", "of torch, transformers, accelerate and this project")
     git_commit: str | None = fact("environment", "of this project, with `-dirty` where files differ; null outside a clone")
+    source_files: dict[str, Any] = fact(
+        "derived", "of `encoder`, `llm` and `init`, where they are folders: file -> digest of its bytes", True, default_factory=dict
+    )
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------
@@ -226,15 +237,29 @@ class RunRecord(Record):
 R = TypeVar("R", bound=Record)
 
 
+def write(path: Path, record: Record) -> None:
+    """The record as a file, with `seal`, the digest of all its fields."""
+    content = json.loads(json.dumps(record.as_json()))
+    write_json(path, content | {"seal": _seal(content)})
+
+
 def read(kind: type[R], path: Path, mend: str) -> R:
-    """The record in a file. ValueError, one sentence with file and field, where it lacks one, has one of another type, or is newer."""
+    """The record in a file. ValueError, one sentence with file and field, where it lacks one, has one of another type, is newer, or was
+    edited since it was written."""
     return parse(kind, read_json(path, mend), str(path), mend)
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def parse(kind: type[R], content: object, where: str, mend: str) -> R:
     """The record that `content` is, of whatever schema it says; `where` names it in errors, `mend` ends them."""
     if not isinstance(content, dict):
         raise ValueError(f"{where} is no {kind.__name__}, which is an object: {mend}")
+    content = dict(content)
+    if (seal := content.pop("seal", None)) is not None and seal != _seal(content):
+        raise ValueError(f"{where} was edited: its seal is not that of its content. Bring the file back, or {mend}")
     schema = content.get("schema", 1)
     if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
         raise ValueError(f"{where} is of schema {json.dumps(schema)}, and this version reads 1 to {SCHEMA}: update GenLIP-Eval")
@@ -284,7 +309,8 @@ def json_schema(kind: type[Record]) -> dict[str, Any]:
         f.name: {"description": f.metadata["said"], "x-kind": f.metadata["kind"], **_schema_of(hints[f.name])}
         for f in fields(kind)  # type: ignore[arg-type]
     }
-    return {"title": kind.__name__, "type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+    sealed = {**properties, "seal": {"description": "digest of all other fields of the file", "type": "string"}}
+    return {"title": kind.__name__, "type": "object", "properties": sealed, "required": [*properties], "additionalProperties": False}
 
 
 def _schema_of(hint: Any) -> dict[str, Any]:

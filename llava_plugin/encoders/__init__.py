@@ -260,6 +260,8 @@ def _measured(label: str, family: str, folder: Path, vision: dict, said: Preproc
 
     if missing := lacks_packages(family):
         raise ValueError(f"{folder}: {missing}")
+    if family == "genlip_eval_tower":
+        raise ValueError(f"{folder} is the export of an MLLM; an encoder is a pretraining's export (run.py --mllm takes this one)")
     if family not in CONFIG_MAPPING and family != "timm_wrapper":
         raise ValueError(f"{folder}: no family {family!r} in the table, and this transformers does not know it either")
     # What its authors feed it; a convolutional class also has an image_size that means nothing.

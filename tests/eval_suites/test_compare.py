@@ -68,7 +68,7 @@ def test_what_cannot_be_compared_is_refused(world, capsys):
         (["good"], "give two encoders"),
         (["good", "good"], "are one row"),
         (["good", "nobody"], "no results of nobody"),
-        (["good", "poor", "--suite", "mini14"], "no results of good in suite mini14"),
+        (["good", "poor", "--suite", "mini14"], "no results of suite mini14 under results: evaluate with --suite mini14"),
         (["good", "poor", "--results", "nowhere"], "results of no suite under nowhere"),
         (["--seed-noise", "good"], "takes one encoder and a file"),
         (["--seed-noise", "good", "--out", "noise.json"], "3 or more"),
@@ -233,7 +233,57 @@ def test_a_noise_file_gives_single_seeds_a_smallest_believable_difference(world,
     write_results(world[0], world[1], "other", right_share(3, 0.5), recipe={"lr": 0.1, "encoder": "other"})
     assert main(["good", "other", "--noise", "noise.json"]) == 2 and "another recipe than other" in capsys.readouterr().err
     Path("noise.json").write_text("{}")
-    assert main(["good", "poor", "--noise", "noise.json"]) == 2 and "is no noise file" in capsys.readouterr().err
+    assert main(["good", "poor", "--noise", "noise.json"]) == 2
+    said = capsys.readouterr().err
+    assert "noise.json has no field suite, so it is no noise file: give one written by" in said
+    assert "--out noise.json" in said
+
+
+def test_two_names_of_one_mllm_and_two_seeds_of_one_encoder_are_told_from_two_encoders(world, capsys):
+    for name in ("mine", "yours"):
+        write_results(world[0], world[1], name, right_share(5, 0.5), weights_digest="5" * 64)
+    assert main(["mine", "yours"]) == 0
+    assert capsys.readouterr().out.startswith("The two are one MLLM under two names (55555555).\n")
+
+    def trained(row, encoder, seed):
+        def of(result):
+            said = replace(result.provenance, encoder_digest_before=encoder, encoder_digest=encoder, recipe={"seed": seed})
+            return replace(result, provenance=said, fingerprint={"config": "c", "config.encoder": "e", "preprocessing": "p"})
+
+        return replace(row, results={task: of(result) for task, result in row.results.items()})
+
+    good, poor = (next(row for row in read(world) if row.encoder == name) for name in ("good", "poor"))
+    one = trained(good, "e", 0)
+    assert comparison.nothing_else(one, trained(poor, "e", 1)) == (
+        "The two differ in the training seed alone (0 against 1): their encoder is the same."
+    )
+    assert comparison.nothing_else(one, trained(poor, "e", 0)).startswith("The two have the same encoder and seed")
+    for other in ("f", None):
+        assert comparison.nothing_else(one, trained(poor, other, 1)).startswith("The two differ in the encoder alone")
+
+
+def test_rows_of_one_name_are_told_apart_and_the_joined_one_has_the_spread(world, capsys):
+    seeded(world, "mine", [0.5, 0.6, 0.7])
+    seeded(world, "mine", [0.9], first=7, lr=0.1)
+    assert main(["mine", "good"]) == 2
+    said = capsys.readouterr().err
+    assert "(llm-tiny, 3 seeds, lr 0.001)" in said and "(llm-tiny, lr 0.1, seed 7)" in said
+    assert main(["--seed-noise", "mine", "--out", "noise.json"]) == 0 and json.loads(Path("noise.json").read_text())["seeds"] == 3
+    seeded(world, "yours", [0.5, 0.6])
+    capsys.readouterr()
+    joined = next(row for row in read(world) if row.encoder == "mine" and row.members)
+    assert main([f"mine@{joined.digest[:8]}", "yours", "--noise", "noise.json"]) == 0
+    assert "Seeds are in the two rows already: --noise is not used." in capsys.readouterr().out
+
+
+def test_columns_that_were_not_evaluated_are_one_sentence(world, capsys):
+    for file in Path("results/easyvqa").glob("poor/*/*/result.json"):
+        if file.parent.name != "easyvqa_shape":
+            file.unlink()
+    assert main(["good", "poor"]) == 0
+    text = capsys.readouterr().out
+    assert "Not evaluated of poor (" in text and "): colour, yes/no." in text
+    assert "| shape" in text and "| colour" not in text
 
 
 def test_the_page_shows_joined_rows_and_how_they_were_judged(world, tmp_path, monkeypatch):

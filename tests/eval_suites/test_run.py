@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -160,8 +161,25 @@ def test_an_encoders_folder_is_held_against_the_mllm(small_easyvqa, monkeypatch,
     assert small_easyvqa.run("--encoder", "mine", *arguments[2:]) == 0  # a folder's own name is a folder, too
     said = json.loads(Path("runs/a/export/provenance.json").read_text()) | {"encoder_digest_before": None, "frozen": None}
     Path("runs/a/export/provenance.json").write_text(json.dumps(said))
+    shutil.rmtree("results")
     assert small_easyvqa.run(*arguments) == 0
     assert "note: runs/a/export does not record which encoder it began with" in capsys.readouterr().err
+
+
+def test_a_provenance_that_contradicts_the_results_of_its_weights_is_refused(small_easyvqa, capsys):
+    """provenance.json is no part of the fingerprint: what tables read of it is held against what the results were written under."""
+    file = small_easyvqa.export("a", "genlip-tiny") / "provenance.json"
+    arguments = ("--encoder", "genlip-tiny", "--suite", "easyvqa", "--tasks", "shape")
+    assert small_easyvqa.run(*arguments) == 0
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps(said | {"frozen": False, "data_digest": "0" * 64, "git_commit": "0" * 40}))
+    assert small_easyvqa.run(*arguments) == 2
+    text = capsys.readouterr().err
+    assert "says otherwise of these weights than the result does (frozen, data_digest): bring that file back, or remove results/" in text
+    asked = len(small_easyvqa.asked("a"))
+    next(Path("results").rglob("result.json")).unlink()
+    assert small_easyvqa.run(*arguments) == 0 and len(small_easyvqa.asked("a")) == asked, "the answers are in the journal"
+    assert table()[0]["frozen"] == "false"
 
 
 def test_an_mllm_decoded_as_its_authors_do_is_a_row_of_its_own_that_says_so(small_easyvqa, capsys):

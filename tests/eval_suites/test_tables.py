@@ -278,7 +278,7 @@ def test_best_and_second_best_are_marked_among_rows_that_differ_in_the_encoder_a
     text = tables.markdown(SUITE, rows, [], [])
     shown = {name: line_of(text, name)["ALL AVG"].split()[0] for name in "abcd"}
     assert shown == {"a": "50.0", "b": "**70.0**", "c": "<u>60.0</u>", "d": "90.0"}
-    assert "- d dddddddd is not ranked with a, for these differ: llm_digest_before: larger other against llm-tiny l0" in text
+    assert "- d dddddddd is not ranked with a aaaaaaaa, for these differ: llm_digest_before: larger other against llm-tiny l0" in text
     tied = [measured(name, value=0.5, digest=name * 64) for name in "ab"]
     assert {line_of(tables.markdown(SUITE, tied, [], []), name)["GQA"].split()[0] for name in "ab"} == {"**50.0**"}
     alone = tables.markdown(SUITE, rows[:1], [], [])
@@ -289,7 +289,7 @@ def test_other_questions_or_a_hole_are_not_ranked():
     a, b = measured("a", value=0.5, digest="a" * 64), measured("b", value=0.7, digest="b" * 64)
     gqa = {"gqa": {**b.results["gqa"], "key": {**b.results["gqa"]["key"], "data": "other"}}}
     text = tables.markdown(SUITE, [a, replace(b, results={**b.results, **gqa})], [], [])
-    assert "- b bbbbbbbb was asked otherwise than a, so not ranked there: other data in gqa." in text
+    assert "- b bbbbbbbb was asked otherwise than a aaaaaaaa, so not ranked there: other data in gqa." in text
     assert line_of(text, "b")["GQA"].startswith("70.0") and line_of(text, "b")["ChartQA"].startswith("**70.0**")
     assert line_of(text, "b")["General VQA"].startswith("70.0") and line_of(text, "b")["Doc & OCR"].startswith("**70.0**")
     hole = {**b.cells, "gqa": replace(b.cells["gqa"], refused="8 of 12578")}

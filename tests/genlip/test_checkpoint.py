@@ -13,7 +13,8 @@ from genlip.train import train
 
 
 @pytest.fixture
-def pair():
+def pair(tmp_path):
+    (tmp_path / "run.json").write_text("{}")  # whose digest a checkpoint holds
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -39,6 +40,13 @@ def test_what_is_loaded_is_what_was_saved(pair, tmp_path):
     assert state["step"] == 3 and state["data"] == "x"
     assert all(value.equal(before[key]) for key, value in model.state_dict().items())
     assert optimizer.state[model.weight]["exp_avg"].equal(moment)
+
+
+def test_one_of_another_run_is_refused(pair, tmp_path):
+    checkpoint.save(tmp_path, 3, *pair, {})
+    (tmp_path / "run.json").write_text('{"stage": "pretrain"}')
+    with pytest.raises(ValueError, match=r"step-000003 was written under another run\.json"):
+        checkpoint.load(checkpoint.newest(tmp_path), *pair)
 
 
 def test_the_last_and_the_milestones_are_kept(pair, tmp_path):

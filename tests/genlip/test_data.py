@@ -231,7 +231,7 @@ def test_long_text_is_cut_and_counted(recipe, tmp_path, tar, draw, monkeypatch):
     assert row.tokens == 100 and row.ledger["noted"] == {"cut": 1} and row.ledger["names"] == {"cut": ["a in long.tar"]}
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in row.input_ids  # the caption does not end there
     monkeypatch.setattr(data_module, "MAX_CONSECUTIVE_BAD", 20)
-    with pytest.raises(ValueError, match=r"unusable samples in turn.*picture and question fill a row"):
+    with pytest.raises(ValueError, match=r"unusable samples in turn.*picture and question fill a row.*: raise --max-length 5$"):
         rows_of(replace(recipe, data=str(tmp_path / "long.tar"), max_length=5), 1)
 
 

@@ -69,6 +69,9 @@ def test_folder_without_config_or_of_an_unknown_family(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "my-own"}')
     with pytest.raises(ValueError, match="no family 'my-own' in the table, and this transformers does not know it"):
         resolve(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "genlip_eval_tower"}')
+    with pytest.raises(ValueError, match=r"is the export of an MLLM; an encoder is a pretraining's export"):
+        resolve(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "ijepa"}')
     with pytest.raises(ValueError, match="has to say image_mean, image_std and size"):
         resolve(str(tmp_path))

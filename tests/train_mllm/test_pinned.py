@@ -1,15 +1,17 @@
 """A run goes on from what it began with alone: weights, tokenizer, preprocessing, earlier stage, data and step are pinned before step 0."""
 
 import json
+import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from genlip.common.schema import Provenance, RunRecord, json_schema
+from genlip.common.run_folder import recorded
+from genlip.common.schema import Provenance, RunRecord, json_schema, write
 from llava_plugin import mllm, tower
 from llava_plugin.tower import VisionTower
 from tests.json_schema import complaints
@@ -17,7 +19,8 @@ from tests.train_mllm.test_train import assert_same, provenance, start
 from train_mllm.freeze_check import FreezeCheck
 from train_mllm.model import same_weights
 from train_mllm.setup import micro_steps, resolve
-from train_mllm.train import train
+from train_mllm.train import main, train
+from train_mllm.trainer import run_digest
 
 
 class Killed(Exception):
@@ -119,6 +122,34 @@ def test_a_folder_overwritten_meanwhile_is_refused_and_put_back_the_run_goes_on(
     assert (began["encoder_digest"], began["llm_digest"]) == (ended["encoder_digest"], ended["llm_digest_before"])
 
 
+@pytest.mark.parametrize("name", ["llm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("encoder", "init"))])
+def test_a_finished_run_and_a_dry_run_look_at_the_files_that_it_began_with(folders, tmp_path, killed, capsys, name):
+    """By their bytes, without loading a weight; put back, the run is done."""
+    recipe = replace(folders, max_steps=6)
+    if name == "init":
+        first = train(replace(recipe, stage="projector", max_steps=1, out=recipe.out + "-projector"))
+        first.rename(tmp_path / "init")
+        recipe = replace(recipe, init=str(tmp_path / "init"))
+    killed(recipe)
+    ends = {"encoder": "patch_embedding.weight", "llm": "layers.0.mlp.up_proj.weight", "init": "multi_modal_projector.linear_1.weight"}
+    said = rf"began with other files of .* than {tmp_path / name} holds now \(model\.safetensors\): bring them back, or give another --out"
+    config = tmp_path / "recipe.json"
+    config.write_text(json.dumps(asdict(recipe)))
+    plan = ["--config", str(config), "--dry-run", "--gpus", "0"]
+    for done in (False, True):
+        assert main(plan) == 0 and "nothing is missing" in capsys.readouterr().out
+        shutil.copytree(tmp_path / name, tmp_path / "kept")
+        overwrite(tmp_path / name, ends[name])
+        assert main(plan) == 0 and re.search(said, capsys.readouterr().out)
+        if done:
+            with pytest.raises(ValueError, match=said):
+                train(recipe)
+        shutil.rmtree(tmp_path / name)
+        (tmp_path / "kept").rename(tmp_path / name)
+        train(recipe)
+    assert "this run is done" in capsys.readouterr().out
+
+
 def test_the_output_layer_is_pinned_too(folders, tmp_path, killed):
     edit_json(tmp_path / "llm" / "config.json", lambda _: {"tie_word_embeddings": False})
     tensors = load_file(tmp_path / "llm" / "model.safetensors")
@@ -181,7 +212,9 @@ def test_weights_are_compared_in_the_coarser_of_two_dtypes():
 def test_a_run_that_goes_on_on_fewer_processes_keeps_its_step(recipe, killed, capsys):
     """As if it had begun on two processes: what one conversation after another made a step of is pinned, in run.json."""
     killed(recipe)
-    edit_json(Path(recipe.out) / "run.json", lambda _: {"processes": 2, "per_step": "8 conversations"})
+    began = replace(recorded(Path(recipe.out)), processes=2, per_step="8 conversations")
+    write(Path(recipe.out) / "run.json", began)
+    edit_json(Path(recipe.out) / "checkpoints/checkpoint-3/whole.json", lambda _: {"run": run_digest(Path(recipe.out))})
     said = provenance(train(recipe))
     assert (said["processes"], said["accumulation"], said["protocol"]["per_step"]) == (1, 2, "8 conversations")
     assert "going on at 8 conversations per step, now 1 x 2 micro-steps where it was 2 x 1" in capsys.readouterr().out

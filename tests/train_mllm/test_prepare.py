@@ -422,7 +422,9 @@ def test_a_source_that_changed_in_its_place_is_refused(pair):
     assert again() == ledger and list(ledger["origin"]["files"]) == ["a.json"]
     text = (images / "a.json").read_bytes()
     rewrite(images / "a.json", text.replace(b"yes 3", b"no! 3"))
-    with pytest.raises(ValueError, match=r"other data: 1 files hold something else \(first: a\.json\)\. Give another --out, or remove"):
+    with pytest.raises(
+        ValueError, match=r"other data: 1 file holds something else \(first: a\.json\)\. Bring the data back, or give another"
+    ):
         again()
     rewrite(images / "a.json", text)
     assert again() == ledger

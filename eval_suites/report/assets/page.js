@@ -205,7 +205,7 @@ function drawPair() {
   const box = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${a} against ${b}` }, table);
   const differs = pair.differs.length
     ? [h("h3", {}, "Besides the encoder, these differ"), h("ul", { class: "notes" }, pair.differs.map((text) => h("li", {}, text)))]
-    : [h("p", { class: "muted" }, "By what their exports record, the two differ in the encoder alone.")];
+    : [h("p", { class: "muted" }, pair.alone)];
   $("pair-box").replaceChildren(h("p", { class: "muted" }, pair.how.join(" ")), box, ...differs);
 }
 
@@ -326,7 +326,7 @@ const pretty = (value) => h("pre", { tabindex: 0 }, JSON.stringify(value, null, 
 const listed = (pairs) => h("dl", {}, pairs.filter(([, value]) => value !== null && value !== undefined && value !== "").flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]));
 function drawRuns() {
   const others = measured.slice(1).map((row) =>
-    h("li", {}, row.differs.length ? `${row.name} against ${measured[0].name}: ${row.differs.join("; ")}.` : `${row.name} differs from ${measured[0].name} in the encoder alone.`));
+    h("li", {}, row.differs.length ? `${row.name} against ${measured[0].name}: ${row.differs.join("; ")}.` : `${row.name} against ${measured[0].name}: ${row.alone}`));
   const head = measured.length > 1 ? [h("h3", {}, "What differs between the rows besides the encoder"), h("ul", { class: "notes" }, others)] : [];
   const boxes = measured.map((row, i) => {
     const told = row.provenance, behind = data.behind[i];

@@ -32,7 +32,7 @@ def test_a_run_in_progress_is_refused_with_the_commit_that_finishes_it(recipe, t
         recipe = replace(recipe, out=str(tmp_path / name))
         begun(tmp_path / name, recipe, old, "checkpoints/step-000500")
         commit, why = (BEFORE_RENAMED, r"its recipe has --\w+") if old else (BEFORE_RECORDED, "it has no run.json")
-        said = rf"{name} holds a run that an earlier version began \({why}.*: finish it with that \(git checkout {commit}\), or "
+        said = rf"{name} holds a run that an earlier version began \({why}.*\).*: finish it with that \(git checkout {commit}\), or "
         with pytest.raises(ValueError, match=said):
             claim_run_folder(recipe)
 

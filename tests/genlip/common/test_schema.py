@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from genlip.common.schema import KINDS, SCHEMA, EarlierStage, Provenance, Record, Result, RunRecord, json_schema, main, parse, read
+from genlip.common.schema import KINDS, SCHEMA, EarlierStage, Provenance, Record, Result, RunRecord, json_schema, main, parse, read, write
 from tests.json_schema import complaints
 
 EXPORT = Provenance(
@@ -39,7 +39,11 @@ def test_what_is_written_is_read_back_and_every_field_is_needed_but_those_that_c
     file.write_text(json.dumps(said))
     assert read(type(record), file, "mend it") == record
     later = {f.name for f in fields(record) if f.metadata["later"]}
-    assert later == {"Provenance": {"view"}, "Result": {"noted"}}[type(record).__name__]
+    came = {
+        "Provenance": {"view", "encoder_config", "preprocessing", "llm_config", "tokenizer_digest", "chat_template"},
+        "Result": {"noted", "samples_digest"},
+    }
+    assert later == came[type(record).__name__]
     file.write_text(json.dumps({key: value for key, value in said.items() if key not in later}))
     assert read(type(record), file, "mend it") == record  # written before there were such fields
     for name in set(said) - {"schema"} - later:
@@ -74,7 +78,25 @@ def test_a_file_without_a_version_is_of_schema_1_and_has_defaults_for_what_it_la
         parse(Provenance, {"stage": "sft"}, "x", "mend it")
     stage = {"stage": "projector", "data_digest": "d", "steps": 3, "recipe": {"lr": 0.1, "workers": 4}}
     (earlier,) = parse(Provenance, EXPORT.as_json() | {"earlier": [stage]}, "x", "mend it").earlier
-    assert earlier.schema == 1 and earlier.compared() == {"stage": "projector", "data_digest": "d", "steps": 3, "recipe.lr": 0.1}
+    assert earlier.schema == 1 and earlier.compared() == {
+        "stage": "projector", "data_digest": "d", "steps": 3, "recipe.lr": 0.1,
+        "llm_config": None, "tokenizer_digest": None, "chat_template": None,
+    }  # fmt: skip
+
+
+def test_an_edited_file_is_refused(tmp_path):
+    """Unless it was written before there were seals."""
+    file = tmp_path / "provenance.json"
+    write(file, EXPORT)
+    assert read(Provenance, file, "mend it") == EXPORT
+    content = json.loads(file.read_text())
+    for changes in ({"frozen": not EXPORT.frozen}, {"tokens": 999}, {"seal": "0" * 64}, {"schema": 1}):
+        file.write_text(json.dumps(content | changes))
+        with pytest.raises(ValueError, match="was edited: its seal is not that of its content"):
+            read(Provenance, file, "mend it")
+    del content["seal"]
+    file.write_text(json.dumps(content))
+    assert read(Provenance, file, "mend it") == EXPORT
 
 
 def test_every_field_says_its_kind_and_its_meaning():
