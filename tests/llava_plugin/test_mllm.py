@@ -13,8 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava_plugin import mllm
+from llava_plugin.encoders.families import native_grid
 from llava_plugin.pixel_shuffle import PixelShuffleProjector
-from llava_plugin.tower import VisionTower, digest, native_grid, tensor_digests
+from llava_plugin.tower import VisionTower, digest, tensor_digests
 
 BUILT = {"stage": "sft", "llm": "llama-tiny"}  # what an export has to say of itself
 
@@ -85,7 +86,7 @@ def test_projectors_that_do_not_fit_are_refused(llama_tiny):
 
 @pytest.fixture(scope="module", params=["genlip-tiny", "siglip2-naflex-tiny"])
 def native(request, llama_tiny, tmp_path_factory):
-    model, tokenizer = mllm.build(VisionTower.from_encoder(request.param), str(llama_tiny), native_tokens=30)
+    model, tokenizer = mllm.build(VisionTower.from_encoder(request.param, view="native_30"), str(llama_tiny))
     folder = tmp_path_factory.mktemp("native")
     mllm.save(model, tokenizer, folder, BUILT)
     return mllm.load(folder)
@@ -126,9 +127,9 @@ def test_packed_pictures_train_as_features_computed_before_and_gradients_reach_t
 
 def test_native_tokens_are_refused_where_they_cannot_be(llama_tiny):
     with pytest.raises(ValueError, match="clip-tiny reads squares only; at native aspect ratio: genlip-l16"):
-        mllm.build(VisionTower.from_encoder("clip-tiny"), str(llama_tiny), native_tokens=30)
-    with pytest.raises(ValueError, match="use mlp2x_gelu or linear"):
-        mllm.build(VisionTower.from_encoder("genlip-tiny"), str(llama_tiny), native_tokens=30, projector="pixel_shuffle")
+        VisionTower.from_encoder("clip-tiny", view="native_30")
+    with pytest.raises(ValueError, match="use --projector mlp2x_gelu or linear"):
+        mllm.build(VisionTower.from_encoder("genlip-tiny", view="native_30"), str(llama_tiny), projector="pixel_shuffle")
 
 
 def test_interpolated_positions_stand_in_the_provenance(llama_tiny, tmp_path):
@@ -165,7 +166,7 @@ def test_batch_size_never_changes_an_answer(loaded):
 def test_pictures_are_seen(loaded):
     ids = torch.tensor([mllm.prompt_ids(loaded.tokenizer, user("yes", 1), loaded.model.config.image_token_id, 16)])
     with torch.inference_mode():
-        logits = [loaded.model(input_ids=ids, pixel_values=torch.stack(loaded.features([picture(seed)]))).logits[0, -1] for seed in (1, 2)]
+        logits = [loaded.model(input_ids=ids, pixel_values=torch.cat(loaded.features([picture(seed)]))).logits[0, -1] for seed in (1, 2)]
     assert not torch.allclose(*logits)
 
 
