@@ -432,8 +432,8 @@ def load(checkpoint: Path):
 
     from .tower import VisionTower
 
-    config = read_json(checkpoint / "config.json")
-    name = str(config.get("mm_vision_tower"))
+    mend = "give the folder that LLaVA-NeXT's trainer wrote"
+    name = read_json(checkpoint / "config.json", mend, {"mm_vision_tower": str})["mm_vision_tower"]
     if not name.startswith(PREFIX):
         raise ValueError(f"{checkpoint} has the vision tower {name}, not one of ours ({PREFIX}KEY_OR_PATH)")
     model, info = LlavaQwenForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)

@@ -37,6 +37,7 @@ from transformers import (
 )
 
 from genlip.common import fingerprint, model_folder
+from genlip.common.files import read_json, require
 from genlip.common.fingerprint import Fingerprint
 from genlip.common.schema import SCHEMA, Provenance, read, write
 from genlip.common.suggest import choose
@@ -98,10 +99,14 @@ def build(
     if Path(llm).is_dir():
         model_folder.check(Path(llm))
     try:
-        language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(llm)
+        with model_folder.building(Path(llm, "config.json")):
+            language, found = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype, output_loading_info=True)
+        with model_folder.building(Path(llm, "tokenizer.json")):
+            tokenizer = AutoTokenizer.from_pretrained(llm)
     except OSError as e:
         raise ValueError(f"the language model in {llm} cannot be read ({e}): bring it again with python -m llava_plugin.fetch") from e
+    if lacking := sorted(found["missing_keys"]):
+        raise ValueError(f"{llm} lacks {', '.join(lacking[:5])}, which its config.json promises: {model_folder.MEND}")
     if not tokenizer.chat_template:
         raise ValueError(f"the tokenizer of {llm} has no chat template: use the -Instruct variant of the model")
     if tokenizer.pad_token is None:
@@ -225,12 +230,15 @@ def load(
     model_folder.check(export)
     made_of = fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype), generation)
     authors = fingerprint.authors_settings(export) if generation == "authors" else None
-    config = LlavaConfig.from_pretrained(export)
-    projector = getattr(config, "projector", "mlp2x_gelu")  # exports from before there was a choice
-    view = config.vision_config.spec.setdefault(
-        "view", f"native_{config.native_tokens}" if getattr(config, "native_tokens", None) else "square"
-    )
-    model = _model_class(projector, view).from_pretrained(export, config=config, dtype=dtype or "auto")
+    config = read_json(export / "config.json", model_folder.MEND, {"vision_config": dict, "text_config": dict})
+    for part in ("vision_config", "text_config"):  # of a part that is not said, transformers would build a default of 7 billion
+        require(config[part], {"model_type": str}, f"{export / 'config.json'}, {part}", model_folder.MEND)
+    with model_folder.building(export / "config.json"):
+        config = LlavaConfig.from_pretrained(export)
+        projector = getattr(config, "projector", "mlp2x_gelu")  # exports from before there was a choice, as of a view
+        native = getattr(config, "native_tokens", None)
+        view = config.vision_config.spec.setdefault("view", f"native_{native}" if native else "square")
+        model = _model_class(projector, view).from_pretrained(export, config=config, dtype=dtype or "auto")
     for name, found in _digests(model).items() if dtype is None else ():  # in another dtype the bytes are others
         if found != provenance[name] and not (provenance.schema == 1 and provenance[name] is None):
             raise ValueError(
@@ -238,7 +246,8 @@ def load(
                 "the files were changed after training; copy the export again or train again"
             )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(export)
+    with model_folder.building(export / "tokenizer.json"):
+        tokenizer = AutoTokenizer.from_pretrained(export)
     provenance = read(Provenance, export / "provenance.json", "export the model again")
     if changed := made_of.differing(fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype), generation)):
         raise ValueError(f"{export} was replaced while it was read ({', '.join(changed)}): run the same command again")

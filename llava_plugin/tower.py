@@ -13,11 +13,14 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
+
+from genlip.common import model_folder
 
 from . import encoders, pictures, register, views
 from .encoders import EncoderSpec
@@ -289,7 +292,8 @@ def never_trained(encoder: torch.nn.Module) -> bool:
 
 def _load(spec: EncoderSpec, source: str, dtype: torch.dtype) -> PreTrainedModel:
     """The encoder's weights in the family's own class. ValueError where they are missing, of another family, or do not fill it."""
-    config = AutoConfig.from_pretrained(source)
+    with model_folder.building(Path(source, "config.json")):
+        config = AutoConfig.from_pretrained(source)
     config = getattr(config, "vision_config", config)
     mend = f"fetch them again (python -m llava_plugin.fetch {spec.key} --force), or name the folder as it is: --encoder my-name={source}"
     if config.model_type != spec.family:
@@ -297,11 +301,10 @@ def _load(spec: EncoderSpec, source: str, dtype: torch.dtype) -> PreTrainedModel
     if spec.feature == encoders.BEFORE_LAST:
         config.num_hidden_layers -= 1
     try:
-        encoder, info = AutoModel.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
+        with model_folder.building(Path(source, "config.json"), mend):
+            encoder, info = AutoModel.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
     except OSError as e:
         raise ValueError(f"{spec.key}: the weights in {source} cannot be read ({e}): {mend}") from e
-    except RuntimeError as e:
-        raise ValueError(f"{spec.key}: the weights in {source} do not fit its config.json ({e}): {mend}") from e
     lacking = sorted(set(info["missing_keys"]) | {str(key) for key in info["mismatched_keys"]})
     if lacking:
         raise ValueError(f"{spec.key}: {source} lacks {', '.join(lacking[:5])}, which its config.json promises: {mend}")

@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -231,6 +234,61 @@ def test_saved_and_loaded_is_bit_equal_and_a_changed_weight_is_refused(export, l
     (changed / "provenance.json").unlink()
     with pytest.raises(ValueError, match=r"no provenance\.json"):
         mllm.load(changed)
+
+
+def changed(source: Path, folder: Path, file: str, change) -> Path:
+    """A copy of the folder with a file changed: JSON by a function of its content, else as the bytes given."""
+    shutil.copytree(source, folder)
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_bytes(change if isinstance(change, bytes) else json.dumps(change(content)).encode())
+    return folder
+
+
+ODD_TOKENIZERS = [b"{}", b'{"version": "9.0", "added_tokens": []}', b'{"added_tokens": [], "model": {"type": "none"}}']
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c | {"vision_config": c["vision_config"] | {"encoder": c["vision_config"]["encoder"] | {"intermediate_size": 99}}},
+        lambda c: c | {"vision_config": c["vision_config"] | {"encoder": c["vision_config"]["encoder"] | {"hidden_act": "none"}}},
+        lambda c: c | {"vision_config": c["vision_config"] | {"encoder": {}}},
+        lambda c: c | {"vision_config": {}},
+        lambda c: c | {"text_config": {}},
+        lambda c: c | {"text_config": c["text_config"] | {"hidden_act": "none"}},
+        lambda c: c | {"projector": "none"},
+    ],
+)
+def test_an_export_whose_config_does_not_fit_is_a_sentence_that_names_it(change, export, tmp_path):
+    folder = changed(export, tmp_path / "export", "config.json", change)
+    with pytest.raises(ValueError, match=re.escape(str(folder / "config.json"))):
+        mllm.load(folder)
+
+
+@pytest.mark.parametrize("content", ODD_TOKENIZERS)
+def test_a_tokenizer_that_cannot_be_read_is_named(content, export, llama_tiny, tmp_path):
+    folder = changed(export, tmp_path / "export", "tokenizer.json", content)
+    with pytest.raises(ValueError, match=re.escape(str(folder / "tokenizer.json"))):
+        mllm.load(folder)
+    folder = changed(llama_tiny, tmp_path / "llm", "tokenizer.json", content)
+    with pytest.raises(ValueError, match=re.escape(str(folder / "tokenizer.json"))):
+        mllm.build(VisionTower.from_encoder("genlip-tiny"), str(folder))
+
+
+@pytest.mark.parametrize("field", [{"intermediate_size": 77}, {"hidden_act": "none"}, {"rope_parameters": "x"}, {"num_hidden_layers": 7}])
+def test_a_language_model_that_its_config_does_not_fit_is_named(field, llama_tiny, tmp_path):
+    folder = changed(llama_tiny, tmp_path / "llm", "config.json", lambda c: c | field)
+    with pytest.raises(ValueError, match=re.escape(str(folder))):
+        mllm.build(VisionTower.from_encoder("genlip-tiny"), str(folder))
+
+
+@pytest.mark.parametrize("key, field", [("genlip-tiny", {"mrope_section": [1]}), ("genlip-tiny", {"mrope_section": [0, 0, 1]}),
+                                        ("clip-tiny", {"hidden_size": 32}), ("clip-tiny", {"hidden_act": "none"})])  # fmt: skip
+def test_an_encoder_that_its_config_does_not_fit_is_named(key, field, tmp_path):
+    VisionTower.from_encoder(key).encoder.save_pretrained(tmp_path / "own")
+    folder = changed(tmp_path / "own", tmp_path / "odd", "config.json", lambda c: c | field)
+    with pytest.raises(ValueError, match=re.escape(str(folder / "config.json"))):
+        VisionTower.from_encoder(str(folder))
 
 
 def test_every_weight_is_hashed_once_when_saved_and_once_when_loaded(loaded, tmp_path, monkeypatch):
