@@ -69,7 +69,7 @@ def load_tokenizer(name: str):
     if Path(name).is_dir():
         model_folder.check(Path(name))
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return model_folder.load_auto(AutoTokenizer, name)
     except (OSError, ValueError) as e:
         raise ValueError(f"no tokenizer in {name!r}: give --tokenizer a folder with tokenizer.json, or a hub id ({e})") from e
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from genlip.common.command import command, new_parser
 from genlip.common.files import read_json
+from genlip.common.model_folder import load_auto
 
 PREFIX = "enc:"
 CLONE = "git clone https://github.com/LLaVA-VL/LLaVA-NeXT && git -C LLaVA-NeXT checkout df17966"
@@ -503,7 +504,7 @@ def to_native(checkpoint: Path, export: Path) -> None:
     language.load_state_dict({key: value for key, value in state.items() if not key.startswith(own)})
     with tempfile.TemporaryDirectory() as folder:
         language.save_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = load_auto(AutoTokenizer, checkpoint)
         tokenizer.chat_template = QWEN_1_5
         tokenizer.save_pretrained(folder)
         model, tokenizer = mllm.build(source.get_vision_tower().tower, folder)

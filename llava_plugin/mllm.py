@@ -97,8 +97,8 @@ def build(
     if Path(llm).is_dir():
         model_folder.check(Path(llm))
     try:
-        language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(llm)
+        language = model_folder.load_auto(AutoModelForCausalLM, llm, dtype=dtype)
+        tokenizer = model_folder.load_auto(AutoTokenizer, llm)
     except OSError as e:
         raise ValueError(f"the language model in {llm} cannot be read ({e}): bring it again with python -m llava_plugin.fetch") from e
     if not tokenizer.chat_template:
@@ -230,7 +230,7 @@ def load(
                 "the files were changed after training; copy the export again or train again"
             )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(export)
+    tokenizer = model_folder.load_auto(AutoTokenizer, export)
     provenance = read(Provenance, export / "provenance.json", "export the model again")
     if changed := made_of.differing(fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype), generation)):
         raise ValueError(f"{export} was replaced while it was read ({', '.join(changed)}): run the same command again")

@@ -19,6 +19,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from genlip.common.model_folder import load_auto
+
 from . import encoders, pictures, register
 from .encoders import EncoderSpec
 from .encoders.families import FAMILIES, family_of, patches_of
@@ -264,13 +266,13 @@ def never_trained(encoder: torch.nn.Module) -> bool:
 
 def _load(spec: EncoderSpec, source: str, dtype: torch.dtype) -> PreTrainedModel:
     """The encoder's weights in the family's own class. ValueError where they are missing, of another family, or do not fill it."""
-    config = AutoConfig.from_pretrained(source)
+    config = load_auto(AutoConfig, source)
     config = getattr(config, "vision_config", config)
     mend = f"fetch them again (python -m llava_plugin.fetch {spec.key} --force), or name the folder as it is: --encoder my-name={source}"
     if config.model_type != spec.family:
         raise ValueError(f"{spec.key} is a {spec.family}, but {source} holds a {config.model_type}: {mend}")
     try:
-        encoder, info = AutoModel.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
+        encoder, info = load_auto(AutoModel, source, config=config, dtype=dtype, output_loading_info=True)
     except OSError as e:
         raise ValueError(f"{spec.key}: the weights in {source} cannot be read ({e}): {mend}") from e
     except RuntimeError as e:

@@ -19,6 +19,7 @@ from genlip.common import fingerprint
 from genlip.common.files import file_aside, read_json, write_file, write_json, written_aside
 from genlip.common.flags import flag
 from genlip.common.locks import one_at_a_time
+from genlip.common.model_folder import load_auto
 from genlip.common.run_folder import pin, recorded
 from genlip.common.schema import Provenance, RunRecord, read, write
 
@@ -150,11 +151,11 @@ def prepare_run(setup: Setup, run: Path, data: Path, zero: int) -> RunRecord:
     recipe, on_gpu, began = setup.recipe, torch.cuda.is_available(), recorded(run)
     tower = VisionTower.from_encoder(recipe.encoder)
     dtype = torch.bfloat16 if on_gpu else torch.float32  # as the native backend has it
-    language = AutoModelForCausalLM.from_pretrained(setup.llm, dtype=dtype)
+    language = load_auto(AutoModelForCausalLM, setup.llm, dtype=dtype)
     start = mllm.load(recipe.init, device="cpu") if recipe.init else None
     if start is not None:
         check_made_for(start, tower, setup)
-    tokenizer = fingerprint.of_loaded_tokenizer(AutoTokenizer.from_pretrained(setup.llm))
+    tokenizer = fingerprint.of_loaded_tokenizer(load_auto(AutoTokenizer, setup.llm))
     digests = {
         "encoder_digest": digest(tower.to(torch.bfloat16).float()),  # in which it trains
         "llm_digest": digest(language.base_model),

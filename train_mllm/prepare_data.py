@@ -32,6 +32,7 @@ from genlip.common.files import file_aside, read_json, write_json
 from genlip.common.flags import bounded
 from genlip.common.ledger import Ledger
 from genlip.common.locks import locked
+from genlip.common.model_folder import load_auto
 from genlip.common.processes import finished
 from genlip.common.progress import progress, tracked
 
@@ -377,7 +378,7 @@ def show(folder: Path, samples: int, tokenizer: str) -> None:
 
         from .data import as_text
 
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        tokenizer = load_auto(AutoTokenizer, tokenizer)
     step = max(1, len(table) // max(samples, 1))
     for row in (table.slice(i, 1).to_pylist()[0] for i in range(0, len(table), step)[:samples]):
         seen = [image_check.check_image(p["bytes"] if p["bytes"] is not None else Path(p["path"]).read_bytes()) for p in row["images"]]

@@ -1,6 +1,7 @@
 """A folder of a model, whoever made it: whether its files are what they say, before anything is built from them. Without torch.
 
     check(Path("weights/dinov2-s14"))
+    load_auto(AutoTokenizer, "weights/smollm2-135m")        # never with Python files that the folder brings
 
 Configs and tokenizers that hold no object, sizes that no machine builds (a mistyped digit would be built for an hour), weights that were
 cut short: each is a ValueError with file, field, and what was found. A few hundredths of a second, the large tokenizers a fifth.
@@ -43,6 +44,21 @@ def check(folder: Path) -> None:
                 _check_sizes(content, str(file))
     for file in sorted(folder.glob("*.safetensors")):
         safetensors_header(file)
+
+
+def load_auto(auto: Any, source: str | Path, **options: Any) -> Any:
+    """What one of transformers' Auto classes makes of a folder or hub id. ValueError where that takes code which comes with it.
+
+    Left to itself transformers asks on stdin whether to run such code, and tells the user to allow it.
+    """
+    try:
+        return auto.from_pretrained(source, trust_remote_code=False, **options)
+    except ValueError as error:
+        if "trust_remote_code=True" not in str(error):
+            raise
+        raise ValueError(
+            f"{source} brings code of its own (auto_map), which is not run here: give a folder of a model that transformers has itself"
+        ) from error
 
 
 def _check_sizes(config: dict[str, Any], where: str) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from genlip.common.model_folder import load_auto
 from llava_plugin import register
 
 from .families import family_of
@@ -24,7 +25,7 @@ def measure_shapes(source: str, resolution: int) -> EncoderShapes:
     Raises ValueError where the output is no square grid of features, with nothing but prefix tokens before it.
     """
     register()
-    config = AutoConfig.from_pretrained(source)
+    config = load_auto(AutoConfig, source)
     config = getattr(config, "vision_config", config)
     with torch.device("meta"):
         encoder = build(config)
@@ -54,7 +55,7 @@ def measure_shapes(source: str, resolution: int) -> EncoderShapes:
 def count_parameters(source: str) -> int:
     """Of the vision model in a folder or at a hub id, from its config.json alone."""
     register()
-    config = AutoConfig.from_pretrained(source)
+    config = load_auto(AutoConfig, source)
     with torch.device("meta"):
         return build(getattr(config, "vision_config", config)).num_parameters()
 
