@@ -21,7 +21,7 @@ from genlip.common.files import read_json, sha256, written_aside
 from genlip.common.flags import bounded
 from genlip.common.hub import offline, snapshot
 from genlip.common.locks import locked
-from genlip.common.model_folder import load_auto
+from genlip.common.model_folder import build_auto, load_auto
 from genlip.common.packages import Package, packaged_file
 from genlip.common.suggest import unknown
 
@@ -74,7 +74,7 @@ def make_smollm2(folder: Path) -> dict:
     # configuration that does not.
     config = copy.deepcopy(quantised.config)
     del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = build_auto(AutoModelForCausalLM, config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
     model.generation_config = quantised.generation_config
     model.save_pretrained(folder)

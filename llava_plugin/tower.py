@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from genlip.common.model_folder import load_auto
+from genlip.common.model_folder import build_auto, load_auto
 
 from . import encoders, pictures, register
 from .encoders import EncoderSpec
@@ -82,7 +82,7 @@ class VisionTower(PreTrainedModel):
         own = {key: tuple(value) if isinstance(value, list) else value for key, value in config.spec.items()}  # JSON has no tuples
         self.spec = EncoderSpec(**own)
         inner = dict(config.encoder)
-        self.encoder = AutoModel.from_config(AutoConfig.for_model(inner.pop("model_type"), **inner))
+        self.encoder = build_auto(AutoModel, AutoConfig.for_model(inner.pop("model_type"), **inner))
         self.frozen = False
         self.post_init()
 
@@ -123,7 +123,7 @@ class VisionTower(PreTrainedModel):
         if size not in PRESETS:
             known = ", ".join(key for key in encoders.KEYS if key in PRESETS)
             raise ValueError(f"the sizes of {spec.key} are not known without its folder; those of {known} are")
-        return cls._around(spec, AutoModel.from_config(AutoConfig.for_model("genlip", **PRESETS[size]), dtype=dtype), True)
+        return cls._around(spec, build_auto(AutoModel, AutoConfig.for_model("genlip", **PRESETS[size]), dtype=dtype), True)
 
     @classmethod
     def _around(cls, spec: EncoderSpec, encoder: PreTrainedModel, untrained: bool) -> "VisionTower":
@@ -291,4 +291,4 @@ def _tiny_twin(spec: EncoderSpec) -> PreTrainedModel:
     config = AutoConfig.for_model(spec.family, **FAMILIES[spec.family].twin)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        return AutoModel.from_config(config)
+        return build_auto(AutoModel, config)

@@ -201,7 +201,7 @@ def test_auto_classes_load_in_one_place_which_runs_no_code_that_a_folder_brings(
     elsewhere = []
     for file in files():
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "from_pretrained":
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("from_pretrained", "from_config"):
                 refuses = any(word.arg == "trust_remote_code" and ast.unparse(word.value) == "False" for word in node.keywords)
                 if not refuses and ast.unparse(node.func.value).split(".")[-1].lower().startswith("auto"):
                     elsewhere.append(f"{file.relative_to(ROOT)}, line {node.lineno}")
@@ -210,12 +210,17 @@ def test_auto_classes_load_in_one_place_which_runs_no_code_that_a_folder_brings(
 
 TRY = """
 import sys, transformers
-from genlip.common.model_folder import load_auto
+from genlip.common.model_folder import build_auto, load_auto
 for name in ("AutoConfig", "AutoModel", "AutoTokenizer"):
     try:
         load_auto(getattr(transformers, name), sys.argv[1])
     except ValueError as error:
         print(error)
+config = transformers.AutoConfig.for_model("encodec", auto_map={"AutoModelForCausalLM": "bomb.Model"}, name_or_path=sys.argv[1])
+try:
+    build_auto(transformers.AutoModelForCausalLM, config)
+except ValueError as error:
+    print(error)
 """
 
 
@@ -228,7 +233,7 @@ def test_a_folder_with_code_of_its_own_is_refused_whatever_stdin_says(tmp_path):
     (folder / "bomb.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")
     environment = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     options = {"capture_output": True, "text": True, "cwd": ROOT, "env": environment}
-    ran = subprocess.run([sys.executable, "-c", TRY, str(folder)], input="y\n" * 3, check=False, **options)
+    ran = subprocess.run([sys.executable, "-c", TRY, str(folder)], input="y\n" * 4, check=False, **options)
     assert not mark.exists()
-    refused = f"{folder} brings code of its own (auto_map), which is not run here: "
-    assert [line.startswith(refused) for line in ran.stdout.splitlines()] == [True] * 3, ran.stdout + ran.stderr
+    refused = [f"{what} brings code of its own (auto_map), which is not run here" for what in (*[folder] * 3, "a config of encodec")]
+    assert [line.partition(": ")[0] for line in ran.stdout.splitlines()] == refused, ran.stdout + ran.stderr

@@ -9,6 +9,8 @@ cut short: each is a ValueError with file, field, and what was found. A few hund
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +49,27 @@ def check(folder: Path) -> None:
 
 
 def load_auto(auto: Any, source: str | Path, **options: Any) -> Any:
-    """What one of transformers' Auto classes makes of a folder or hub id. ValueError where that takes code which comes with it.
-
-    Left to itself transformers asks on stdin whether to run such code, and tells the user to allow it.
-    """
-    try:
+    """What one of transformers' Auto classes makes of a folder or hub id. ValueError where that takes code which comes with it."""
+    with _without_its_code(str(source)):
         return auto.from_pretrained(source, trust_remote_code=False, **options)
+
+
+def build_auto(auto: Any, config: Any, **options: Any) -> Any:
+    """A model without weights, of the Auto class that its config asks for. ValueError as load_auto's: a config may name code too."""
+    with _without_its_code(f"a config of {config.model_type}"):
+        return auto.from_config(config, trust_remote_code=False, **options)
+
+
+@contextmanager
+def _without_its_code(source: str) -> Iterator[None]:
+    """Left to itself transformers asks on stdin whether to run such code; forbidden to, it tells the user to allow it."""
+    try:
+        yield
     except ValueError as error:
         if "trust_remote_code=True" not in str(error):
             raise
-        raise ValueError(
-            f"{source} brings code of its own (auto_map), which is not run here: give a folder of a model that transformers has itself"
-        ) from error
+        mend = "give a folder of a model that transformers has itself"
+        raise ValueError(f"{source} brings code of its own (auto_map), which is not run here: {mend}") from error
 
 
 def _check_sizes(config: dict[str, Any], where: str) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from genlip.common.model_folder import load_auto
+from genlip.common.model_folder import build_auto, load_auto
 from llava_plugin import register
 
 from .families import family_of
@@ -63,6 +63,6 @@ def count_parameters(source: str) -> int:
 def build(config: PreTrainedConfig) -> PreTrainedModel:
     """The family's class without weights; ValueError where what it needs cannot be imported."""
     try:
-        return AutoModel.from_config(config)
+        return build_auto(AutoModel, config)
     except (ImportError, RuntimeError) as e:  # a torchvision that does not fit the torch raises RuntimeError at import
         raise ValueError(f"{config.model_type} cannot be built here: {e}; timm needs a torchvision that fits this torch") from e
