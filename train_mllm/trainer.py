@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
-from genlip.common.files import read_json, write_file
+from genlip.common.files import open_to_append, read_json, write_file
 
 from . import estimate
 from .data import IGNORED
@@ -116,7 +116,7 @@ class StrictTrainer(Trainer):
             self.since = now
         super().log(logs, *args, **kwargs)
         if self.metrics and self.args.should_save:
-            with self.metrics.open("a") as stream:
+            with os.fdopen(open_to_append(self.metrics), "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(self.state.log_history[-1]) + "\n")
 
     def _learns(self) -> dict[str, torch.Tensor]:

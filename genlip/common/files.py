@@ -3,11 +3,13 @@
 What a killed process left of a file or folder is removed by the next one that writes it.
 """
 
+import errno
 import glob
 import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -17,6 +19,7 @@ from typing import Any, get_args
 
 from .processes import running
 
+NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # what the system says of a link, a folder, a socket
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list"}
 
 
@@ -139,6 +142,23 @@ def keep_until(file: Path, step: int) -> None:
             if number < len(lines):
                 raise ValueError(f"{file}, line {number}: not a record of a step ({error!r}); mend or remove that line") from error
     write_file(file, b"".join(kept))
+
+
+def open_to_append(path: Path) -> int:
+    """A descriptor that reads and appends; the file is made where there is none. ValueError where a link or no plain file has its name.
+
+    What is written through a link, or cut off, would be another file's.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in NO_FILE:
+            raise
+        raise ValueError(f"{path} is no plain file but a link, a folder or a device, and is written to: remove it") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path} is no plain file but a pipe or a device, and is written to: remove it")
+    return descriptor
 
 
 def sha256(path: Path) -> str:
