@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
-from genlip.common.files import open_to_append, read_json, write_file
+from genlip.common.files import LONG, open_to_append, read_json, write_file
 
 from . import estimate
 from .data import IGNORED
@@ -169,7 +169,7 @@ def whole(checkpoint: Path) -> bool:
     """Whether every file that whole.json names is there in its size, and the trainer's state can be read."""
     try:
         sizes = read_json(checkpoint / WHOLE, fields={"run": str, "files": dict})["files"]
-        state = read_json(checkpoint / "trainer_state.json", fields={"global_step": int, "max_steps": int, "log_history": list})
+        state = read_json(checkpoint / "trainer_state.json", fields={"global_step": int, "max_steps": int, "log_history": list}, most=LONG)
     except (OSError, ValueError):
         return False
     right = bool(sizes) and f"checkpoint-{state['global_step']}" == checkpoint.name

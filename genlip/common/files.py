@@ -20,6 +20,8 @@ from typing import Any, get_args
 from .processes import running
 
 NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # what the system says of a link, a folder, a socket
+# Bytes of JSON, which takes some eight times as many in memory: of a config or record, and of what grows with steps, files or samples.
+RECORD, LONG = 2**26, 2**30
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list"}
 
 
@@ -102,11 +104,19 @@ def write_json(path: Path, content: object) -> None:
     write_file(path, json.dumps(content, indent=1) + "\n")
 
 
-def read_json(path: Path, mend: str = "mend it, or make it again", fields: Mapping[str, type | types.UnionType] | None = None) -> Any:
-    """What a JSON file holds. ValueError that names the file, with what mends it, where it is no JSON.
+def read_json(
+    path: Path, mend: str = "mend it, or make it again", fields: Mapping[str, type | types.UnionType] | None = None, most: int = RECORD
+) -> Any:
+    """What a JSON file of at most so many bytes holds. ValueError that names the file, with what mends it, where it is larger, no plain
+    file (a pipe is waited for, a device never ends) or no JSON.
 
     With `fields`, name -> type, it has to be an object that has them: as `require`.
     """
+    told = path.stat()
+    if not stat.S_ISREG(told.st_mode):
+        raise ValueError(f"{path} cannot be read: it is no plain file; {mend}")
+    if told.st_size > most:
+        raise ValueError(f"{path} cannot be read: it holds {told.st_size:,} bytes, and such a file at most {most:,}; {mend}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .files import read_json
+from .files import LONG, RECORD, read_json
 
 MEND = "copy, fetch or export the folder again"
 OBJECTS = (
@@ -41,7 +41,7 @@ def check(folder: Path) -> None:
     """Raises ValueError with the first fault there is."""
     for name in OBJECTS:
         if (file := folder / name).exists():
-            content = read_json(file, MEND, fields={})
+            content = read_json(file, MEND, fields={}, most=LONG if name == "tokenizer.json" else RECORD)
             if name == "config.json":
                 _check_sizes(content, str(file))
     for file in sorted(folder.glob("*.safetensors")):

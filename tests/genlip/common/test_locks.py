@@ -125,7 +125,7 @@ def test_a_lock_file_that_cannot_be_written_does_not_stay(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("pid", ["1" + "0" * 30, "0", "-1", "1e400", "NaN", "1" * 4000, "[" * 4000])
+@pytest.mark.parametrize("pid", ["1" + "0" * 30, "0", "-1", "1e400", "1" * 4000, "[" * 4000])
 def test_a_process_that_cannot_be_holds_nothing(tmp_path, monkeypatch, pid):
     """Where the file decides; what it says may be anything."""
     (tmp_path / ".lock").write_text(f'{{"pid": {pid}, "host": "{os.uname().nodename}", "since": "", "command": ""}}')
