@@ -151,6 +151,7 @@ def prepare_run(setup: Setup, run: Path, data: Path, zero: int) -> RunRecord:
     recipe, on_gpu, began = setup.recipe, torch.cuda.is_available(), recorded(run)
     tower = VisionTower.from_encoder(recipe.encoder)
     dtype = torch.bfloat16 if on_gpu else torch.float32  # as the native backend has it
+    assert setup.llm is not None  # LLaVA-NeXT always begins with a language model's folder
     language = load_auto(AutoModelForCausalLM, setup.llm, dtype=dtype)
     start = mllm.load(recipe.init, device="cpu") if recipe.init else None
     if start is not None:
