@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ def read_samples(path: Path, columns: Sequence[Column]) -> Samples:
         for line_number, line in enumerate(stream, 1):
             try:
                 sample = json.loads(line)
-                doc = str(sample["doc_id"])
+                doc = str(index(sample["doc_id"]))
                 docs.append(doc)
                 for metric, column, own in wanted:
                     if metric not in sample["scores"]:

@@ -1,12 +1,13 @@
 """Shapes of an encoder outside the table, from one forward of its class without weights (on the meta device)."""
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from genlip.common.model_folder import build_auto, load_auto
+from genlip.common import model_folder
 from llava_plugin import register
 
 from .families import family_of
@@ -25,10 +26,11 @@ def measure_shapes(source: str, resolution: int) -> EncoderShapes:
     Raises ValueError where the output is no square grid of features, with nothing but prefix tokens before it.
     """
     register()
-    config = load_auto(AutoConfig, source)
-    config = getattr(config, "vision_config", config)
-    with torch.device("meta"):
+    with model_folder.building(Path(source, "config.json")), torch.device("meta"):
+        config = model_folder.load_auto(AutoConfig, source)
+        config = getattr(config, "vision_config", config)
         encoder = build(config)
+    with torch.device("meta"):
         family = family_of(config.model_type)
         try:
             out = family.features[family.feature](encoder.eval(), torch.zeros(1, 3, resolution, resolution))
@@ -55,14 +57,14 @@ def measure_shapes(source: str, resolution: int) -> EncoderShapes:
 def count_parameters(source: str) -> int:
     """Of the vision model in a folder or at a hub id, from its config.json alone."""
     register()
-    config = load_auto(AutoConfig, source)
-    with torch.device("meta"):
+    with model_folder.building(Path(source, "config.json")), torch.device("meta"):
+        config = model_folder.load_auto(AutoConfig, source)
         return build(getattr(config, "vision_config", config)).num_parameters()
 
 
 def build(config: PreTrainedConfig) -> PreTrainedModel:
     """The family's class without weights; ValueError where what it needs cannot be imported."""
     try:
-        return build_auto(AutoModel, config)
+        return model_folder.build_auto(AutoModel, config)
     except (ImportError, RuntimeError) as e:  # a torchvision that does not fit the torch raises RuntimeError at import
         raise ValueError(f"{config.model_type} cannot be built here: {e}; timm needs a torchvision that fits this torch") from e
