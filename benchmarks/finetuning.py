@@ -23,6 +23,7 @@ from benchmarks.packing import mix
 from genlip.common.command import command, new_parser
 from genlip.common.flags import add_recipe, read_recipe
 from genlip.common.hardware import mfu
+from genlip.common.model_folder import build_auto, load_auto
 from llava_plugin import encoders
 from train_mllm import estimate
 from train_mllm.recipes import PRESETS, Recipe
@@ -71,9 +72,9 @@ def random_mllm(setup: Setup, dtype, device):
             tie_word_embeddings=shape.tied,
         )
     else:
-        config = AutoConfig.from_pretrained(encoders.find_llm(recipe.llm))
+        config = load_auto(AutoConfig, encoders.find_llm(recipe.llm))
     with torch.device(device):
-        language = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        language = build_auto(AutoModelForCausalLM, config, dtype=dtype)
     return mllm.assemble(tower, language, config.vocab_size - 1, dtype, recipe.seed, recipe.projector)
 
 

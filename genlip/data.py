@@ -72,7 +72,7 @@ def load_tokenizer(name: str):
         model_folder.check(Path(name))
     try:
         with model_folder.building(Path(name, "tokenizer.json")):
-            return AutoTokenizer.from_pretrained(name)
+            return model_folder.load_auto(AutoTokenizer, name)
     except (OSError, ValueError) as e:
         raise ValueError(f"no tokenizer in {name!r}: give --tokenizer a folder with tokenizer.json, or a hub id ({e})") from e
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .common.labels import one_line
 from .common.model_folder import MEND
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def pictures(paths: list[str], size, prompt: str, text_key: str = "caption") -> 
                         ((question, truth), *_), _ = questions_and_answers(text, prompt)
                         picture = PromptedImage(samples.name(i), pixels_of(image, size)[0], question, truth)
                     except ValueError as e:
-                        print(f"left out: {samples.name(i)}: {e}", file=sys.stderr)
+                        print(f"left out: {one_line(samples.name(i))}: {e}", file=sys.stderr)
                         continue
                     used += 1
                     yield picture

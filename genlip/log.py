@@ -1,11 +1,12 @@
 """What a run says of itself: metrics.jsonl, captions.jsonl, the progress bar, TensorBoard or W&B. Rank 0 speaks, the others are silent."""
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from .common.files import keep_until
+from .common.files import keep_until, open_to_append
 from .common.progress import bars
 from .recipes import Recipe
 
@@ -21,7 +22,7 @@ class Log:
         for name in ("metrics", "captions"):
             if name == "metrics" or recipe.eval_data:
                 keep_until(file := run / f"{name}.jsonl", step - 1)
-                self.files[name] = file.open("a", buffering=1, encoding="utf-8")  # a line is there once it is written
+                self.files[name] = os.fdopen(open_to_append(file), "a", buffering=1, encoding="utf-8")  # a line is there once it is written
         if recipe.report == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 

@@ -13,6 +13,7 @@ from itertools import islice
 
 from .common.command import command, new_parser
 from .common.flags import bounded
+from .common.labels import one_line
 from .generation import captions, load, pictures
 
 BATCH = 64
@@ -69,7 +70,8 @@ def speak(args) -> tuple[int, int]:
             if args.json:
                 print(json.dumps({"name": picture.name, "said": text, "true": picture.truth}, ensure_ascii=False))
             elif not args.quiet:
-                print(f"{picture.name}\t{text}" + ("" if picture.truth in (None, text) else f"\t(true: {picture.truth})"))
+                true = "" if picture.truth in (None, text) else f"\t(true: {one_line(picture.truth)})"
+                print(f"{one_line(picture.name)}\t{one_line(text)}{true}")
     return right, total
 
 

@@ -21,6 +21,7 @@ from genlip.common.files import read_json, sha256, written_aside
 from genlip.common.flags import bounded
 from genlip.common.hub import offline, snapshot
 from genlip.common.locks import locked
+from genlip.common.model_folder import build_auto, load_auto
 from genlip.common.packages import Package, packaged_file
 from genlip.common.suggest import unknown
 
@@ -67,13 +68,13 @@ def make_smollm2(folder: Path) -> dict:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = packaged_file(SMOLLM2)
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    tokenizer = load_auto(AutoTokenizer, path.parent, gguf_file=path.name)
+    quantised = load_auto(AutoModelForCausalLM, path.parent, gguf_file=path.name, dtype=torch.float32)
     # What the GGUF reader returns counts as quantised and will not be saved, so its numbers move into a model of the same
     # configuration that does not.
     config = copy.deepcopy(quantised.config)
     del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = build_auto(AutoModelForCausalLM, config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
     model.generation_config = quantised.generation_config
     model.save_pretrained(folder)

@@ -26,6 +26,7 @@ from typing import Any
 
 from genlip.common.command import command, new_parser
 from genlip.common.files import read_json
+from genlip.common.model_folder import load_auto
 
 from . import encoders, views
 
@@ -538,7 +539,7 @@ def to_native(checkpoint: Path, export: Path) -> None:
     language.load_state_dict({key: value for key, value in state.items() if not key.startswith(own)})
     with tempfile.TemporaryDirectory() as folder:
         language.save_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = load_auto(AutoTokenizer, checkpoint)
         tokenizer.chat_template = QWEN_1_5
         tokenizer.save_pretrained(folder)
         model, tokenizer = mllm.build(tower, folder)

@@ -100,9 +100,9 @@ def build(
         model_folder.check(Path(llm))
     try:
         with model_folder.building(Path(llm, "config.json")):
-            language, found = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype, output_loading_info=True)
+            language, found = model_folder.load_auto(AutoModelForCausalLM, llm, dtype=dtype, output_loading_info=True)
         with model_folder.building(Path(llm, "tokenizer.json")):
-            tokenizer = AutoTokenizer.from_pretrained(llm)
+            tokenizer = model_folder.load_auto(AutoTokenizer, llm)
     except OSError as e:
         raise ValueError(f"the language model in {llm} cannot be read ({e}): bring it again with python -m llava_plugin.fetch") from e
     if lacking := sorted(found["missing_keys"]):
@@ -248,7 +248,7 @@ def load(
             )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with model_folder.building(export / "tokenizer.json"):
-        tokenizer = AutoTokenizer.from_pretrained(export)
+        tokenizer = model_folder.load_auto(AutoTokenizer, export)
     provenance = read(Provenance, export / "provenance.json", "export the model again")
     if changed := made_of.differing(fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype), generation)):
         raise ValueError(f"{export} was replaced while it was read ({', '.join(changed)}): run the same command again")

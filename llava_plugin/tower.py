@@ -83,7 +83,7 @@ class VisionTower(PreTrainedModel):
         own = {key: tuple(value) if isinstance(value, list) else value for key, value in config.spec.items()}  # JSON has no tuples
         self.spec = EncoderSpec(**own)
         inner = dict(config.encoder)
-        self.encoder = AutoModel.from_config(AutoConfig.for_model(inner.pop("model_type"), **inner))
+        self.encoder = model_folder.build_auto(AutoModel, AutoConfig.for_model(inner.pop("model_type"), **inner))
         self.frozen = False
         self.post_init()
 
@@ -125,7 +125,7 @@ class VisionTower(PreTrainedModel):
         if size not in PRESETS:
             known = ", ".join(key for key in encoders.KEYS if key in PRESETS)
             raise ValueError(f"the sizes of {spec.key} are not known without its folder; those of {known} are")
-        return cls._around(spec, AutoModel.from_config(AutoConfig.for_model("genlip", **PRESETS[size]), dtype=dtype), True)
+        return cls._around(spec, model_folder.build_auto(AutoModel, AutoConfig.for_model("genlip", **PRESETS[size]), dtype=dtype), True)
 
     @classmethod
     def _around(cls, spec: EncoderSpec, encoder: PreTrainedModel, untrained: bool) -> "VisionTower":
@@ -293,7 +293,7 @@ def never_trained(encoder: torch.nn.Module) -> bool:
 def _load(spec: EncoderSpec, source: str, dtype: torch.dtype) -> PreTrainedModel:
     """The encoder's weights in the family's own class. ValueError where they are missing, of another family, or do not fill it."""
     with model_folder.building(Path(source, "config.json")):
-        config = AutoConfig.from_pretrained(source)
+        config = model_folder.load_auto(AutoConfig, source)
     config = getattr(config, "vision_config", config)
     mend = f"fetch them again (python -m llava_plugin.fetch {spec.key} --force), or name the folder as it is: --encoder my-name={source}"
     if config.model_type != spec.family:
@@ -302,7 +302,7 @@ def _load(spec: EncoderSpec, source: str, dtype: torch.dtype) -> PreTrainedModel
         config.num_hidden_layers -= 1
     try:
         with model_folder.building(Path(source, "config.json"), mend):
-            encoder, info = AutoModel.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
+            encoder, info = model_folder.load_auto(AutoModel, source, config=config, dtype=dtype, output_loading_info=True)
     except OSError as e:
         raise ValueError(f"{spec.key}: the weights in {source} cannot be read ({e}): {mend}") from e
     lacking = sorted(set(info["missing_keys"]) | {str(key) for key in info["mismatched_keys"]})
@@ -321,4 +321,4 @@ def _tiny_twin(spec: EncoderSpec) -> PreTrainedModel:
         config.num_hidden_layers -= 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        return AutoModel.from_config(config)
+        return model_folder.build_auto(AutoModel, config)

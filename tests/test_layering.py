@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -192,3 +194,46 @@ def test_no_other_place_turns_exceptions_into_exit_codes():
                 if names & {"Exception", "BaseException", "everything", "KeyboardInterrupt"} and not raises:
                     broad.append(file.name)
     assert broad == ["command.py", "worker.py"]
+
+
+def test_auto_classes_load_in_one_place_which_runs_no_code_that_a_folder_brings():
+    """Without trust_remote_code=False transformers asks on stdin whether to run it, and a `y` there does."""
+    elsewhere = []
+    for file in files():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("from_pretrained", "from_config"):
+                refuses = any(word.arg == "trust_remote_code" and ast.unparse(word.value) == "False" for word in node.keywords)
+                if not refuses and ast.unparse(node.func.value).split(".")[-1].lower().startswith("auto"):
+                    elsewhere.append(f"{file.relative_to(ROOT)}, line {node.lineno}")
+    assert elsewhere == []
+
+
+TRY = """
+import sys, transformers
+from genlip.common.model_folder import build_auto, load_auto
+for name in ("AutoConfig", "AutoModel", "AutoTokenizer"):
+    try:
+        load_auto(getattr(transformers, name), sys.argv[1])
+    except ValueError as error:
+        print(error)
+config = transformers.AutoConfig.for_model("encodec", auto_map={"AutoModelForCausalLM": "bomb.Model"}, name_or_path=sys.argv[1])
+try:
+    build_auto(transformers.AutoModelForCausalLM, config)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_folder_with_code_of_its_own_is_refused_whatever_stdin_says(tmp_path):
+    folder, mark = tmp_path / "folder", tmp_path / "ran"
+    folder.mkdir()
+    classes = {"AutoConfig": "bomb.Config", "AutoModel": "bomb.Model", "AutoTokenizer": ["bomb.Tokenizer", None]}
+    (folder / "config.json").write_text(json.dumps({"model_type": "unheard-of", "auto_map": classes}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Bomb", "auto_map": classes}))
+    (folder / "bomb.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    options = {"capture_output": True, "text": True, "cwd": ROOT, "env": environment}
+    ran = subprocess.run([sys.executable, "-c", TRY, str(folder)], input="y\n" * 4, check=False, **options)
+    assert not mark.exists()
+    refused = [f"{what} brings code of its own (auto_map), which is not run here" for what in (*[folder] * 3, "a config of encodec")]
+    assert [line.partition(": ")[0] for line in ran.stdout.splitlines()] == refused, ran.stdout + ran.stderr

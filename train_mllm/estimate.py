@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from genlip.common import sources
-from genlip.common.files import read_json
+from genlip.common.files import LONG, read_json
 from genlip.common.hardware import PEAK_BF16
 from genlip.common.schema import Provenance, RunRecord, read
 from llava_plugin import encoders, llava_next, views
@@ -148,7 +148,7 @@ def rows(recipe: Recipe) -> tuple[int, str]:
     """(conversations, where the number is from)."""
     path, paper = Path(recipe.data), PAPER_ROWS[setting(recipe)]
     if recipe.data and (path / "ledger.json").is_file():
-        return read_json(path / "ledger.json")["used"], "prepared"
+        return read_json(path / "ledger.json", most=LONG)["used"], "prepared"
     if recipe.data and path.exists():
         files = [f for s in sources.find_sources(path) for f in s.files]
         if not any(f.suffix != ".parquet" and f.stat().st_size > LOOKED_AT for f in files):

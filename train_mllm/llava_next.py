@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genlip.common import fingerprint
-from genlip.common.files import file_aside, read_json, write_file, write_json, written_aside
+from genlip.common.files import LONG, file_aside, read_json, write_file, write_json, written_aside
 from genlip.common.flags import flag
 from genlip.common.locks import one_at_a_time
+from genlip.common.model_folder import load_auto
 from genlip.common.run_folder import pin, recorded
 from genlip.common.schema import Provenance, RunRecord, read, write
 
@@ -151,11 +152,12 @@ def prepare_run(setup: Setup, run: Path, data: Path, zero: int) -> RunRecord:
     recipe, on_gpu, began = setup.recipe, torch.cuda.is_available(), recorded(run)
     tower = VisionTower.from_encoder(recipe.encoder)
     dtype = torch.bfloat16 if on_gpu else torch.float32  # as the native backend has it
-    language = AutoModelForCausalLM.from_pretrained(setup.llm, dtype=dtype)
+    assert setup.llm is not None  # LLaVA-NeXT always begins with a language model's folder
+    language = load_auto(AutoModelForCausalLM, setup.llm, dtype=dtype)
     start = mllm.load(recipe.init, device="cpu") if recipe.init else None
     if start is not None:
         check_made_for(start, tower, setup)
-    tokenizer = fingerprint.of_loaded_tokenizer(AutoTokenizer.from_pretrained(setup.llm))
+    tokenizer = fingerprint.of_loaded_tokenizer(load_auto(AutoTokenizer, setup.llm))
     digests = {
         "encoder_digest": digest(tower.to(torch.bfloat16).float()),  # in which it trains
         "llm_digest": digest(language.base_model),
@@ -166,7 +168,7 @@ def prepare_run(setup: Setup, run: Path, data: Path, zero: int) -> RunRecord:
         "projector_made_for": None if start is None else start.provenance.encoder_digest,
     }
     accumulation = micro_steps(began, setup.processes, setup.accumulation, run)
-    ledger = read_json(data / "ledger.json")
+    ledger = read_json(data / "ledger.json", most=LONG)
     record = setup.record(digests, ledger["digest"], accumulation, zero, str(dtype).removeprefix("torch."), on_gpu)
     pin(run, record)
     write_inputs(recipe, run, data, start)
@@ -210,7 +212,7 @@ def train(setup: Setup, run: Path, data: Path) -> Path:
         if (after == before) == recipe.train_encoder:
             said = "be trained, yet its weights are what they were" if recipe.train_encoder else "stay frozen, yet its weights changed"
             raise RuntimeError(f"the encoder was to {said} ({before[:8]} -> {after[:8]}): nothing is exported")
-        state = read_json(folder / "checkpoint" / "trainer_state.json")
+        state = read_json(folder / "checkpoint" / "trainer_state.json", most=LONG)
         provenance = replace(
             provenance,
             stage=recipe.stage,

@@ -28,10 +28,11 @@ from pathlib import Path
 
 from genlip.common import digests, sources
 from genlip.common.command import command, new_parser
-from genlip.common.files import file_aside, read_json, write_json
+from genlip.common.files import LONG, file_aside, read_json, write_json
 from genlip.common.flags import bounded
 from genlip.common.ledger import Ledger
 from genlip.common.locks import locked
+from genlip.common.model_folder import load_auto
 from genlip.common.processes import finished
 from genlip.common.progress import progress, tracked
 
@@ -166,7 +167,7 @@ def check_origin(folder: Path, theirs: dict, origin: dict) -> None:
 def check_pictures(folder: Path, rehash: bool = False) -> None:
     """ValueError where picture files are not, or not any more, those that FOLDER was made of, or its own tables are not as they were
     written."""
-    written = read_json(folder / "ledger.json", f"remove {folder} to have it prepared again", {}).get("tables")
+    written = read_json(folder / "ledger.json", f"remove {folder} to have it prepared again", {}, LONG).get("tables")
     if written is not None and written != _tables(folder, rehash):
         raise ValueError(f"{folder}/conversations is not what was prepared there: give another --out, or remove {folder}")
     changed: list[str] = []
@@ -208,9 +209,8 @@ def prepare(
     origin = origin_of(source, images, seed, decode, rehash)
     for known in (folder / "ledger.json", folder / "origin.json"):
         if known.is_file():
-            content = read_json(
-                known, f"remove {folder} to have it prepared again", {"origin": dict} if known.name == "ledger.json" else {}
-            )
+            fields = {"origin": dict} if known.name == "ledger.json" else {}
+            content = read_json(known, f"remove {folder} to have it prepared again", fields, LONG)
             check_origin(folder, content.get("origin", {"files": {}, **content}), origin)
             if known.name == "ledger.json":
                 check_pictures(folder, rehash)
@@ -262,7 +262,7 @@ def _worked(jobs: list[PieceJob], workers: int | None, title: str) -> Iterator[t
     """(job, tally) of every job as it gets done, those of an earlier run first."""
     done = [job for job in jobs if job.tally.is_file() and job.arrow.is_file() and not any(changed_pictures(job.arrow))]
     with progress(title, sum(job.piece.taken for job in jobs), sum(job.piece.taken for job in done)) as advance:
-        yield from ((job, read_json(job.tally)) for job in done)
+        yield from ((job, read_json(job.tally, most=LONG)) for job in done)
         for job, tally in finished(work, [job for job in jobs if job not in done], workers):
             yield job, tally
             advance(job.piece.taken)
@@ -360,7 +360,7 @@ def show(folder: Path, samples: int, tokenizer: str) -> None:
         raise ValueError(f"{folder} has no ledger.json: give a folder made by train_mllm.prepare_data")
     counts = {"used": int, "read": int, "pictures": int, "duplicates": int, "skipped": dict, "names": dict}
     fields = {"origin": dict, "digest": str, "sources": list, **counts}
-    ledger = read_json(folder / "ledger.json", f"prepare {folder} again", fields)
+    ledger = read_json(folder / "ledger.json", f"prepare {folder} again", fields, LONG)
     print(f"from {ledger['origin']['source']}, digest {ledger['digest'][:8]}")
     print(
         f"{ledger['used']:,} of {ledger['read']:,} conversations, {ledger['pictures']:,} pictures, "
@@ -377,7 +377,7 @@ def show(folder: Path, samples: int, tokenizer: str) -> None:
 
         from .data import as_text
 
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        tokenizer = load_auto(AutoTokenizer, tokenizer)
     step = max(1, len(table) // max(samples, 1))
     for row in (table.slice(i, 1).to_pylist()[0] for i in range(0, len(table), step)[:samples]):
         seen = [image_check.check_image(p["bytes"] if p["bytes"] is not None else Path(p["path"]).read_bytes()) for p in row["images"]]

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from genlip.common.files import write_json
+from genlip.common.files import open_to_append, write_json
 from genlip.common.ledger import Ledger
 
 
@@ -23,7 +23,7 @@ class Skipped:
 
     def add(self, number: int, name: str, reason: str) -> None:
         line = json.dumps({"number": number, "id": name, "reason": reason}) + "\n"
-        descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        descriptor = open_to_append(self.file)
         try:
             os.write(descriptor, line.encode())  # one write: lines of several processes do not mix
         finally:

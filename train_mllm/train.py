@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from genlip.common.command import Failed, command, new_parser, sentence
-from genlip.common.files import keep_until, read_json, write_json, written_aside
+from genlip.common.files import LONG, keep_until, read_json, write_json, written_aside
 from genlip.common.flags import add_recipe, bounded, check_choices, flag, read_recipe
 from genlip.common.ledger import Ledger
 from genlip.common.locks import locked, one_at_a_time
@@ -186,7 +186,7 @@ def lay_out_data(setup: Setup, built: Built, run: Path, data: Path, zero: int, b
     from .skipped import Skipped, SkippedCheck
 
     recipe, tower, config, on_gpu = setup.recipe, built.tower, built.model.config, torch.cuda.is_available()
-    ledger = read_json(data / "ledger.json", f"prepare {data} again", {"digest": str, "used": int})
+    ledger = read_json(data / "ledger.json", f"prepare {data} again", {"digest": str, "used": int}, LONG)
     sizes = picture_sizes(data, ledger["digest"]) if views.parse(tower.spec.view).by_size else None
     conversations = Conversations(data, built.tokenizer, config, recipe, spec=tower.spec, sizes=sizes)
     lengths = token_lengths(conversations, data, ledger["digest"])
@@ -325,7 +325,7 @@ def prepared_data(recipe: Recipe, run: Path, first: bool) -> Path:
         return data
     try:
         if done and own:
-            kept = next((read_json(file, "give another --out", {"origin": dict}) for file in (there, began) if file.is_file()), None)
+            kept = next((read_json(file, "give another --out", {"origin": dict}, LONG) for file in (there, began) if file.is_file()), None)
             if kept:
                 check_origin(data, kept["origin"], origin_of(recipe.data, recipe.images, recipe.seed))
         elif own:
@@ -333,7 +333,7 @@ def prepared_data(recipe: Recipe, run: Path, first: bool) -> Path:
         if done or not own:
             check_pictures(data)
         if began.is_file() and there.is_file():
-            before, now = (read_json(file, "give another --out", {"digest": str})["digest"] for file in (began, there))
+            before, now = (read_json(file, "give another --out", {"digest": str}, LONG)["digest"] for file in (began, there))
             if before != now:
                 raise ValueError(f"{run} began with data {before[:8]}, and {data} holds {now[:8]}: bring those back, or give another --out")
     except ValueError as error:

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
-from genlip.common.files import naming, read_json, write_file
+from genlip.common.files import LONG, naming, open_to_append, read_json, write_file
 
 from . import estimate
 from .data import IGNORED
@@ -116,7 +116,7 @@ class StrictTrainer(Trainer):
             self.since = now
         super().log(logs, *args, **kwargs)
         if self.metrics and self.args.should_save:
-            with self.metrics.open("a") as stream:
+            with os.fdopen(open_to_append(self.metrics), "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(self.state.log_history[-1]) + "\n")
 
     def _learns(self) -> dict[str, torch.Tensor]:
@@ -170,7 +170,7 @@ def whole(checkpoint: Path) -> bool:
     """Whether every file that whole.json names is there in its size, and the trainer's state can be read."""
     try:
         sizes = read_json(checkpoint / WHOLE, fields={"run": str, "files": dict})["files"]
-        state = read_json(checkpoint / "trainer_state.json", fields={"global_step": int, "max_steps": int, "log_history": list})
+        state = read_json(checkpoint / "trainer_state.json", fields={"global_step": int, "max_steps": int, "log_history": list}, most=LONG)
     except (OSError, ValueError):
         return False
     right = bool(sizes) and f"checkpoint-{state['global_step']}" == checkpoint.name

@@ -12,11 +12,12 @@ answers are read in about 1 s.
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from genlip.common.files import file_aside
+from genlip.common.files import file_aside, open_to_append
 
 Settings = tuple[int, tuple[str, ...]]  # (max_new_tokens, stop strings)
 
@@ -51,11 +52,11 @@ class Journal:
     """The answers to one task under one key, in memory and on disk. One process at a time writes it."""
 
     def __init__(self, folder: Path, key: dict):
-        """Open or begin the key's journal. An answer cut off in the middle is dropped; ValueError where a whole line is none."""
+        """Open or begin the key's journal. A cut last answer is dropped; ValueError where a whole line is none, or the file a link."""
         self.path = path_of(folder, key)
         self.answers: dict[tuple[int, Settings], Answer] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("ab", buffering=0)
+        self._file = os.fdopen(open_to_append(self.path), "ab", buffering=0)
         kept = self._read(key)
         self._file.truncate(kept)
         if not kept:

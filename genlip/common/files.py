@@ -3,11 +3,13 @@
 What a killed process left of a file or folder is removed by the next one that writes it.
 """
 
+import errno
 import glob
 import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -17,6 +19,9 @@ from typing import Any, get_args
 
 from .processes import running
 
+NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # what the system says of a link, a folder, a socket
+# Bytes of JSON, which takes some eight times as many in memory: of a config or record, and of what grows with steps, files or samples.
+RECORD, LONG = 2**26, 2**30
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list"}
 
 
@@ -99,11 +104,19 @@ def write_json(path: Path, content: object) -> None:
     write_file(path, json.dumps(content, indent=1) + "\n")
 
 
-def read_json(path: Path, mend: str = "mend it, or make it again", fields: Mapping[str, type | types.UnionType] | None = None) -> Any:
-    """What a JSON file holds. ValueError that names the file, with what mends it, where it is no JSON.
+def read_json(
+    path: Path, mend: str = "mend it, or make it again", fields: Mapping[str, type | types.UnionType] | None = None, most: int = RECORD
+) -> Any:
+    """What a JSON file of at most so many bytes holds. ValueError that names the file, with what mends it, where it is larger, no plain
+    file (a pipe is waited for, a device never ends) or no JSON.
 
     With `fields`, name -> type, it has to be an object that has them: as `require`.
     """
+    told = path.stat()
+    if not stat.S_ISREG(told.st_mode):
+        raise ValueError(f"{path} cannot be read: it is no plain file; {mend}")
+    if told.st_size > most:
+        raise ValueError(f"{path} cannot be read: it holds {told.st_size:,} bytes, and such a file at most {most:,}; {mend}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -139,6 +152,23 @@ def keep_until(file: Path, step: int) -> None:
             if number < len(lines):
                 raise ValueError(f"{file}, line {number}: not a record of a step ({error!r}); mend or remove that line") from error
     write_file(file, b"".join(kept))
+
+
+def open_to_append(path: Path) -> int:
+    """A descriptor that reads and appends; the file is made where there is none. ValueError where a link or no plain file has its name.
+
+    What is written through a link, or cut off, would be another file's.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in NO_FILE:
+            raise
+        raise ValueError(f"{path} is no plain file but a link, a folder or a device, and is written to: remove it") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path} is no plain file but a pipe or a device, and is written to: remove it")
+    return descriptor
 
 
 def sha256(path: Path) -> str:

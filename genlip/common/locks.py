@@ -20,6 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
+from .files import naming, open_to_append
+from .labels import one_line
 from .processes import running
 
 PATIENCE = 15.0  # seconds that a killed run's last worker may take to let go of the folder: a loader's looks every five
@@ -45,16 +47,16 @@ def _held(folder: Path, name: str, waits: bool) -> Iterator[None]:
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     file = folder / name
     with _taken(file, waits) as stream:
-        stream.truncate(0)
         held = {
             "pid": os.getpid(),
             "host": os.uname().nodename,
             "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
             "command": " ".join(sys.argv)[:500],
         }
-        stream.write(json.dumps(held) + "\n")
-        stream.flush()
         try:
+            with naming(file):
+                stream.truncate(0)
+                os.write(stream.fileno(), json.dumps(held).encode() + b"\n")  # at once: what a full disk refuses waits in no buffer
             yield
         finally:
             file.unlink(missing_ok=True)  # while it is held: whoever opened it meanwhile sees that it is gone, and makes a new one
@@ -68,16 +70,17 @@ def _taken(file: Path, waits: bool) -> TextIO:
     end = time.monotonic() + PATIENCE
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)  # again: a holder that ends without a file removes the folder that it made
-        stream = file.open("a+", encoding="utf-8")
+        stream = os.fdopen(open_to_append(file), "a+", encoding="utf-8")
         try:
             if _tried(stream):
                 with suppress(FileNotFoundError):  # its holder has ended, and removed it, since it was opened: the next one is another file
-                    if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
+                    if os.path.samestat(os.fstat(stream.fileno()), file.lstat()):
                         return stream
             elif not waits:
                 holder = _holder(stream)
                 if (holder and _alive(holder)) or time.monotonic() > end:
                     who = f" (process {holder['pid']} on {holder['host']} since {holder['since']}: {holder['command']})" if holder else ""
+                    who = one_line(who)  # whoever can write into the folder wrote it
                     raise ValueError(f"another run is writing into {file.parent}{who}: wait for it, or write into another folder")
         except BaseException:
             stream.close()
@@ -106,7 +109,7 @@ def _holder(stream: TextIO) -> dict[str, str]:
     try:
         said = json.loads(stream.read(4096))
         return {"pid": str(int(said["pid"])), **{key: str(said[key]) for key in ("host", "since", "command")}}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return {}
 
 

@@ -1,6 +1,7 @@
 """A folder of a model, whoever made it: whether its files are what they say, before anything is built from them. Without torch.
 
     check(Path("weights/dinov2-s14"))
+    load_auto(AutoTokenizer, "weights/smollm2-135m")        # never with Python files that the folder brings
 
 Configs and tokenizers that hold no object, sizes that no machine builds (a mistyped digit would be built for an hour), weights that were
 cut short: each is a ValueError with file, field, and what was found. A few hundredths of a second, the large tokenizers a fifth.
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .files import read_json
+from .files import LONG, RECORD, read_json
 from .labels import one_line
 
 MEND = "copy, fetch or export the folder again"
@@ -43,11 +44,35 @@ def check(folder: Path) -> None:
     """Raises ValueError with the first fault there is."""
     for name in OBJECTS:
         if (file := folder / name).exists():
-            content = read_json(file, MEND, fields={})
+            content = read_json(file, MEND, fields={}, most=LONG if name == "tokenizer.json" else RECORD)
             if name == "config.json":
                 _check_sizes(content, str(file))
     for file in sorted(folder.glob("*.safetensors")):
         safetensors_header(file)
+
+
+def load_auto(auto: Any, source: str | Path, **options: Any) -> Any:
+    """What one of transformers' Auto classes makes of a folder or hub id. ValueError where that takes code which comes with it."""
+    with _without_its_code(str(source)):
+        return auto.from_pretrained(source, trust_remote_code=False, **options)
+
+
+def build_auto(auto: Any, config: Any, **options: Any) -> Any:
+    """A model without weights, of the Auto class that its config asks for. ValueError as load_auto's: a config may name code too."""
+    with _without_its_code(f"a config of {config.model_type}"):
+        return auto.from_config(config, trust_remote_code=False, **options)
+
+
+@contextmanager
+def _without_its_code(source: str) -> Iterator[None]:
+    """Left to itself transformers asks on stdin whether to run such code; forbidden to, it tells the user to allow it."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code=True" not in str(error):
+            raise
+        mend = "give a folder of a model that transformers has itself"
+        raise ValueError(f"{source} brings code of its own (auto_map), which is not run here: {mend}") from error
 
 
 @contextmanager

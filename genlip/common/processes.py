@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 
 def running(pid: int) -> bool:
     """Whether this machine has such a process."""
+    if pid < 1:  # a group, or all of them
+        return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no process has a number that large
         return False
     except PermissionError:  # another user's
         return True

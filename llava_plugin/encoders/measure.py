@@ -27,7 +27,7 @@ def measure_shapes(source: str, resolution: int) -> EncoderShapes:
     """
     register()
     with model_folder.building(Path(source, "config.json")), torch.device("meta"):
-        config = AutoConfig.from_pretrained(source)
+        config = model_folder.load_auto(AutoConfig, source)
         config = getattr(config, "vision_config", config)
         encoder = build(config)
     with torch.device("meta"):
@@ -58,13 +58,13 @@ def count_parameters(source: str) -> int:
     """Of the vision model in a folder or at a hub id, from its config.json alone."""
     register()
     with model_folder.building(Path(source, "config.json")), torch.device("meta"):
-        config = AutoConfig.from_pretrained(source)
+        config = model_folder.load_auto(AutoConfig, source)
         return build(getattr(config, "vision_config", config)).num_parameters()
 
 
 def build(config: PreTrainedConfig) -> PreTrainedModel:
     """The family's class without weights; ValueError where what it needs cannot be imported."""
     try:
-        return AutoModel.from_config(config)
+        return model_folder.build_auto(AutoModel, config)
     except (ImportError, RuntimeError) as e:  # a torchvision that does not fit the torch raises RuntimeError at import
         raise ValueError(f"{config.model_type} cannot be built here: {e}; timm needs a torchvision that fits this torch") from e

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from eval_suites.tasks import hub_columns
 from eval_suites.tasks.manifest import verify
-from genlip.common.files import file_aside, read_json, sha256, write_file
+from genlip.common.files import LONG, file_aside, read_json, sha256, write_file
 from genlip.common.locks import locked
 from genlip.common.processes import finished
 from genlip.common.progress import progress
@@ -204,13 +204,13 @@ def _eval_part(world: World, out: Path, name: str) -> dict:
 def _finish(world: World, out: Path) -> dict:
     """Gathers the parts into the files that are one, checks that no test picture was trained on, writes the manifest, drops the parts."""
     chunks = [part for part in world.parts if part.startswith("train")]
-    evals = {name: read_json(_part(out, f"eval-{name}")) for name in benchmarks.SETS}
+    evals = {name: read_json(_part(out, f"eval-{name}"), most=LONG) for name in benchmarks.SETS}
     tested = {digest for told in evals.values() for digest in told["pixels"]}
     files: dict[str, str] = {}
 
     def records(kind: str) -> Iterator[bytes]:
         for k, part in enumerate(chunks):  # one part at a time: memory stays flat
-            told = read_json(_part(out, part))
+            told = read_json(_part(out, part), most=LONG)
             if trained := tested.intersection(told["pixels"]):
                 raise ValueError(f"{len(trained)} test pictures are also in the training part {part}: make the world with another --seed")
             files.update(told["files"])
@@ -219,7 +219,7 @@ def _finish(world: World, out: Path) -> dict:
 
     def text() -> Iterator[bytes]:
         for part in chunks:
-            yield "".join(line.replace("\n", " ") + "\n" for line in read_json(_part(out, part))["text"]).encode()
+            yield "".join(line.replace("\n", " ") + "\n" for line in read_json(_part(out, part), most=LONG)["text"]).encode()
 
     for name, pieces in (
         ("sft/conversations.json", records("conversations")),

@@ -61,6 +61,16 @@ def test_a_damaged_line_is_named_and_a_renamed_file_is_refused(tmp_path):
         Journal(tmp_path, KEY)
 
 
+def test_a_journal_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path):
+    path, other = filled(tmp_path).path, tmp_path / "other"
+    other.write_text("years of work")
+    path.unlink()
+    path.symlink_to(other)
+    with pytest.raises(ValueError, match=r"answers-.* is no plain file .*: remove it"):
+        Journal(tmp_path, KEY)
+    assert other.read_text() == "years of work"
+
+
 def test_a_full_disk_loses_only_the_batch(tmp_path, monkeypatch):
     journal = filled(tmp_path)
 

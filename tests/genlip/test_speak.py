@@ -41,6 +41,15 @@ def test_captions_of_files_folders_and_shards(export, recipe, tmp_path, capsys, 
     assert "not a picture" in (said := capsys.readouterr().err) and "has no config.json" in said
 
 
+def test_names_and_captions_of_a_shard_command_no_terminal(novice, tmp_path, tar, capsys, draw):
+    odd, caption = "a\x1b[2J", b"a\x1b]0;title\x07 caption"
+    tar(tmp_path / "odd.tar", {f"{odd}.png": draw("red"), f"{odd}.txt": caption, f"{odd}b.png": b"x", f"{odd}b.txt": b"x"})
+    assert speak.main([str(novice), str(tmp_path / "odd.tar"), "--max-new-tokens", "2"]) == 0
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err and "\x07" not in said.out
+    assert "[2J in odd.tar\t" in said.out and "]0;title" in said.out and "left out: " in said.err
+
+
 def test_nothing_to_say_is_no_success(novice, tmp_path, tar, capsys):
     (tmp_path / "empty").mkdir()
     tar(tmp_path / "bad.tar", {"a.png": b"x", "a.txt": b"x"})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from genlip.common.files import file_aside, keep_until, read_json, write_file, written_aside
+from genlip.common.files import LONG, file_aside, keep_until, read_json, write_file, written_aside
 
 
 def _write_often(path: Path, letter: str) -> None:
@@ -111,3 +111,21 @@ def test_json_that_is_not_what_it_is_meant_to_be_is_named_by_file_and_field(tmp_
     file.write_bytes(content)
     with pytest.raises(ValueError, match=rf"state\.json.*{said}.*copy it again"):
         read_json(file, "copy it again", {"step": int, "of": str | None})
+
+
+def test_json_is_read_from_a_plain_file_of_a_size_that_memory_holds(tmp_path):
+    """A pipe would be waited for, a device never ends, and a file with a hole costs its maker nothing."""
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    (tmp_path / "folder.json").mkdir()
+    for name in ("pipe", "zero", "folder"):
+        with pytest.raises(ValueError, match=rf"{name}\.json cannot be read: it is no plain file; copy it again"):
+            read_json(tmp_path / f"{name}.json", "copy it again")
+    with (tmp_path / "hole.json").open("wb") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(ValueError, match=r"hole\.json .* holds 1,099,511,627,776 bytes, and such a file at most 67,108,864; copy it again"):
+        read_json(tmp_path / "hole.json", "copy it again")
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none.json")
+    (tmp_path / "long.json").write_text("[" + " " * 2**26 + "]")
+    assert read_json(tmp_path / "long.json", most=LONG) == []

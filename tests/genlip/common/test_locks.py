@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -92,3 +93,52 @@ def test_a_dead_ones_worker_that_still_holds_the_lock_is_waited_for(tmp_path, mo
         assert time.monotonic() - began > 0.9
     with one_at_a_time(Path(tmp_path)):
         pass
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "socket", "folder"])
+def test_what_is_no_plain_file_is_refused_in_words_and_stays_as_it_is(tmp_path, kind, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    target, lock = Path("thesis.tex"), Path("folder", ".lock")
+    lock.parent.mkdir()
+    if "link" in kind:
+        lock.symlink_to(target.resolve())
+    if kind == "link":
+        target.write_text("years of work")
+    if kind == "pipe":
+        os.mkfifo(lock)
+    if kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(lock))
+    if kind == "folder":
+        lock.mkdir()
+    before = lock.lstat()
+    with pytest.raises(ValueError, match=r"folder/\.lock is no plain file .*: remove it"), locked(lock.parent):
+        pass
+    assert os.path.samestat(before, lock.lstat())
+    assert target.read_text() == "years of work" if kind == "link" else not target.exists()
+
+
+def test_a_lock_file_that_cannot_be_written_does_not_stay(tmp_path):
+    code = "import resource, sys; from pathlib import Path; from genlip.common.locks import locked\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\nwith locked(Path(sys.argv[1], 'new')):\n pass"
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "File too large" in ran.stderr and "new/.lock" in ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("pid", ["1" + "0" * 30, "0", "-1", "1e400", "1" * 4000, "[" * 4000])
+def test_a_process_that_cannot_be_holds_nothing(tmp_path, monkeypatch, pid):
+    """Where the file decides; what it says may be anything."""
+    (tmp_path / ".lock").write_text(f'{{"pid": {pid}, "host": "{os.uname().nodename}", "since": "", "command": ""}}')
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    with locked(tmp_path):
+        pass
+
+
+def test_what_a_lock_file_says_commands_no_terminal(tmp_path):
+    with (tmp_path / ".lock").open("w") as stream:
+        json.dump({"pid": os.getpid(), "host": os.uname().nodename, "since": "now", "command": "\x1b[2J\nerror: all is well"}, stream)
+        stream.flush()
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another run") as refused, locked(tmp_path):
+            pass
+    assert "\x1b" not in str(refused.value) and "\n" not in str(refused.value) and "all is well" in str(refused.value)
