@@ -86,12 +86,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     # Go on from the newest whole checkpoint; what was logged beyond it is forgotten.
     step, streams = 0, None
     if newest is not None:
-        state = checkpoint.load(newest, model, optimizer)
-        step, streams = state["step"], state["streams"]
-        if len(streams) != recipe.rows:
-            raise ValueError(
-                f"{run} has {len(streams)} rows per step, and a position in the data for each: --rows {recipe.rows} cannot go on"
-            )
+        step, streams = checkpoint.position(newest, checkpoint.load(newest, model, optimizer), recipe)
         print0(rank, f"going on from step {step}")
     batches = packed_rows(recipe, tokenizer, sources, rank, world, streams)
     mine = {r: streams[r] for r in range(rank, recipe.rows, world)} if streams else {}
