@@ -103,7 +103,8 @@ def step_of(folder: Path) -> int:
 def position(folder: Path, state: dict, recipe: Recipe) -> tuple[int, list[dict]]:
     """(step, the streams' positions and ledgers) of a state that was loaded. ValueError where it is not one that the recipe goes on from."""
     file, mend = str(folder / "state.json"), f"remove {folder} to go on from the one before"
-    step, streams = state["step"], require(state, {"streams": list}, file, mend)["streams"]
+    step = state["step"]
+    streams = require(state, {"streams": list}, file, mend)["streams"]
     if step != step_of(folder):
         raise ValueError(f"{file}: step is {step}, and its folder is named for another: {mend}")
     if step > recipe.max_steps:
