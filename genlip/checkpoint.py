@@ -101,7 +101,7 @@ def step_of(folder: Path) -> int:
 
 
 def position(folder: Path, state: dict, recipe: Recipe) -> tuple[int, list[dict]]:
-    """(step, the streams' positions and ledgers) of a state that was loaded. ValueError where it is not one that the recipe goes on from."""
+    """(step, the streams' positions and ledgers) of a loaded state. ValueError where the recipe cannot go on from it."""
     file, mend = str(folder / "state.json"), f"remove {folder} to go on from the one before"
     step = state["step"]
     streams = require(state, {"streams": list}, file, mend)["streams"]

@@ -27,6 +27,7 @@ from .common.files import read_json, write_json
 from .common.flags import add_recipe, bounded, check_choices, read_recipe
 from .common.hardware import peak_bf16
 from .common.locks import locked, one_at_a_time
+from .common.processes import ranks
 from .common.run_folder import claim_run_folder, pin
 from .recipes import LAPTOP, PRESETS, Recipe
 
@@ -161,7 +162,7 @@ def init_distributed(recipe: Recipe):
     check_choices(recipe)
     if recipe.max_steps < 1:
         raise ValueError("--max-steps must be at least 1")
-    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    world, local = ranks(), int(os.environ.get("LOCAL_RANK", 0))
     if recipe.rows % world:
         raise ValueError(f"--rows {recipe.rows} do not split over {world} ranks: give a multiple of {world}")
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
