@@ -11,7 +11,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from .files import read_json
 
@@ -155,7 +155,7 @@ def _number(said: dict, field: str, default: float, file: Path) -> float:
     return value
 
 
-def _finite(value: object) -> bool:
+def _finite(value: object) -> TypeGuard[float]:
     """A number that a float holds, which neither nan nor 10^400 is."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
