@@ -215,7 +215,7 @@ def time_recipe(recipe: Recipe, steps: int, scale: float) -> list[str]:
         args = arguments(recipe, Path(folder), accumulation, 0, 1)
         args.set_save("no")
         flash = on_gpu and setup.kernels.flash
-        collator = Collator(tower.preprocess, model.config, padded=recipe.batching == "padded", flash=flash)
+        collator = Collator(tower, model.config, padded=recipe.batching == "padded", flash=flash)
         optimizers = (adamw(model, recipe), None)
         callbacks = [guard, Memory()]
         trainer = StrictTrainer(model, args, data_collator=collator, train_dataset=dataset, optimizers=optimizers, callbacks=callbacks)

@@ -26,7 +26,7 @@ from eval_suites.runner import discover, preflight, worker
 from eval_suites.runner.preflight import Export, TaskJob
 from eval_suites.score import results, seeds
 from eval_suites.suites import Suite
-from genlip.common.command import begun, command, new_parser
+from genlip.common.command import begun, command, new_parser, sentence
 from genlip.common.flags import bounded
 from genlip.common.locks import locked, one_at_a_time
 
@@ -195,7 +195,7 @@ def _report(
     try:
         write_page(plan.suite, rows, folders, page, args.data_root, runs, pairs=indices or None, allow_partial=args.allow_partial)
     except (ValueError, OSError) as error:
-        print(f"note: no report: {error}", file=sys.stderr)
+        print(f"note: no report: {sentence(error)}", file=sys.stderr)
     else:
         print(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
 

@@ -15,6 +15,7 @@ Shapes: B samples, N patches, T text tokens of a packed row.
 """
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from .common import model_folder
 from .common.conversations import IMAGE, read_turns
 from .common.flags import flag
 from .common.ledger import Ledger
+from .common.processes import die_with
 from .common.tokens import text_ids
 from .image_decoding import read_picture, unusual
 from .image_processing_genlip import native_size, resized
@@ -69,7 +71,8 @@ def load_tokenizer(name: str):
     if Path(name).is_dir():
         model_folder.check(Path(name))
     try:
-        return AutoTokenizer.from_pretrained(name)
+        with model_folder.building(Path(name, "tokenizer.json")):
+            return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as e:
         raise ValueError(f"no tokenizer in {name!r}: give --tokenizer a folder with tokenizer.json, or a hub id ({e})") from e
 
@@ -326,7 +329,8 @@ def packed_rows(
     # Each worker has whole streams and the loader takes from the workers in turn, so their number must divide that of the streams.
     workers = max((w for w in range(1, recipe.workers + 1) if len(streams) % w == 0), default=0)
     rows = PackedRows(recipe, tokenizer, sources, streams, states)
-    loader = DataLoader(rows, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
+    parent = os.getpid()  # torch's own workers look every five seconds whether it is still there, and are stopped by Ctrl-C themselves
+    loader = DataLoader(rows, None, num_workers=workers, prefetch_factor=4 if workers else None, worker_init_fn=lambda _: die_with(parent))
     for item in loader:
         if isinstance(item, ValueError):
             raise item

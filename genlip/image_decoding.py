@@ -2,6 +2,7 @@
 
     read_picture(data)      # bytes or a path -> RgbPicture(image, mode): RGB, turned as EXIF says; the mode that the file holds
     rgb(image)              # the same rule for a picture that is open already
+    picture_size(data)      # (height, width) of what read_picture gives, of most files from their header alone
 
 Equal to Pillow's `convert("RGB")` for every 8-bit mode, and so to lmms-eval and LLaVA-NeXT there: an alpha channel is dropped, an
 animation counts as its first frame. 16-bit grey is divided by 256, where Pillow would clip all above 255 to white. Float pixels, whose
@@ -13,7 +14,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -51,6 +52,33 @@ def read_picture(source: bytes | memoryview | str | Path) -> RgbPicture:
     if mode == "F":
         raise ValueError("float pixels of unknown range")
     return RgbPicture(image, mode)
+
+
+def picture_size(source: bytes | memoryview | str | Path) -> tuple[int, int]:
+    """(height, width), upright. A JPEG says all of it in front of its pixels; others are decoded. Raises as `read_picture` does."""
+    if isinstance(source, (str, Path)):
+        with Path(source).open("rb") as stream:
+            if stream.read(2) == b"\xff\xd8":
+                return _jpeg_size(stream)
+    elif bytes(source[:2]) == b"\xff\xd8":
+        return _jpeg_size(io.BytesIO(source))
+    image = read_picture(source).image
+    return image.height, image.width
+
+
+def _jpeg_size(stream: BinaryIO) -> tuple[int, int]:
+    stream.seek(0)
+    try:
+        picture = Image.open(stream, formats=("JPEG",))
+        return upright_size(picture)
+    except BROKEN as e:
+        raise ValueError("undecodable picture") from e
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) as seen, after the turn that EXIF asks for."""
+    width, height = image.size
+    return (width, height) if image.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
 
 
 def rgb(image: Image.Image) -> Image.Image:

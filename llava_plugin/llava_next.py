@@ -15,15 +15,19 @@ import importlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from genlip.common.command import command, new_parser
 from genlip.common.files import read_json
+
+from . import encoders, views
 
 PREFIX = "enc:"
 CLONE = "git clone https://github.com/LLaVA-VL/LLaVA-NeXT && git -C LLaVA-NeXT checkout df17966"
@@ -428,8 +432,8 @@ def load(checkpoint: Path):
 
     from .tower import VisionTower
 
-    config = read_json(checkpoint / "config.json")
-    name = str(config.get("mm_vision_tower"))
+    mend = "give the folder that LLaVA-NeXT's trainer wrote"
+    name = read_json(checkpoint / "config.json", mend, {"mm_vision_tower": str})["mm_vision_tower"]
     if not name.startswith(PREFIX):
         raise ValueError(f"{checkpoint} has the vision tower {name}, not one of ours ({PREFIX}KEY_OR_PATH)")
     model, info = LlavaQwenForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
@@ -474,6 +478,7 @@ def train(arguments: list[str]) -> None:
 
 # --- conversion -------------------------------------------------------------------------------------------------------------
 
+SEEN = "square with flat, and anyres or anyres_max_N with spatial_unpad, can be converted"
 PROJECTOR = {"linear_1": "0", "linear_2": "2"}  # LlavaMultiModalProjector's names -> LLaVA-NeXT's mlp2x_gelu
 # Its conversation "qwen_1_5", the one for Qwen: Qwen2.5's own template puts another system message where none is given.
 QWEN_1_5 = (
@@ -483,9 +488,37 @@ QWEN_1_5 = (
 )
 
 
+def picture_fields(spec) -> dict[str, Any]:
+    """The fields of LLaVA-NeXT's config that show pictures by the view of `spec`. ValueError for one that it has not, under our towers."""
+    view = views.parse(spec.view)
+    if view.kind == "square":
+        return {"image_aspect_ratio": "square", "mm_patch_merge_type": "flat"}
+    if view.kind != "anyres":
+        raise ValueError(f"LLaVA-NeXT shows our towers whole pictures, or tiles, and has no view {spec.view}: use --view square or anyres")
+    limit = f"_max_{view.max_tiles}" if view.max_tiles else ""
+    sides = [[across * spec.resolution, down * spec.resolution] for across, down in view.grids]
+    return {"image_aspect_ratio": f"anyres{limit}", "mm_patch_merge_type": "spatial_unpad", "image_grid_pinpoints": sides}
+
+
+def view_of(config, tile: int, checkpoint: Path) -> str:
+    """How a checkpoint's pictures were seen, in our words. ValueError for what has no equal here."""
+    ratio, merge = getattr(config, "image_aspect_ratio", None) or "square", getattr(config, "mm_patch_merge_type", None) or "flat"
+    if (ratio, merge) == ("square", "flat"):
+        return "square"
+    if not re.fullmatch(r"anyres(_max_\d+)?", ratio) or merge != "spatial_unpad":
+        raise ValueError(f"{checkpoint} was trained with image_aspect_ratio {ratio} and mm_patch_merge_type {merge}: {SEEN}")
+    pinpoints = getattr(config, "image_grid_pinpoints", None)
+    if not pinpoints:
+        raise ValueError(f"{checkpoint} has image_aspect_ratio {ratio} and no image_grid_pinpoints: copy its config.json again")
+    if isinstance(pinpoints, str) and "x" in pinpoints:  # all grids between the first and the last, whatever stands between them
+        grids = re.findall(r"\(\d+x\d+\)", pinpoints)
+        pinpoints = f"{grids[0]},...,{grids[-1]}"
+    return str(views.asked(f"{ratio} {pinpoints}", tile, 0))
+
+
 def to_native(checkpoint: Path, export: Path) -> None:
     """A LLaVA-NeXT checkpoint -> our export folder with equal logits, and its training's prompt as chat template. ValueError for another
-    projector than mlp2x_gelu."""
+    projector than mlp2x_gelu, or pictures that are seen in a way that we have not."""
     import tempfile
 
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
@@ -495,6 +528,8 @@ def to_native(checkpoint: Path, export: Path) -> None:
     source = load(checkpoint)
     if source.config.mm_projector_type != "mlp2x_gelu":
         raise ValueError(f"{checkpoint} has a projector {source.config.mm_projector_type}; mlp2x_gelu can be converted")
+    tower = source.get_vision_tower().tower
+    tower.with_view(view_of(source.config, tower.spec.resolution, checkpoint))
     state = source.state_dict()
     language = Qwen2ForCausalLM(
         Qwen2Config(**{k: v for k, v in source.config.to_dict().items() if k in Qwen2Config().to_dict() and k != "model_type"})
@@ -506,9 +541,11 @@ def to_native(checkpoint: Path, export: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         tokenizer.chat_template = QWEN_1_5
         tokenizer.save_pretrained(folder)
-        model, tokenizer = mllm.build(source.get_vision_tower().tower, folder)
+        model, tokenizer = mllm.build(tower, folder)
     projector = {f"{ours}.{p}": state[f"model.mm_projector.{theirs}.{p}"] for ours, theirs in PROJECTOR.items() for p in ("weight", "bias")}
     model.model.multi_modal_projector.load_state_dict(projector)
+    if tower.spec.view != "square":
+        model.model.image_newline.data.copy_(state["model.image_newline"])
     name = source.config.mm_vision_tower
     said = {
         "stage": "sft",
@@ -557,8 +594,7 @@ def to_llava_next(export: Path, checkpoint: Path) -> None:
     if text.model_type != "qwen2" or native.provenance.projector != "mlp2x_gelu":
         raise ValueError(f"{export} is a {text.model_type} with {native.provenance.projector}; LLaVA-NeXT reads Qwen2 with mlp2x_gelu here")
     spec = native.tower.spec
-    if spec.view != "square":
-        raise ValueError(f"{export} was trained with --view {spec.view}; LLaVA-NeXT would show its tower whole pictures: use --view square")
+    shown = picture_fields(spec)
     encoder = checkpoint / "encoder"
     native.tower.encoder.save_pretrained(encoder)
     key = spec.key if not spec.path and native.tower.config.untrained else f"{spec.key}={encoder.resolve()}"
@@ -569,11 +605,14 @@ def to_llava_next(export: Path, checkpoint: Path) -> None:
         linear = model.model.multi_modal_projector.get_submodule(ours)
         state |= {f"model.mm_projector.{theirs}.weight": linear.weight.detach(), f"model.mm_projector.{theirs}.bias": linear.bias.detach()}
     fields = {k: v for k, v in text.to_dict().items() if k not in ("model_type", "architectures")}
+    if (own := encoders.resolve(key).resolution) != spec.resolution:
+        raise ValueError(f"{export} was trained at {spec.resolution} pixels a side, and LLaVA-NeXT would use its encoder at its own {own}")
+    if spec.view != "square":
+        state["model.image_newline"] = model.model.image_newline.detach()
     config = LlavaQwenConfig(
         **fields, architectures=["LlavaQwenForCausalLM"], mm_vision_tower=PREFIX + key, mm_hidden_size=spec.width, use_mm_proj=True,
-        mm_projector_type="mlp2x_gelu", mm_patch_merge_type="flat", mm_vision_select_layer=-1, mm_vision_select_feature="patch",
-        image_aspect_ratio="square", mm_resampler_type=None,
-        mm_use_im_start_end=False, **_frozen_fields(native.provenance.frozen),
+        mm_projector_type="mlp2x_gelu", mm_vision_select_layer=-1, mm_vision_select_feature="patch", mm_resampler_type=None,
+        mm_use_im_start_end=False, **shown, **_frozen_fields(native.provenance.frozen),
     )  # fmt: skip
     config.save_pretrained(checkpoint)
     save_file(

@@ -6,7 +6,7 @@
 transformers' LlavaForConditionalGeneration is used as it is: our tower is its `vision_tower` (by AutoModel), and hands it the
 right layer without prefix tokens. What is ours is around it: building it from parts, the placeholder token, the chat text (one
 function for training and evaluation), and answering in batches. Where it does not fit: it knows one projector (two linear maps
-with a GELU between), so a model with another one is the subclass `LlavaWithProjector`.
+with a GELU between) and lays no tiles out, so a model with another one, or with anyres, is the subclass `LlavaWithProjector`.
 
 Shapes: B samples, S tokens, N visual tokens per picture.
 """
@@ -37,15 +37,19 @@ from transformers import (
 )
 
 from genlip.common import fingerprint, model_folder
+from genlip.common.files import read_json, require
 from genlip.common.fingerprint import Fingerprint
 from genlip.common.schema import SCHEMA, Provenance, read, write
 from genlip.common.suggest import choose
 from genlip.common.tokens import broken, broken_ids
 
 from . import register
-from .encoders import KEYS, require_native
+from .anyres import AnyresLlavaModel
+from .encoders import KEYS
+from .pictures import upright_size
 from .projectors import PROJECTORS
 from .tower import VisionTower, digest, tensor_digests
+from .views import parse, tokens
 
 IMAGE = "<image>"  # the marker in messages and in LLaVA's data
 # Without cuDNN's attention: it re-plans for every new shape (80 ms on an H100), that is at each decoding step.
@@ -61,15 +65,17 @@ FEATURES_KEPT = 512  # pictures whose features `answer` keeps: benchmarks ask se
 
 
 class LlavaWithProjector(LlavaForConditionalGeneration):
-    """transformers' LLaVA with the projector that `config.projector` names."""
+    """transformers' LLaVA with the projector that `config.projector` names and, by anyres, the body that lays tiles out."""
 
     def __init__(self, config: LlavaConfig):
         super().__init__(config)
+        if parse(config.vision_config.spec["view"]).kind == "anyres":
+            self.model = AnyresLlavaModel(config)
         self.model.multi_modal_projector = PROJECTORS[config.projector].make(config)
 
 
-def _model_class(projector: str) -> type[LlavaForConditionalGeneration]:
-    return LlavaForConditionalGeneration if projector == "mlp2x_gelu" else LlavaWithProjector
+def _model_class(projector: str, view: str) -> type[LlavaForConditionalGeneration]:
+    return LlavaForConditionalGeneration if projector == "mlp2x_gelu" and parse(view).kind != "anyres" else LlavaWithProjector
 
 
 def build(
@@ -78,35 +84,35 @@ def build(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     projector: str = "mlp2x_gelu",
-    native_tokens: int | None = None,
 ) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerBase]:
     """(LlavaForConditionalGeneration, tokenizer) from a tower and a language model's folder or hub id.
 
     projector: "mlp2x_gelu" (LLaVA's, the paper's), "linear", or "pixel_shuffle" (2 x 2 tokens to one: a quarter of the tokens).
-    It is drawn from its own seed, so that two encoders of equal width start from the same one. native_tokens: pictures at their own
-    aspect ratio, at most so many tokens each (None: every picture a square). Raises ValueError where the language model or its chat
-    template is missing, the projector does not fit the grid, or the encoder reads squares only.
+    It is drawn from its own seed, so that two encoders of equal width start from the same one. Raises ValueError where the language model
+    or its chat template is missing, or the projector does not fit the grid or the view.
     """
     joined = PROJECTORS[choose(projector, PROJECTORS, "projector")].joined
     if joined > 1 and tower.spec.grid % 2:
         raise ValueError(f"{projector} joins 2 x 2 tokens; {tower.spec.key} has {tower.spec.grid} x {tower.spec.grid}: use an even grid")
-    if native_tokens:
-        require_native(tower.spec)
-        if joined > 1:
-            raise ValueError(f"{projector} joins the 2 x 2 tokens of a square: with native_tokens use mlp2x_gelu or linear")
+    if joined > 1 and parse(tower.spec.view).kind == "native":
+        raise ValueError(f"{projector} joins the 2 x 2 tokens of a square: with --view native use --projector mlp2x_gelu or linear")
     if Path(llm).is_dir():
         model_folder.check(Path(llm))
     try:
-        language = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(llm)
+        with model_folder.building(Path(llm, "config.json")):
+            language, found = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype, output_loading_info=True)
+        with model_folder.building(Path(llm, "tokenizer.json")):
+            tokenizer = AutoTokenizer.from_pretrained(llm)
     except OSError as e:
         raise ValueError(f"the language model in {llm} cannot be read ({e}): bring it again with python -m llava_plugin.fetch") from e
+    if lacking := sorted(found["missing_keys"]):
+        raise ValueError(f"{llm} lacks {', '.join(lacking[:5])}, which its config.json promises: {model_folder.MEND}")
     if not tokenizer.chat_template:
         raise ValueError(f"the tokenizer of {llm} has no chat template: use the -Instruct variant of the model")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     image_token_id = _image_token(tokenizer, language)
-    model = assemble(tower, language, image_token_id, dtype, seed, projector, native_tokens)
+    model = assemble(tower, language, image_token_id, dtype, seed, projector)
     model.generation_config = decoding(tokenizer, image_token_id)
     return model, tokenizer
 
@@ -118,9 +124,9 @@ def assemble(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     projector: str = "mlp2x_gelu",
-    native_tokens: int | None = None,
 ) -> LlavaForConditionalGeneration:
     """The MLLM of a tower and a causal language model, by a fresh projector: see `build`."""
+    view = parse(tower.spec.view)
     config = LlavaConfig(
         vision_config=tower.config,
         text_config=language.config,
@@ -132,13 +138,16 @@ def assemble(
         tie_word_embeddings=language.config.tie_word_embeddings,
         dtype=dtype,
         projector=projector,
-        native_tokens=native_tokens,
+        native_tokens=view.max_tokens or None,
     )
     with init_empty_weights():
-        model = _model_class(projector)(config)
+        model = _model_class(projector, tower.spec.view)(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model.model.multi_modal_projector = PROJECTORS[projector].make(config).to(dtype)
+        if view.kind == "anyres":  # as LLaVA-NeXT draws it
+            wide = language.config.hidden_size
+            model.model.image_newline = torch.nn.Parameter((torch.randn(wide) / wide**0.5).to(dtype))
     model.model.vision_tower = tower.to(dtype)
     model.model.language_model = language.base_model
     model.lm_head = language.get_output_embeddings()
@@ -175,7 +184,7 @@ def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBas
         "encoder_key": spec.key if spec.key in KEYS and not spec.path else None,
         "arch": spec.family,
         "resolution": spec.resolution,
-        "tokens": spec.tokens,
+        "tokens": parse(spec.view).max_tokens or spec.tokens,
         "view": spec.view,
         "untrained": tower.config.untrained,
     }
@@ -221,8 +230,16 @@ def load(
     model_folder.check(export)
     made_of = fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype), generation)
     authors = fingerprint.authors_settings(export) if generation == "authors" else None
-    projector = getattr(LlavaConfig.from_pretrained(export), "projector", "mlp2x_gelu")  # exports from before there was a choice
-    model = _model_class(projector).from_pretrained(export, dtype=dtype or "auto")
+    parts = read_json(export / "config.json", model_folder.MEND, {"vision_config": dict, "text_config": dict})
+    for part in ("vision_config", "text_config"):  # of a part that is not said, transformers would build a default of 7 billion
+        require(parts[part], {"model_type": str}, f"{export / 'config.json'}, {part}", model_folder.MEND)
+    with model_folder.building(export / "config.json"):
+        config = LlavaConfig.from_pretrained(export)
+        projector = getattr(config, "projector", "mlp2x_gelu")  # exports from before there was a choice
+        view = config.vision_config.spec.setdefault(
+            "view", f"native_{config.native_tokens}" if getattr(config, "native_tokens", None) else "square"
+        )
+        model = _model_class(projector, view).from_pretrained(export, config=config, dtype=dtype or "auto")
     for name, found in _digests(model).items() if dtype is None else ():  # in another dtype the bytes are others
         if found != provenance[name] and not (provenance.schema == 1 and provenance[name] is None):
             raise ValueError(
@@ -230,7 +247,8 @@ def load(
                 "the files were changed after training; copy the export again or train again"
             )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(export)
+    with model_folder.building(export / "tokenizer.json"):
+        tokenizer = AutoTokenizer.from_pretrained(export)
     provenance = read(Provenance, export / "provenance.json", "export the model again")
     if changed := made_of.differing(fingerprint.of_export(export, provenance.weights_digest, dtype and str(dtype), generation)):
         raise ValueError(f"{export} was replaced while it was read ({', '.join(changed)}): run the same command again")
@@ -350,21 +368,13 @@ class Mllm:
     def tower(self) -> VisionTower:
         return self.model.model.vision_tower
 
-    @property
-    def native_tokens(self) -> int | None:
-        """Most tokens of a picture at its own aspect ratio; None where every picture is a square."""
-        return getattr(self.model.config, "native_tokens", None)  # exports from before there was a choice
-
     @torch.inference_mode()
     def features(self, images: list[Image.Image]) -> list[torch.Tensor]:
-        """Each picture's (N, D) tower features; those met before come from a cache keyed by the pixels."""
+        """Each picture's features as `VisionTower.features` gives them; those met before come from a cache keyed by the pixels."""
         keys = [hashlib.sha1(f"{image.size} {image.mode}".encode() + image.tobytes()).digest() for image in images]
         fresh = {key: image for key, image in zip(keys, images) if key not in self._features}
-        if fresh and self.native_tokens:
-            self._features.update(zip(fresh, self.tower.native(list(fresh.values()), self.native_tokens)))
-        elif fresh:
-            pixels = self.tower.preprocess(list(fresh.values())).to(self.model.device)
-            self._features.update(zip(fresh, self.tower(pixels).last_hidden_state))
+        if fresh:
+            self._features.update(zip(fresh, self.tower.features(list(fresh.values()))))
         out = [self._features[key] for key in keys]
         for key in keys:
             self._features.move_to_end(key)
@@ -391,11 +401,13 @@ class Mllm:
             markers = sum(plain(m["content"]).count(IMAGE) for m in messages)
             if markers != len(pictures):
                 raise ValueError(f"a conversation has {markers} {IMAGE} markers and {len(pictures)} pictures; they must match")
-        features = self.features([picture for pictures in images for picture in pictures])
-        lengths = iter([len(f) if self.native_tokens else config.image_seq_length for f in features])
+        joined, sizes = (
+            PROJECTORS[self.provenance.projector].joined,
+            [[upright_size(picture) for picture in pictures] for pictures in images],
+        )
         prompts = [
-            prompt_ids(tokenizer, messages, config.image_token_id, [next(lengths) for _ in pictures])
-            for messages, pictures in zip(conversations, images)
+            prompt_ids(tokenizer, messages, config.image_token_id, [tokens(self.tower.spec, *size, joined) for size in own])
+            for messages, own in zip(conversations, sizes)
         ]
         self.prompt_digests = [hashlib.sha256(str(ids).encode()).hexdigest()[:16] for ids in prompts]
         longest = max(map(len, prompts))
@@ -403,8 +415,8 @@ class Mllm:
         input_ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self.model.device)
         attention_mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
         options = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
-        if features:  # a picture of its own length goes in one row with the others, which transformers' LLaVA takes apart by itself
-            options["pixel_values"] = torch.cat(features)[None] if self.native_tokens else torch.stack(features)
+        if features := self.features([picture for pictures in images for picture in pictures]):
+            options |= self.tower.as_input(features, [size for own in sizes for size in own])
         out = self.model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -13,15 +13,18 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from . import encoders, pictures, register
+from genlip.common import model_folder
+
+from . import encoders, pictures, register, views
 from .encoders import EncoderSpec
-from .encoders.families import FAMILIES, family_of, patches_of
+from .encoders.families import FAMILIES, family_of, native_grid, patches_of
 
 
 def tensor_digests(module: torch.nn.Module | dict[str, torch.Tensor]) -> dict[str, str]:
@@ -89,15 +92,16 @@ class VisionTower(PreTrainedModel):
 
     @classmethod
     def from_encoder(
-        cls, name: str, resolution: int | None = None, dtype: torch.dtype = torch.float32, view: str = "square"
+        cls, name: str, resolution: int | None = None, dtype: torch.dtype = torch.float32, view: str = "square", layer: int = -1
     ) -> "VisionTower":
-        """Build the tower of an encoder (key, folder, NAME=PATH, hub id) with its weights, for pictures of a view (pictures.py).
+        """Build the tower of an encoder (key, folder, NAME=PATH, hub id) with its weights, for pictures of a view (views.py), read at its
+        last `layer`, or at -2, the block before.
 
         Raises ValueError for an unknown name, absent weights (with the command that brings them), or weights that do not fill
         the model.
         """
         register()
-        spec = encoders.resolve(name, resolution, view)
+        spec = encoders.resolve(name, resolution, view, layer)
         source = encoders.find_weights(spec)
         tower = cls._around(spec, _tiny_twin(spec).to(dtype) if source is None else _load(spec, source, dtype), source is None)
         spec = tower.spec
@@ -150,6 +154,12 @@ class VisionTower(PreTrainedModel):
             return None
         return f"positions interpolated from {own} x {own} to {grid} x {grid} by transformers' rule for {self.spec.family}"
 
+    def with_view(self, view: str) -> "VisionTower":
+        """The same tower for pictures of another view, as a spec has it."""
+        self.spec = replace(self.spec, view=view)
+        self.config.spec = asdict(self.spec)
+        return self
+
     def freeze(self) -> "VisionTower":
         """No gradients, and evaluation mode for good: `train()` on the whole MLLM does not wake drop path up."""
         self.requires_grad_(False)
@@ -175,8 +185,34 @@ class VisionTower(PreTrainedModel):
         return self
 
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
-        """PIL pictures -> (B, 3, R, R) fp32: turned as EXIF says, RGB, by the spec's view, normalised by the spec."""
-        return torch.stack([torch.from_numpy(pictures.square(image, self.spec)) for image in images])
+        """PIL pictures -> (B, 3, R, R) fp32, by anyres all their tiles: turned as EXIF says, RGB, by the spec's view, normalised."""
+        return torch.stack([torch.from_numpy(square) for image in images for square in pictures.squares(image, self.spec)])
+
+    def prepare(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
+        """What an MLLM takes of PIL pictures, by the spec's view: `pixel_values`, squares or, at their own aspect ratio, packed patches
+        (N, 3, P, P); where a picture's size decides on its tokens, `image_sizes` (B, 2) too: height and width, or what they became.
+        """
+        view = views.parse(self.spec.view)
+        if view.kind == "native":
+            patches, sizes = self.preprocess_native(images, view.max_tokens)
+            return {"pixel_values": patches, "image_sizes": sizes}
+        sizes = {"image_sizes": torch.tensor([pictures.upright_size(image) for image in images])} if view.by_size else {}
+        return {"pixel_values": self.preprocess(images), **sizes}
+
+    def features(self, images: list[Image.Image]) -> list[torch.Tensor]:
+        """Of each picture, by the spec's view: (1, N, D), by anyres (tiles, N, D), at its own aspect ratio (N, D)."""
+        view = views.parse(self.spec.view)
+        if view.kind == "native":
+            return self.native(images, view.max_tokens)
+        counts = [views.parts(self.spec, *pictures.upright_size(image)) for image in images]
+        return list(self(self.preprocess(images).to(self.device)).last_hidden_state.split(counts))
+
+    def as_input(self, features: list[torch.Tensor], sizes: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        """What an MLLM takes of `features` of pictures of these sizes (height, width), in the place of their pixels."""
+        view, together = views.parse(self.spec.view), torch.cat(features)
+        if view.kind == "native":
+            return {"pixel_values": together[None]}
+        return {"pixel_values": together} | ({"image_sizes": torch.tensor(sizes)} if view.by_size else {})
 
     def _pixels(self, image: Image.Image, height: int, width: int) -> torch.Tensor:
         return torch.from_numpy(pictures.pixels(image, self.spec, height, width))
@@ -228,12 +264,12 @@ class VisionTower(PreTrainedModel):
         return list(features.split((sizes // self.spec.patch_size).prod(dim=1).tolist()))
 
 
-def digests_as_trained(name: str, resolution: int | None = None) -> Iterator[str]:
+def digests_as_trained(name: str, resolution: int | None = None, layer: int = -1) -> Iterator[str]:
     """The digests that an encoder's tower may have had when a training began with it: in each dtype, and rounded to it but in float32.
 
     Raises ValueError as `VisionTower.from_encoder` does.
     """
-    state = VisionTower.from_encoder(name, resolution).state_dict()
+    state = VisionTower.from_encoder(name, resolution, layer=layer).state_dict()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         cast = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
         yield digest(tensor_digests(cast))
@@ -241,18 +277,10 @@ def digests_as_trained(name: str, resolution: int | None = None) -> Iterator[str
             yield digest(tensor_digests({key: tensor.to(state[key].dtype) for key, tensor in cast.items()}))
 
 
-def native_grid(family: str, height: int, width: int, patch: int, max_tokens: int) -> tuple[int, int]:
-    """Rows and columns of patches for a picture of `height` x `width` pixels, at most `max_tokens` in all, by the family's own rule; an
-    aspect ratio above 200 is refused."""
-    if max(height, width) > 200 * min(height, width):
-        raise ValueError(f"a picture of {width} x {height} pixels is more than 200 times longer than wide: crop it")
-    return family_of(family).native.grid(height, width, patch, max_tokens)
-
-
 def _encode(encoder: PreTrainedModel, spec: EncoderSpec, pixels: torch.Tensor, interpolate: bool) -> torch.Tensor:
     """(B, 3, H, W) -> (B, prefix + N, D) where the spec says."""
     family = family_of(spec.family)
-    features = family.features[spec.feature](encoder, pixels, **(family.interpolate if interpolate else {}))
+    features = family.features[spec.feature.removesuffix(" before last")](encoder, pixels, **(family.interpolate if interpolate else {}))
     return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
 
 
@@ -264,17 +292,19 @@ def never_trained(encoder: torch.nn.Module) -> bool:
 
 def _load(spec: EncoderSpec, source: str, dtype: torch.dtype) -> PreTrainedModel:
     """The encoder's weights in the family's own class. ValueError where they are missing, of another family, or do not fill it."""
-    config = AutoConfig.from_pretrained(source)
+    with model_folder.building(Path(source, "config.json")):
+        config = AutoConfig.from_pretrained(source)
     config = getattr(config, "vision_config", config)
     mend = f"fetch them again (python -m llava_plugin.fetch {spec.key} --force), or name the folder as it is: --encoder my-name={source}"
     if config.model_type != spec.family:
         raise ValueError(f"{spec.key} is a {spec.family}, but {source} holds a {config.model_type}: {mend}")
+    if spec.feature == encoders.BEFORE_LAST:
+        config.num_hidden_layers -= 1
     try:
-        encoder, info = AutoModel.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
+        with model_folder.building(Path(source, "config.json"), mend):
+            encoder, info = AutoModel.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
     except OSError as e:
         raise ValueError(f"{spec.key}: the weights in {source} cannot be read ({e}): {mend}") from e
-    except RuntimeError as e:
-        raise ValueError(f"{spec.key}: the weights in {source} do not fit its config.json ({e}): {mend}") from e
     lacking = sorted(set(info["missing_keys"]) | {str(key) for key in info["mismatched_keys"]})
     if lacking:
         raise ValueError(f"{spec.key}: {source} lacks {', '.join(lacking[:5])}, which its config.json promises: {mend}")
@@ -287,6 +317,8 @@ def _load(spec: EncoderSpec, source: str, dtype: torch.dtype) -> PreTrainedModel
 def _tiny_twin(spec: EncoderSpec) -> PreTrainedModel:
     """A randomly initialised model of the family's real class, the same for the same seed, without touching the global RNG."""
     config = AutoConfig.for_model(spec.family, **FAMILIES[spec.family].twin)
+    if spec.feature == encoders.BEFORE_LAST:
+        config.num_hidden_layers -= 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         return AutoModel.from_config(config)

@@ -21,7 +21,8 @@ from tests.pages import PAGES, ROOT
 
 FILES = pages.text_of("docs/files.md")
 TRAIN_SCRIPTS = {"pretrain_projector.sh": "projector"}
-TRAIN_SCRIPTS |= {f"sft_qwen{size}_{how}.sh": f"sft-qwen{size}-{how}" for size in ("1.5b", "7b") for how in ("frozen", "unfrozen")}
+HOW = ("frozen", "unfrozen", "unfrozen_anyres")
+TRAIN_SCRIPTS |= {f"sft_qwen{size}_{how}.sh": f"sft-qwen{size}-{how.replace('_', '-')}" for size in ("1.5b", "7b") for how in HOW}
 # Programs of others, whose flags are theirs to check.
 OTHERS = {"hf", "git", "pip", "source", "export", "lmms-eval", "echo", ".venv/bin/python"}
 

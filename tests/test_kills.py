@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,8 @@ import pytest
 from PIL import Image
 
 from small_data.mini import __main__ as mini
+from tests.eval_suites.helpers.handmade_results import SUITE, right_share, write_results
+from tests.eval_suites.helpers.small_data import make_easyvqa
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +33,7 @@ class Long:
 
     words: str
     results: tuple[str, ...]
+    lasts: bool = True  # long enough for all moments, and for a second one to come meanwhile
 
 
 LONG = {
@@ -42,15 +47,24 @@ LONG = {
                        " --batch-size 1 --out out", ("out/results/**/samples.jsonl", "out/tables/mini14.csv")),
     "mini world": Long("-m small_data.mini --out out --train 600 --eval 3 --workers 2", ("out/**/*.*",)),
     "fetch": Long("-m llava_plugin.fetch llama-tiny --text text.txt --weights out", ("out/llama-tiny/*",)),
+    "tables": Long(f"-m eval_suites.tables {SUITE.name} --out out", ("out/tables/*",), lasts=False),
+    "report": Long("-m eval_suites.report out/results --data-root easyvqa --out out/page/report.html --figures out/page",
+                   ("out/page/*",), lasts=False),
 }  # fmt: skip
 
 
-def begin(long: Long, folder: Path) -> subprocess.Popen:
+def begin(long: Long, folder: Path, most: int = resource.RLIM_INFINITY) -> subprocess.Popen:
+    """The command, which may write files of at most so many bytes each."""
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing on is an OSError then, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     words = [str(ROOT / word) if word.startswith("eval_suites/") else word for word in long.words.split()]
     return subprocess.Popen(
         [sys.executable, *words], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=limited,
     )  # fmt: skip
 
 
@@ -101,6 +115,9 @@ def inputs(tmp_path_factory, llama_tiny):
     assert mini.main(["--out", str(folder / "data"), "--train", "1", "--eval", "6", "--workers", "1"]) == 0
     words = f"tiny-sft --encoder genlip-tiny --max-steps 1 --batch 2 --workers 0 --llm {llama_tiny} --data {folder / 'sft.json'}"
     assert main(f"{words} --no-cache-features --no-standardise --out {folder / 'sft'}".split()) == 0
+    make_easyvqa(folder / "easyvqa")
+    for seed in range(12):
+        write_results(folder / "results", folder / "easyvqa", f"encoder-{seed}", right_share(seed, 0.5))
     return folder
 
 
@@ -108,8 +125,10 @@ def place(inputs: Path, name: str) -> Path:
     folder = inputs / name
     folder.mkdir()
     for file in inputs.iterdir():
-        if file.name in ("shards", "tokenizer", "data", "sft.json", "many.json", "text.txt") or file.suffix == ".png":
+        if file.name in ("shards", "tokenizer", "data", "sft.json", "many.json", "text.txt", "easyvqa") or file.suffix == ".png":
             (folder / file.name).symlink_to(file)
+    if name.startswith(("tables", "report")):
+        shutil.copytree(inputs / "results", folder / "out/results")
     return folder
 
 
@@ -124,7 +143,7 @@ def test_killed_or_stopped_and_given_again(name, inputs):
     said = process.communicate()[1]
     assert process.returncode == 0, said
     took, expected = time.monotonic() - began, results(long, undisturbed)
-    for number, (sent, when) in enumerate(MOMENTS):
+    for number, (sent, when) in enumerate(MOMENTS if long.lasts else MOMENTS[1:2]):
         folder = place(inputs, f"{name}-{number}")
         process = begin(long, folder)
         time.sleep(took * when)
@@ -147,7 +166,7 @@ def test_killed_or_stopped_and_given_again(name, inputs):
         assert not left, f"{name} after {sent.name}: {left}"
 
 
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("name", [name for name in LONG if LONG[name].lasts])
 def test_the_second_of_two_at_once_is_refused(name, inputs):
     if name == "evaluation":
         pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
@@ -164,3 +183,26 @@ def test_the_second_of_two_at_once_is_refused(name, inputs):
     assert second.returncode == 2 and f"process {first.pid} on " in said and "another run is writing into" in said
     first.communicate()
     assert first.returncode == 0
+
+
+# Bytes that a file may have, below what the command's largest one has.
+FULL = {"pretraining": 300_000, "preparation": 20_000, "SFT": 300_000, "evaluation": 2_000, "mini world": 3_000, "fetch": 100_000}
+FULL |= {"tables": 300, "report": 20_000}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_full_disk_is_a_sentence_and_with_space_again_the_same_comes_out(name, inputs):
+    if name == "evaluation":
+        pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
+    long, folder, undisturbed = LONG[name], place(inputs, f"{name}-full"), place(inputs, f"{name}-space")
+    process = begin(long, folder, FULL[name])
+    said = process.communicate()[1]
+    assert process.returncode in (1, 2) and "Traceback" not in said, said
+    assert "out/" in said.splitlines()[-1] and "File too large" in said.splitlines()[-1], said
+    left = [path.name for path in folder.rglob("*") if path.name.endswith((".part", ".lock"))]
+    assert not left, left
+    for place_of in (folder, undisturbed):
+        process = begin(long, place_of)
+        said = process.communicate()[1]
+        assert process.returncode == 0, said
+    assert results(long, folder) == results(long, undisturbed)

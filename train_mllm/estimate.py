@@ -18,17 +18,19 @@ from genlip.common import sources
 from genlip.common.files import read_json
 from genlip.common.hardware import PEAK_BF16
 from genlip.common.schema import Provenance, RunRecord, read
-from llava_plugin import encoders, llava_next
+from llava_plugin import encoders, llava_next, views
 
 from .recipes import Recipe
 from .setup import LlmShape, Setup
 
 NO_ANYRES = "no anyres: not the setting of the paper's unfrozen table"
-PAPER_ROWS = {"projector": 558_000, "sft": 3_000_000}  # LLaVA's pretraining pairs; "3M+" of the paper
+# LLaVA's pretraining pairs; "3M+" of the paper; LLaVA-NeXT's own data, those of the paper's unfrozen table.
+PAPER_ROWS = {"projector": 558_000, "sft": 3_000_000, "anyres": 780_000}
 TEXT_TOKENS = {"projector": 30, "sft": 200}  # a conversation, assumed where no data is at hand to look at
 DATA = {
     "projector": "python -m train_mllm.fetch llava-pretrain-558k --data-root data",
     "sft": "python -m train_mllm.fetch onevision-single-image --data-root data",
+    "anyres": "python -m train_mllm.fetch llava-next-780k --data-root data",
 }
 SPARE = 0.9  # of a GPU's memory; the rest is the framework's
 SHORT = 100  # steps of a run that logs every one of them
@@ -137,9 +139,14 @@ def log_every(recipe: Recipe) -> int:
     return 1 if 0 < recipe.max_steps <= SHORT else 10
 
 
+def setting(recipe: Recipe) -> str:
+    """The paper's, by which data are assumed where none are at hand."""
+    return "anyres" if recipe.stage == "sft" and recipe.view.startswith("anyres") else recipe.stage
+
+
 def rows(recipe: Recipe) -> tuple[int, str]:
     """(conversations, where the number is from)."""
-    path = Path(recipe.data)
+    path, paper = Path(recipe.data), PAPER_ROWS[setting(recipe)]
     if recipe.data and (path / "ledger.json").is_file():
         return read_json(path / "ledger.json")["used"], "prepared"
     if recipe.data and path.exists():
@@ -147,8 +154,8 @@ def rows(recipe: Recipe) -> tuple[int, str]:
         if not any(f.suffix != ".parquet" and f.stat().st_size > LOOKED_AT for f in files):
             return sum(p.taken for s in sources.find_sources(path) for p in sources.pieces(s, recipe.seed)[0]), "counted"
         said = sources.find_mix(path).obtainable
-        return (said, "the mix says so") if said else (PAPER_ROWS[recipe.stage], "assumed: the JSON is too large to count here")
-    return PAPER_ROWS[recipe.stage], "assumed: no data at hand; 558K pairs, 3M+ conversations in the paper"
+        return (said, "the mix says so") if said else (paper, "assumed: the JSON is too large to count here")
+    return paper, "assumed: no data at hand; 558K pairs, 3M+ conversations in the paper, 780K of LLaVA-NeXT by anyres"
 
 
 def conversation_flops(setup: Setup) -> float | None:
@@ -164,7 +171,18 @@ def conversation_flops(setup: Setup) -> float | None:
     passes = 2 if recipe.stage == "projector" or recipe.lora_rank else 3
     looked_up = 0 if shape.tied else shape.vocab_size * shape.hidden
     language = 2 * passes * (counted.llm - looked_up) * tokens
-    return language + 2 * (3 if recipe.train_encoder else 1) * counted.encoder * setup.spec.tokens + 6 * counted.projector * visual
+    seen = encoder_tokens(setup.spec)
+    return language + 2 * (3 if recipe.train_encoder else 1) * counted.encoder * seen + 6 * counted.projector * visual
+
+
+def encoder_tokens(spec: encoders.EncoderSpec) -> int:
+    """That the encoder goes through for a picture, at most."""
+    return views.parse(spec.view).max_tokens or views.most_tiles(spec) * spec.tokens
+
+
+def no_anyres(recipe: Recipe) -> str | None:
+    """What sets an unfrozen run apart from the paper's unfrozen table."""
+    return NO_ANYRES if recipe.train_encoder and not recipe.view.startswith("anyres") else None
 
 
 def disk_bytes(setup: Setup) -> float:
@@ -192,7 +210,7 @@ def missing(setup: Setup) -> list[str]:
             lacks.append(str(e))
     lacks += setup.lacks
     if not recipe.data or not Path(recipe.data).exists():
-        bring = DATA["sft" if recipe.stage == "sft" else "projector"]
+        bring = DATA[setting(recipe)]
         lacks.append(f"no conversations{f' at {recipe.data!r}' if recipe.data else ''}: give --data yours, or bring the paper's: {bring}")
     if recipe.images and not Path(recipe.images).is_dir():
         lacks.append(f"no folder of pictures at {recipe.images!r}: give --images the folder that the conversations' paths start from")
@@ -211,7 +229,8 @@ def another_size(setup: Setup) -> str | None:
     if not init or spec is None or not (Path(init) / "provenance.json").is_file():
         return None
     before = read(Provenance, Path(init) / "provenance.json", "export that stage again")
-    if not (before.resolution and before.tokens) or (before.resolution, before.tokens) == (spec.resolution, spec.tokens):
+    native = before.native_tokens or views.parse(spec.view).max_tokens
+    if native or not (before.resolution and before.tokens) or (before.resolution, before.tokens) == (spec.resolution, spec.tokens):
         return None
     then, now = encoders.in_words(before.resolution, before.tokens), encoders.in_words(spec.resolution, spec.tokens)
     return f"{init} was trained at {then}, this stage is at {now}"
@@ -235,8 +254,8 @@ def dry_run(setup: Setup, on_gpu: bool, gpu_memory: float, mfu: float = 0.4) -> 
         say("features", f"of width {spec.width}, {how}")
     if size := another_size(setup):
         say("note", size)
-    if recipe.train_encoder:
-        say("note", NO_ANYRES)
+    if note := no_anyres(recipe):
+        say("note", note)
     if setup.llm is not None:
         say("language model from", setup.llm)
     if recipe.init and (Path(recipe.init) / "provenance.json").is_file():
@@ -246,7 +265,8 @@ def dry_run(setup: Setup, on_gpu: bool, gpu_memory: float, mfu: float = 0.4) -> 
     n, origin = rows(recipe)
     visual, text = setup.visual_tokens, TEXT_TOKENS[recipe.stage]
     say("conversations", f"{n:,} ({origin})")
-    say("tokens", f"about {n * (visual + text):,} an epoch: {visual} visual and an assumed {text} of text a conversation")
+    most = "at most " if spec is not None and views.parse(spec.view).by_size else ""
+    say("tokens", f"{most or 'about '}{n * (visual + text):,} an epoch: {most}{visual} visual and an assumed {text} of text a conversation")
     micro = setup.accumulation
     batch = recipe.global_batch or recipe.batch * micro * gpus
     steps = recipe.max_steps or math.ceil(n * recipe.epochs / batch)
@@ -282,7 +302,10 @@ def dry_run(setup: Setup, on_gpu: bool, gpu_memory: float, mfu: float = 0.4) -> 
             say("ZeRO stage", f"{stage or 'none'}: {why}")
         say("disk", f"{disk_bytes(setup) / 1e9:.1f} GB for two checkpoints and the export")
     if spec is not None and not recipe.train_encoder:
-        say("feature cache", f"{n * spec.tokens * spec.width * 4 / 1e9:.1f} GB with --cache-features, one picture a conversation")
+        say(
+            "feature cache",
+            f"{most}{n * encoder_tokens(spec) * spec.width * 4 / 1e9:.1f} GB with --cache-features, one picture a conversation",
+        )
     lacks = missing(setup)
     print("missing:" if lacks else "nothing is missing")
     for line in lacks:

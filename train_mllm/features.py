@@ -14,30 +14,33 @@ from genlip.common import digests
 from genlip.common.files import file_aside
 from genlip.common.fingerprint import CODE
 from genlip.common.progress import tracked
+from llava_plugin import views
 
 from .conversations import open_conversations, picture_paths
-from .data import open_picture
+from .data import feature_starts, open_picture
 
 FEATURE_BATCH = 64
 
 
-def cached_features(data: Path, tower, encoder_digest: str, data_digest: str, earlier: Path | None = None):
+def cached_features(data: Path, tower, encoder_digest: str, data_digest: str, earlier: Path | None, sizes: np.ndarray | None):
     """(pictures, N, D) fp32 features of all pictures in the data's order, computed once, mapped into memory afterwards; NaN for a picture
-    that cannot be decoded.
+    that cannot be decoded. Of pictures of these `sizes` by anyres (tiles, N, D), at their own aspect ratio (tokens, D).
 
     The file is named by the digest of the tower's weights, its preprocessing and the pictures, so that none of them can change unnoticed.
     `earlier` is the data folder of the stage before: where it talks about the same pictures, one after another, its file serves this one.
     """
-    table = open_conversations(data)
-    key = f"{encoder_digest} {replace(tower.spec, why='')} {CODE['pixels']} {_pictures(table, data_digest)}"
+    table, spec = open_conversations(data), tower.spec
+    key = f"{encoder_digest} {replace(spec, why='')} {CODE['pixels']} {_pictures(table, data_digest)}"
     key = hashlib.sha256(key.encode()).hexdigest()[:16]
     file = data / f"features-{key}.npy"
     if not file.is_file() and earlier and (earlier / file.name).is_file():
         file = earlier / file.name
     if not file.is_file():
         pictures = [(i, j) for i, n in enumerate(table["images"].combine_chunks().value_lengths().to_pylist()) for j in range(n)]
+        starts = np.arange(len(pictures) + 1) if sizes is None else feature_starts(spec, sizes)
+        shape = (int(starts[-1]), spec.width) if views.parse(spec.view).kind == "native" else (int(starts[-1]), spec.tokens, spec.width)
         with file_aside(file) as aside:
-            out = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=(len(pictures), tower.spec.tokens, tower.spec.width))
+            out = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=shape)
             with torch.inference_mode():
                 batches = range(0, len(pictures), FEATURE_BATCH)
                 for start in tracked(batches, "features of the frozen encoder"):
@@ -48,9 +51,9 @@ def cached_features(data: Path, tower, encoder_digest: str, data_digest: str, ea
                             images.append(open_picture(table.slice(i, 1).to_pylist()[0]["images"][j]))
                             at.append(k)
                         except ValueError:  # no number; its conversation is skipped, and counted, when its turn comes
-                            out[k] = np.nan
-                    if images:
-                        out[at] = tower(tower.preprocess(images).to(tower.device)).last_hidden_state.float().cpu().numpy()
+                            out[starts[k] : starts[k + 1]] = np.nan
+                    for k, found in zip(at, tower.features(images) if images else [], strict=True):
+                        out[starts[k] : starts[k + 1]] = found.float().cpu().numpy()
             out.flush()
     return np.load(file, mmap_mode="r")
 
@@ -65,7 +68,7 @@ def _pictures(table, data_digest: str) -> str:
 
 
 def channel_statistics(features):
-    """Mean and standard deviation (D,) over all pictures and tokens of the cached features (pictures, N, D), a part at a time."""
+    """Mean and standard deviation (D,) over all tokens of the cached features (..., D), a part at a time."""
     total, squares = np.zeros((2, features.shape[-1]))
     n = 0
     for start in range(0, len(features), 1024):

@@ -43,6 +43,7 @@ SAME = {  # fields that LLaVA-NeXT cannot follow elsewhere
     "lora_rank": 0,
     "resolution": 0,
     "view": "square",
+    "feature_layer": -1,
     "cache_features": False,
     "standardise": False,
     "bf16": True,

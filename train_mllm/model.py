@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from genlip.common.schema import EarlierStage, Provenance, read
+from llava_plugin import views
 
 from .recipes import Recipe
 from .setup import Setup
@@ -28,6 +29,8 @@ def initialise_from(model, setup: Setup) -> Provenance:
         raise ValueError(f"{recipe.init} is a projector from {before.encoder} to {before.llm}, not from {recipe.encoder} to {recipe.llm}")
     check_made_for(start, model.model.vision_tower, setup)
     ours.load_state_dict(found.state_dict())
+    for name, newline in newline_of(theirs).items():
+        newline_of(model)[name].data.copy_(newline)
     if before.stage == "sft":
         model.model.language_model.load_state_dict(theirs.model.language_model.state_dict())
         model.lm_head.load_state_dict(theirs.lm_head.state_dict())
@@ -46,11 +49,14 @@ def initialise_from(model, setup: Setup) -> Provenance:
 
 def check_made_for(start, tower, setup: Setup) -> None:
     """Raises ValueError where the loaded export `start` has another encoder than `tower`, or one that is given other pixels; resolutions
-    may differ, since a projector works token by token."""
+    may differ, since a projector works token by token. Behind squares tiles may come, as in LLaVA-NeXT, or pictures at their own aspect
+    ratio."""
     own, theirs, before = tower.spec, start.tower.spec, start.provenance
     labels = {name: getattr(own, name) for name in ("key", "hub_id", "path", "licence", "seed", "parameters", "resolution", "why")}
-    if own.view == "square":
-        labels["crop"] = own.crop  # which acts in the other view alone
+    if own.view != "crop":
+        labels["crop"] = own.crop  # which acts in that view alone
+    if theirs.view == "square" and views.parse(own.view).by_size:
+        labels["view"] = own.view
     if replace(theirs, **labels) != own:
         raise ValueError(
             f"{setup.recipe.init} has a projector for {before.encoder} with other preprocessing than {setup.recipe.encoder} has now: bring "
@@ -111,11 +117,16 @@ def stages_of(before: Provenance | None) -> list[EarlierStage]:
     return [] if before is None else [*before.earlier, before.as_earlier()]
 
 
+def newline_of(model) -> dict:
+    """The newline of an MLLM that sees tiles, by its name; nothing of another."""
+    return {name: p for name, p in model.named_parameters() if name.endswith("image_newline")}
+
+
 def count_parameters(model) -> dict[str, dict[str, int]]:
-    """{"encoder" | "projector" | "llm": {"trained", "all"}}, counted once where weights are tied."""
-    parts = {"encoder": model.model.vision_tower, "projector": model.model.multi_modal_projector}
-    apart = {id(p) for part in parts.values() for p in part.parameters()}
-    members = {name: list(part.parameters()) for name, part in parts.items()}
+    """{"encoder" | "projector" | "llm": {"trained", "all"}}, counted once where weights are tied; a newline counts to the projector."""
+    members = {"encoder": list(model.model.vision_tower.parameters())}
+    members["projector"] = [*model.model.multi_modal_projector.parameters(), *newline_of(model).values()]
+    apart = {id(p) for part in members.values() for p in part}
     members["llm"] = [p for p in model.parameters() if id(p) not in apart]
     return {
         name: {"trained": sum(p.numel() for p in some if p.requires_grad), "all": sum(p.numel() for p in some)}

@@ -26,6 +26,9 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, LlavaForConditionalGeneration
 
+from llava_plugin import views
+from llava_plugin.projectors import PROJECTORS
+
 from .data import IGNORED, TokenizedConversation
 from .setup import Setup
 
@@ -120,32 +123,36 @@ class Collator:
     another, a token's attention is read from. With `flash`: sequence_ends (n+1,), `longest`, and, where fronts are shared,
     sequence_index (S,) and token_source (T,).
     Padded: input_ids, labels, attention_mask (R, L), padding on the right.
-    `pixel_values` are pictures (n, 3, R, R), or cached features (n, N, D). Raises ValueError where nothing in a batch is to be learned.
+    Of the pictures, what `VisionTower.prepare` gives, or `as_input` of cached features. Raises ValueError where nothing in a batch is to be
+    learned.
     """
 
-    def __init__(self, preprocess, config, pad: int = 0, padded: bool = False, flash: bool = False):
-        self.preprocess, self.config, self.pad, self.padded, self.flash = preprocess, config, pad, padded, flash
+    def __init__(self, tower, config, pad: int = 0, padded: bool = False, flash: bool = False):
+        self.tower, self.config, self.pad, self.padded, self.flash = tower, config, pad, padded, flash
 
     def __call__(self, samples: list) -> dict[str, torch.Tensor]:
         samples = [s for some in samples for s in (some if isinstance(some, list) else [some])]
         rows = [s["row"] for s in samples if s["row"] is not None]  # a conversation that broke is left out, without one in its place
         if rows and not any(label != IGNORED for row in rows for label in row.labels):
             raise ValueError(f"no token of {', '.join(repr(s['id']) for s in samples)} is to be learned: look at the conversation")
+        spec = self.tower.spec
+        side = spec.resolution
         if "features" in samples[0]:
-            pixels = torch.cat([s["features"] for s in samples])
-            blank = pixels.new_zeros((1, *pixels.shape[1:]))
+            features, sizes = [s["features"] for s in samples], [size for s in samples for size in s["sizes"]]
+            unseen = not any(map(len, features))
+            if unseen:
+                features, sizes = [features[0].new_zeros((views.parts(spec, side, side), *features[0].shape[1:]))], [(side, side)]
+            seen = self.tower.as_input(features, sizes)
         else:
             pictures = [p for s in samples for p in s["pictures"]]
-            side = self.config.vision_config.image_size
-            pixels, blank = self.preprocess(pictures or [Image.new("RGB", (side, side))]), None
-            pixels, blank = (pixels, None) if pictures else (pixels[:0], pixels)
-        if not len(pixels):
+            unseen = not pictures
+            seen = self.tower.prepare(pictures or [Image.new("RGB", (side, side))])
+        if unseen:
             # A blank picture that nobody sees and that teaches nothing: so the projector (and a trained encoder) takes part in every
             # step of every rank, which DDP and ZeRO-3 need, and one rank does what two do.
-            n = self.config.image_seq_length
+            n = views.tokens(spec, side, side, PROJECTORS[self.config.projector].joined)
             rows.append(TokenizedConversation([self.config.image_token_id] * n, [IGNORED] * n, list(range(n)), [0] * n, False))
-            pixels = blank
-        return {**(padded(rows, self.pad) if self.padded else packed(rows, self.flash)), "pixel_values": pixels}
+        return {**(padded(rows, self.pad) if self.padded else packed(rows, self.flash)), **seen}
 
 
 def padded(rows: list[TokenizedConversation], pad: int) -> dict[str, torch.Tensor]:

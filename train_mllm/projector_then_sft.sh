@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Projector stage, then SFT, by the recipe named first; the four sft_*.sh call this one. Further flags go to the SFT stage, those in
-# PROJECTOR_FLAGS to the projector stage, --resolution and --view to both.
+# Projector stage, then SFT, by the recipe named first; the sft_*.sh call this one. Further flags go to the SFT stage, those in
+# PROJECTOR_FLAGS to the projector stage, --resolution, --feature-layer and --view crop to both. Tiles (--view anyres) and pictures at their
+# own aspect ratio come behind a projector stage on whole squares, as in LLaVA-NeXT.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)  # relative paths are the caller's
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
@@ -10,12 +11,13 @@ case ${1:-} in "" | -*) echo "usage: bash train_mllm/projector_then_sft.sh RECIP
 recipe=$1; shift
 encoder=${ENCODER:-genlip-g16}
 case $recipe in *1.5b*) llm=${LLM:-Qwen/Qwen2.5-1.5B-Instruct} ;; *) llm=${LLM:-Qwen/Qwen2.5-7B-Instruct} ;; esac
+case $recipe in *-anyres) mix=data/llava-next-780k.yaml ;; *) mix=data/onevision-single-image.yaml ;; esac
 out=${OUT:-runs/$recipe-${encoder//[\/=]/-}}
 dry=() both=() before=
 for flag in "$@"; do
   [ "$flag" != --dry-run ] || dry=(--dry-run)
-  case $flag in --resolution=* | --view=*) both+=("$flag") ;; esac
-  case $before in --resolution | --view) both+=("$before" "$flag") ;; esac
+  case $flag in --resolution=* | --feature-layer=* | --view=square | --view=crop) both+=("$flag") ;; esac
+  case "$before $flag" in "--resolution "* | "--feature-layer "* | "--view square" | "--view crop") both+=("$before" "$flag") ;; esac
   before=$flag
 done
 
@@ -23,4 +25,4 @@ done
 [ -n "${PROJECTOR:-}" ] || ENCODER=$encoder LLM=$llm OUT=$out-projector bash "$here/train_mllm/pretrain_projector.sh" \
   ${both[@]+"${both[@]}"} ${PROJECTOR_FLAGS:-} ${dry[@]+"${dry[@]}"}
 exec bash "$here/train_mllm/launch.sh" "$recipe" --encoder "$encoder" --llm "$llm" --init "${PROJECTOR:-$out-projector/export}" \
-  --data "${SFT_DATA:-data/onevision-single-image.yaml}" --images "${SFT_IMAGES:-}" --out "$out" "$@"
+  --data "${SFT_DATA:-$mix}" --images "${SFT_IMAGES:-}" --out "$out" "$@"

@@ -40,9 +40,18 @@ class Recipe:
     )
     view: str = option(
         "square",
-        "the whole picture as a square, or the crop that the encoder's own processor makes",
+        "what the encoder sees: square (the whole), crop (its own processor's), anyres or anyres_max_N (LLaVA-NeXT's tiles), native or "
+        "native_N (at the picture's own aspect ratio, at most N tokens)",
         "data",
-        ("square", "crop"),
+        kind="derived",
+    )
+    feature_layer: int = option(
+        -1, "the encoder's block that is read: -1, the last (the paper), or -2 (LLaVA-NeXT)", "model", (-1, -2), kind="derived"
+    )
+    pinpoints: str = option(
+        "",
+        "grids of anyres: sizes in pixels [[336, 672], ...], or (1x1),...,(3x3) in tiles; empty: LLaVA-NeXT's five, up to 2 x 2",
+        "data",
         kind="derived",
     )
     turns: str = option(
@@ -104,6 +113,11 @@ class Recipe:
     seed: int = option(0, "of the new weights and the order of the data", "run", kind="seed", most=2**32 - 1)
 
 
+def seen_as(recipe: Recipe) -> str:
+    """The recipe's view in one string, as llava_plugin/views.py reads it."""
+    return f"{recipe.view} {recipe.pinpoints}".strip()
+
+
 def protocol(recipe: Recipe, processes: int, accumulation: int, on_gpu: bool) -> dict[str, Any]:
     """What of the recipe decides what is learned, by the fields' own `kind`, as it took effect; `per_step` is what a step learns from, on
     however many GPUs."""
@@ -149,6 +163,18 @@ def sft_qwen1_5b_unfrozen() -> Recipe:
     return replace(sft_qwen1_5b_frozen(), preset="sft-qwen1.5b-unfrozen", train_encoder=True, batch=4)
 
 
+def sft_qwen7b_unfrozen_anyres() -> Recipe:
+    """The paper's unfrozen table: LLaVA-NeXT's tiles, up to 2 x 2 and the whole, 780K conversations. Batch and rates are those of the
+    public script of its baselines, which reads at --feature-layer -2; the paper says the final block."""
+    preset = "sft-qwen7b-unfrozen-anyres"
+    return replace(sft_qwen7b_unfrozen(), preset=preset, view="anyres", batch=2, global_batch=128, lr=1e-5, encoder_lr=2e-6)
+
+
+def sft_qwen1_5b_unfrozen_anyres() -> Recipe:
+    llm = "Qwen/Qwen2.5-1.5B-Instruct"
+    return replace(sft_qwen7b_unfrozen_anyres(), preset="sft-qwen1.5b-unfrozen-anyres", llm=llm, batch=4)
+
+
 def tiny_sft() -> Recipe:
     """A language model of a third of a million parameters from scratch, on two cores: so it takes a pretraining's learning rate."""
     return Recipe(
@@ -169,6 +195,15 @@ def tiny_sft() -> Recipe:
 
 PRESETS = {
     make().preset: make
-    for make in (projector, sft_qwen7b_frozen, sft_qwen1_5b_frozen, sft_qwen7b_unfrozen, sft_qwen1_5b_unfrozen, tiny_sft)
+    for make in (
+        projector,
+        sft_qwen7b_frozen,
+        sft_qwen1_5b_frozen,
+        sft_qwen7b_unfrozen,
+        sft_qwen1_5b_unfrozen,
+        sft_qwen7b_unfrozen_anyres,
+        sft_qwen1_5b_unfrozen_anyres,
+        tiny_sft,
+    )
 }
 LAPTOP = ("tiny-sft",)  # made for a CPU: a dry run plans one process

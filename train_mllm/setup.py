@@ -17,11 +17,11 @@ from genlip.common import digests, model_folder
 from genlip.common.files import read_json
 from genlip.common.schema import SCHEMA, RunRecord
 from genlip.common.versions import git_commit, package_versions
-from llava_plugin import encoders
+from llava_plugin import encoders, views
 from llava_plugin.encoders import EncoderSpec
 from llava_plugin.projectors import PROJECTORS
 
-from .recipes import Recipe, per_step
+from .recipes import Recipe, per_step, seen_as
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ class Setup:
         if encoder is None:
             return None
         wide = llm.hidden
-        projector = PROJECTORS[recipe.projector].parameters(spec.width, wide)
+        newline = wide if views.parse(spec.view).kind == "anyres" else 0
+        projector = PROJECTORS[recipe.projector].parameters(spec.width, wide) + newline
         trained = projector + (encoder if recipe.train_encoder else 0)
         if recipe.lora_rank:  # on q, k, v, o and the SwiGLU's three maps; k and v are narrower where heads share them: an upper bound
             trained += llm.layers * recipe.lora_rank * (4 * 2 * wide + 3 * (wide + llm.ffn))
@@ -148,8 +149,8 @@ class Setup:
 
     @property
     def visual_tokens(self) -> int:
-        """Of a picture, as the language model sees it."""
-        return 0 if self.spec is None else self.spec.tokens // PROJECTORS[self.recipe.projector].joined
+        """Of a picture, as the language model sees it; the most where it depends on the picture."""
+        return 0 if self.spec is None else views.most_tokens(self.spec, PROJECTORS[self.recipe.projector].joined)
 
     @property
     def kernels(self) -> Kernels:
@@ -228,7 +229,7 @@ def resolve(recipe: Recipe, processes: int) -> Setup:
     lacks: list[str] = []
     spec = encoder = llm = None
     try:
-        spec = encoders.resolve(recipe.encoder, recipe.resolution or None, recipe.view)
+        spec = encoders.resolve(recipe.encoder, recipe.resolution or None, seen_as(recipe), recipe.feature_layer)
         encoder = encoders.find_weights(spec)
     except ValueError as e:
         lacks.append(str(e))

@@ -27,6 +27,7 @@ from genlip.common.locks import locked, one_at_a_time
 from genlip.common.processes import ranks
 from genlip.common.run_folder import claim_run_folder, pin, recorded
 from genlip.common.schema import Provenance, RunRecord
+from llava_plugin import views
 
 from . import estimate, llava_next
 from .model import (
@@ -40,7 +41,7 @@ from .model import (
     stages_of,
 )
 from .prepare_data import check_origin, check_pictures, origin_of, prepare
-from .recipes import LAPTOP, PRESETS, Recipe, protocol
+from .recipes import LAPTOP, PRESETS, Recipe, protocol, seen_as
 from .setup import Setup, micro_steps, resolve
 
 
@@ -49,6 +50,7 @@ def check_recipe(recipe: Recipe) -> None:
     from importlib.util import find_spec
 
     check_choices(recipe)
+    views.asked(seen_as(recipe), 1, 1)
     if recipe.cache_features and recipe.train_encoder:
         raise ValueError("--cache-features keeps a frozen encoder's features: give --no-cache-features, or --no-train-encoder")
     if recipe.standardise and not recipe.cache_features:
@@ -149,7 +151,7 @@ def build_model(setup: Setup) -> Built:
     set_seed(recipe.seed)
     logging.disable_progress_bar()  # one for every folder that is read
     dtype = torch.bfloat16 if recipe.bf16 and torch.cuda.is_available() else torch.float32
-    tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None, view=recipe.view)
+    tower = VisionTower.from_encoder(recipe.encoder, recipe.resolution or None, view=seen_as(recipe), layer=recipe.feature_layer)
     model, tokenizer = mllm.build(tower, setup.llm, dtype=dtype, seed=recipe.seed, projector=recipe.projector)
     before = initialise_from(model, setup) if recipe.init else None
     freeze_parts(model, recipe)
@@ -179,14 +181,15 @@ def lay_out_data(setup: Setup, built: Built, run: Path, data: Path, zero: int, b
     is pinned before features are computed. The caller holds the folder."""
     import torch
 
-    from .data import Conversations, left_out, token_lengths
+    from .data import Conversations, left_out, picture_sizes, token_lengths
     from .features import cached_features, channel_statistics, fold_standardisation
     from .packing import Collator, in_batches
     from .skipped import Skipped, SkippedCheck
 
     recipe, tower, config, on_gpu = setup.recipe, built.tower, built.model.config, torch.cuda.is_available()
     ledger = read_json(data / "ledger.json", f"prepare {data} again", {"digest": str, "used": int})
-    conversations = Conversations(data, built.tokenizer, config, recipe)
+    sizes = picture_sizes(data, ledger["digest"]) if views.parse(tower.spec.view).by_size else None
+    conversations = Conversations(data, built.tokenizer, config, recipe, spec=tower.spec, sizes=sizes)
     lengths = token_lengths(conversations, data, ledger["digest"])
     kept = (lengths[:, 2] >= 0).nonzero()[0]
     dataset, accumulation = in_batches(conversations, lengths, kept, setup)
@@ -201,13 +204,14 @@ def lay_out_data(setup: Setup, built: Built, run: Path, data: Path, zero: int, b
     skipped.check()
 
     flash = on_gpu and setup.kernels.flash
-    collator = Collator(tower.preprocess, config, built.tokenizer.pad_token_id, recipe.batching == "padded", flash)
+    collator = Collator(tower, config, built.tokenizer.pad_token_id, recipe.batching == "padded", flash)
     laid = LaidOut(dataset, collator, ledger, record, skipped)
     if recipe.cache_features:
         if on_gpu:  # the Trainer moves the rest later
             tower.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
         earlier = Path(recipe.init).parent / "data" if recipe.init else None
-        conversations.features = cached_features(data, tower, f"{record.encoder_digest} {record.encoder_config}", ledger["digest"], earlier)
+        encoder = f"{record.encoder_digest} {record.encoder_config}"
+        conversations.features = cached_features(data, tower, encoder, ledger["digest"], earlier, sizes)
     if recipe.standardise:
         conversations.mean, conversations.std = channel_statistics(conversations.features)
         laid = replace(laid, mean=conversations.mean, std=conversations.std)
@@ -286,7 +290,7 @@ def write_export(setup: Setup, built: Built, laid: LaidOut, trainer, groups: dic
         "stage": recipe.stage,
         "llm": record.llm,
         "frozen": frozen_throughout(recipe, earlier),
-        "note": estimate.NO_ANYRES if recipe.train_encoder else None,
+        "note": estimate.no_anyres(recipe),
         **proof,
         "earlier": earlier,
         **{name: record[name] for name in ("encoder_config", "preprocessing", "llm_config", "tokenizer_digest", "chat_template")},

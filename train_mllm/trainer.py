@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
-from genlip.common.files import in_their_sizes, numbered, read_json, write_file
+from genlip.common.files import in_their_sizes, naming, numbered, read_json, write_file
 
 from . import estimate
 from .data import IGNORED
@@ -137,7 +137,8 @@ class StrictTrainer(Trainer):
                 tensor.copy_(saved[name])
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
-        super()._save_checkpoint(*args, **kwargs)
+        with naming(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(*args, **kwargs)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"

@@ -7,15 +7,17 @@ none has, the report says so and shows what the results themselves carry. Standa
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from eval_suites.score.results import EncoderResult
-from genlip.common.files import read_json
+from genlip.common.files import read_json, require
 from genlip.common.flags import flag
 from genlip.common.schema import Provenance, parse
 
 AWAY = "mend it or move its run folder away"  # what ends an error
+NUMBERS = {"step": float, "loss": float, "samples": int}  # of a record, where it has them
 POINTS = 300  # of a curve: more cannot be seen; each is the mean of the steps it stands for
 SPOKEN = 60  # captions of a run that are shown, the last step's and those of steps before it
 DRAWINGS, DRAWING_BYTES = 12, 400_000  # attention and read-out pictures of a run, and the largest file that is taken
@@ -50,8 +52,7 @@ def find(root: Path) -> list[Run]:
 
 
 def _json(path: Path) -> dict:
-    content = read_json(path, AWAY) if path.exists() else {}
-    return content if isinstance(content, dict) else {}
+    return read_json(path, AWAY, fields={}) if path.exists() else {}
 
 
 def _provenance(path: Path) -> Provenance | None:
@@ -94,7 +95,8 @@ def _run_of(path: str, runs: list[Run]) -> Run | None:
 
 def losses(run: Run) -> list[tuple[float, float]]:
     """(step, loss) of the run's metrics.jsonl, thinned to POINTS means. ValueError where a line is no record."""
-    points = [(float(record["step"]), float(record["loss"])) for record in _records(run) if "loss" in record and "step" in record]
+    records = _records(run.folder / "metrics.jsonl")
+    points = [(float(record["step"]), float(record["loss"])) for record in records if "loss" in record and "step" in record]
     size = -(-len(points) // POINTS) if points else 1
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
@@ -104,24 +106,25 @@ def samples_seen(run: Run, path: str) -> int | None:
     """Samples that pretraining had read at the checkpoint that `path` names (`step-N` in it; the whole run otherwise)."""
     named = re.search(r"step-(\d+)", path)
     last = int(named[1]) if named else None
-    seen = [record["samples"] for record in _records(run) if "samples" in record and (last is None or record["step"] < last)]
+    records = _records(run.folder / "metrics.jsonl")
+    seen = [record["samples"] for record in records if "samples" in record and (last is None or record["step"] < last)]
     return sum(seen) or None
 
 
-def _records(run: Run):
-    path = run.folder / "metrics.jsonl"
+def _records(path: Path) -> Iterator[dict]:
+    """The objects of a file of JSON lines, none where it is not there. ValueError that names the line where one is none."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as stream:
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
                 record = json.loads(line)
-            except ValueError as error:
-                if not line.endswith("\n"):
+            except (ValueError, RecursionError) as error:
+                if not line.endswith(b"\n"):
                     return  # being written
                 raise ValueError(f"{path}, line {number}: not a record ({error}); {AWAY}") from error
-            if isinstance(record, dict):
-                yield record
+            kinds = {name: kind for name, kind in NUMBERS.items() if isinstance(record, dict) and name in record}
+            yield require(record, kinds, f"{path}, line {number}", AWAY)
 
 
 # --- what the encoder said ----------------------------------------------------------------------------------------------------
@@ -132,8 +135,7 @@ def spoken(run: Run) -> list[dict]:
 
     `python -m genlip.train --eval-data SHARDS` writes them.
     """
-    file = run.folder / "captions.jsonl"
-    records = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
+    records = _records(run.folder / "captions.jsonl")
     said = [{"step": r.get("step"), **{name: str(r.get(name) or "") for name in ("name", "said", "true")}} for r in records]
     return said[-SPOKEN:]
 

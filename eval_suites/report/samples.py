@@ -19,13 +19,16 @@ from pathlib import Path
 import numpy as np
 
 from eval_suites import tasks
-from eval_suites.score.results import EncoderResult
+from eval_suites.score.results import AGAIN, EncoderResult
 from eval_suites.suites import Column, Suite
+from genlip.common.files import require
 
 PICTURE_BYTES = 16_000_000  # of all pictures together, before base64 makes them a third longer
 LARGEST_PICTURE = 60_000  # of one, however few there are
 TEXT_LETTERS = 3_000_000  # of all benchmarks together
 LONGEST_SIDE, SHORTEST_SIDE = 640, 112  # pixels of a picture's longer side
+# Of a sample, what the page shows.
+SHOWN = {"prompt": str, "answer": str, "target": str | int | float | bool | list | dict | None, "image": str | None, "doc": dict}
 # Fields of the benchmarks' rows that sort them into kinds; the first that tells the shown samples apart is taken.
 CATEGORIES = ("category", "question_image_type", "question_type", "type", "answer_type", "subject", "topic", "semanticStr", "dataset")
 
@@ -98,7 +101,7 @@ def _marks(row: EncoderResult, columns: list[Column], metrics: list[str], path: 
         found = []
         with path.open(encoding="utf-8") as stream:
             for line in stream:
-                sample = json.loads(line)
+                sample = json.loads(line)  # as read_samples of score/results.py has read it before
                 found += [(sample["doc_id"], float(score["score"])) for metric, score in sample["scores"].items() if metric in metrics]
         docs, values = np.array([doc for doc, _ in found], np.int64), np.array([score for _, score in found])
     order = np.argsort(docs)
@@ -126,12 +129,12 @@ def take(path: Path, docs: set[int]) -> tuple[dict[int, dict], str]:
     """(the samples of these documents, the prompt of the file's first), read line by line; other lines are not parsed."""
     found, prompt = {}, ""
     with path.open("rb") as stream:
-        for number, line in enumerate(stream):
+        for number, line in enumerate(stream, 1):
             doc = int(line[11 : line.index(b",")]) if line.startswith(b'{"doc_id": ') else json.loads(line)["doc_id"]
-            if number == 0:
-                prompt = json.loads(line)["prompt"]
-            if doc in docs:
-                found[doc] = json.loads(line)
+            if number == 1 or doc in docs:
+                sample = require(json.loads(line), SHOWN, f"{path}, line {number}", AGAIN)
+                prompt = sample["prompt"] if number == 1 else prompt
+                found |= {doc: sample} if doc in docs else {}
     return found, prompt
 
 

@@ -239,11 +239,17 @@ def java_problem(jobs: list[TaskJob]) -> list[str]:
 
 
 def budget_problem(export: Export, others: list[results.EncoderResult]) -> list[str]:
-    """Frozen encoders are compared at an equal number of visual tokens: a difference is refused before anything runs."""
+    """Frozen encoders are compared at an equal number of visual tokens, seen in one way: a difference is refused before anything runs. Of
+    square and crop that is a picture's tokens, of anyres a tile's and the grids of tiles, of native the most that a picture may have."""
     from llava_plugin.encoders import same_budget
 
     said = export.provenance
     sizes = [(export.encoder, said.tokens, said.resolution)] if said.frozen and said.tokens and said.resolution else []
+    for row in others if sizes else ():
+        theirs = row.provenance.get("view", "square")
+        if row.frozen and budget_of(theirs) != budget_of(said.view):
+            both = f"{export.encoder} was trained with --view {said.view}, {row.encoder} with {theirs}"
+            return [f"{both}: not comparable. Train both with one view"]
     try:
         if sizes:
             same_budget(
@@ -254,6 +260,11 @@ def budget_problem(export: Export, others: list[results.EncoderResult]) -> list[
     return []
 
 
+def budget_of(view: str) -> str:
+    """What of a view has to be equal beside tokens: a cut-out and a squashed picture cost the same."""
+    return "square" if view == "crop" else view
+
+
 def size_in_words(export: Export) -> str:
     """How big a picture is to the MLLM, as every command says it."""
     from llava_plugin.encoders import in_words
@@ -261,7 +272,8 @@ def size_in_words(export: Export) -> str:
     said = export.provenance
     if said.native_tokens:
         return f"each at its own aspect ratio, at most {said.native_tokens} tokens: as the MLLM was made"
-    return f"{in_words(said.resolution, said.tokens)}: as the MLLM was trained" if said.resolution and said.tokens else "not recorded"
+    seen = "" if said.view == "square" else f"; view {said.view}"
+    return f"{in_words(said.resolution, said.tokens)}: as the MLLM was trained{seen}" if said.resolution and said.tokens else "not recorded"
 
 
 def result_folder(args: argparse.Namespace, suite: Suite, export: Export) -> Path:

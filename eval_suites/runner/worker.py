@@ -205,7 +205,7 @@ def _of_folder(export: Export, encoder: str, wanted: str, files: list[Path]) -> 
     from llava_plugin.tower import digests_as_trained
 
     seen = digests.stamp(files)
-    if wanted not in digests_as_trained(encoder, export.provenance.resolution):
+    if wanted not in digests_as_trained(encoder, export.provenance.resolution, export.provenance.recipe.get("feature_layer", -1)):
         raise ValueError(
             f"{export.folder} was not trained from the encoder in {folder_of(encoder)}: its provenance says digest {wanted[:8]}, and the "
             f"folder holds another. Give --encoder {export.encoder} for this MLLM, or --mllm with one that was trained from the folder"

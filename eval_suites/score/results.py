@@ -217,7 +217,7 @@ def read_samples(path: Path, columns: Sequence[Column]) -> Samples:
                 sample = json.loads(line)
                 if type(doc_id := sample["doc_id"]) is not int or not 0 <= doc_id < 2**63:
                     raise TypeError("doc_id is not the number of a document")
-                if not isinstance(sample["scores"], dict) or not isinstance(sample["image"], str):
+                if not isinstance(sample["scores"], dict) or not isinstance(sample["image"], str | None):
                     raise TypeError("scores takes an object, image text")
                 doc = str(doc_id)
                 docs.append(doc)

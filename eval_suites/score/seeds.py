@@ -26,7 +26,7 @@ from eval_suites.score.averages import average, overall
 from eval_suites.score.protocol import protocol, seed_of, seeds_in_words
 from eval_suites.score.results import Cell, EncoderResult, make_cell, read_rows
 from eval_suites.suites import Column, Suite
-from genlip.common.files import write_json
+from genlip.common.files import read_json, require, write_json
 
 FEWEST_SEEDS = 3  # of a noise file
 
@@ -213,13 +213,9 @@ def read_noise(path: Path, suite: Suite, rows: Sequence[EncoderResult]) -> Noise
 
     ValueError where it is none of ours, or was measured on another suite or under another recipe than the rows'.
     """
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        noise = NoiseFile(said["suite"], said["encoder"], int(said["seeds"]), dict(said["spread"]), dict(said["protocol"]))
-    except KeyError as error:
-        raise ValueError(f"{path} has no field {error.args[0]}, so it is no noise file: {_NOISE_MEND}") from error
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no noise file ({error}): {_NOISE_MEND}") from error
+    said = read_json(path, _NOISE_MEND, {"suite": str, "encoder": str, "seeds": int, "spread": dict, "protocol": dict})
+    require(said["spread"], dict.fromkeys(said["spread"], float), f"{path}, spread", _NOISE_MEND)
+    noise = NoiseFile(said["suite"], said["encoder"], said["seeds"], said["spread"], said["protocol"])
     if noise.suite != suite.name:
         raise ValueError(f"{path} is of suite {noise.suite}, the rows are of {suite.name}")
     for row in rows:

@@ -95,7 +95,7 @@ def of_export(export: Path, weights: str, dtype: str | None = None, generation: 
             **of_tokenizer(export),
             "generation": "greedy" if generation == "ours" else f"authors {_digest(authors_settings(export))[:16]}",
             "dtype": (dtype or saved).removeprefix("torch."),
-            "view": "native" if config.get("native_tokens") else str(spec.get("view", "square")),
+            "view": str(spec.get("view") or ("native" if config.get("native_tokens") else "square")),
             "engine": "native",
             **{f"code.{name}": str(number) for name, number in CODE.items()},
         }

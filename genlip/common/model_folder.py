@@ -4,14 +4,19 @@
 
 Configs and tokenizers that hold no object, sizes that no machine builds (a mistyped digit would be built for an hour), weights that were
 cut short: each is a ValueError with file, field, and what was found. A few hundredths of a second, the large tokenizers a fifth.
+
+    with building(Path("weights/dinov2-s14/config.json")): ...      # what the libraries find wrong then is one, too
 """
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .files import read_json
+from .labels import one_line
 
 MEND = "copy, fetch or export the folder again"
 OBJECTS = (
@@ -43,6 +48,25 @@ def check(folder: Path) -> None:
                 _check_sizes(content, str(file))
     for file in sorted(folder.glob("*.safetensors")):
         safetensors_header(file)
+
+
+@contextmanager
+def building(file: Path, mend: str = MEND) -> Iterator[None]:
+    """Around what transformers and tokenizers make of a folder by `file`, its config.json or tokenizer.json: whatever they raise where
+    it is odd, or does not fit what lies beside it, is a ValueError that names it.
+
+    They raise KeyError, AttributeError, RuntimeError, errors of their own and bare Exceptions, each with the key or type in words alone.
+    A sentence that names the folder already stays as it is.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError | OSError) and str(file.parent) in str(error):
+            raise
+        said = one_line(str(error))[:200]
+        raise ValueError(f"{file} cannot be read, or does not fit what lies beside it ({type(error).__name__}: {said}): {mend}") from error
 
 
 def _check_sizes(config: dict[str, Any], where: str) -> None:

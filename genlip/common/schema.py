@@ -114,7 +114,10 @@ class Provenance(Stage):
         "compared", "most tokens of a picture at its own aspect ratio; null: every picture is a square", default=None
     )
     view: str = fact(
-        "compared", "what of a picture is shown: `square`, the whole, or `crop`, as the encoder's own processor", True, default="square"
+        "compared",
+        "what the encoder sees of a picture: `square`, `crop`, `native_N`, or anyres with its grids, tiles across x down",
+        True,
+        default="square",
     )
     interpolation: str | None = fact("derived", "what was done to the encoder's positions to fit the grid, or null", default=None)
     encoder_digest_before: str | None = fact("derived", "digest of the encoder before training", default=None)

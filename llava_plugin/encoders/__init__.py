@@ -22,9 +22,10 @@ from genlip.common.hub import offline
 from genlip.common.preprocessing import PLACES, Preprocessing, read_preprocessing
 from genlip.common.suggest import unknown
 
+from .. import views
 from .families import FAMILIES, PAPER_GRID, PAPERS, family_of
 
-VIEWS = ("square", "crop")  # see llava_plugin/pictures.py
+BEFORE_LAST = "block before last"  # the last block is not built then, so that what is trained takes part
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class EncoderSpec:
     patch_size: int
     resolution: int  # pixels a side
     width: int  # of a feature
-    feature: str  # "norm" or "block"
+    feature: str  # "norm", "block" or "block before last"
     prefix_tokens: int  # class and register tokens in front of the patches, dropped
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -49,7 +50,7 @@ class EncoderSpec:
     seed: int | None = None  # a randomly initialised twin is built from it where no weights are found
     parameters: int | None = None  # of the vision model, counted on its class; None where nobody has counted
     why: str = "as it was made"  # it is used at this resolution
-    view: str = "square"  # or "crop": what of a picture is shown
+    view: str = "square"  # what of a picture is shown, see views.py
     crop: float | str | None = None  # of its own processor: shorter side over the centre crop's; None: it squashes
 
     @property
@@ -63,6 +64,8 @@ class EncoderSpec:
     @property
     def size_in_words(self) -> str:
         size = f"{in_words(self.resolution, self.tokens)}: {self.why}"
+        if views.parse(self.view).by_size:
+            return f"{size}; {views.in_words(self)}"
         if self.view == "square":
             return size
         cut = f"the shorter side at {round(self.resolution * float(self.crop))} pixels, its centre" if self.crop else "the whole, squashed"
@@ -89,11 +92,17 @@ def _siglip(key: str, hub_id: str, width: int, parameters: int, resample: str = 
     return _spec(key, "siglip_vision_model", hub_id, 16, 384, width, "Apache-2.0", parameters, resample=resample)
 
 
+def _so14(key: str, hub_id: str, resample: str) -> EncoderSpec:
+    """27 x 27 patches of 384 pixels: its patch embedding leaves the last six of a side out."""
+    return _spec(key, "siglip_vision_model", hub_id, 14, 384, 1152, "Apache-2.0", 428_225_600, resample=resample)
+
+
 def _tiny(key: str, family: str, parameters: int, **changes) -> EncoderSpec:
     return dataclasses.replace(_spec(key, family, None, 16, 64, 128, "Apache-2.0", parameters, **changes), seed=0)
 
 
-# Released weights are all used at a 24 x 24 grid, 576 tokens, for the frozen comparison (paper, tables 3 and 4). Stage 1 GenLIP
+# Released weights of the frozen comparison (paper, tables 3 and 4) are all used at a 24 x 24 grid, 576 tokens; MLCD, RICE and So/14 are
+# those of its unfrozen table, with 24 x 24 or 27 x 27 tokens per tile (--resolution 336 or 378 of RICE, 432 of patch 16). Stage 1 GenLIP
 # learned at 224; its positions are rotary, so nothing is interpolated at 384.
 # SigLIP 2's own processor resizes bilinearly, SigLIP's bicubically; both share one architecture. NaFlex has another: patches come
 # in as rows, each picture at its own grid.
@@ -105,9 +114,13 @@ _TABLE = [
     _genlip("genlip-so16-s1", "YanFang/GenLIP-So16-224", 1152, 467_240_832),
     _genlip("genlip-g16-s1", "YanFang/GenLIP-g16-224", 1536, 1_229_083_136),
     _spec("clip-l14-336", "clip_vision_model", "openai/clip-vit-large-patch14-336", 14, 336, 1024, "MIT", 303_507_456),
+    _spec("mlcd-l14-336", "clip_vision_model", "DeepGlint-AI/mlcd-vit-large-patch14-336", 14, 336, 1024, "Apache-2.0", 303_507_456),
+    _spec("rice-l14-560", "mlcd_vision_model", "DeepGlint-AI/rice-vit-large-patch14-560", 14, 560, 1024, "Apache-2.0", 302_916_640),
     _siglip("siglip-l16-384", "google/siglip-large-patch16-384", 1024, 316_283_904, resample="bicubic"),
     _siglip("siglip2-l16-384", "google/siglip2-large-patch16-384", 1024, 316_283_904),
     _siglip("siglip2-so16-384", "google/siglip2-so400m-patch16-384", 1152, 428_256_704),
+    _so14("siglip-so14-384", "google/siglip-so400m-patch14-384", "bicubic"),
+    _so14("siglip2-so14-384", "google/siglip2-so400m-patch14-384", "bilinear"),
     _siglip("siglip2-g16-384", "google/siglip2-giant-opt-patch16-384", 1536, 1_163_659_776),
     _spec("siglip2-so16-naflex", "siglip2_vision_model", "google/siglip2-so400m-patch16-naflex", 16, 384, 1152, "Apache-2.0", 427_888_064),
     _spec("aimv2-l14-336", "aimv2_vision_model", "apple/aimv2-large-patch14-336", 14, 336, 1024, "Apple AMLR", 309_525_504),
@@ -140,6 +153,7 @@ _TABLE = [
     _tiny("siglip2-tiny", "siglip_vision_model", 1_091_968, resample="bilinear"),
     _tiny("siglip2-naflex-tiny", "siglip2_vision_model", 1_091_968),
     _tiny("aimv2-tiny", "aimv2_vision_model", 1_199_744),
+    _tiny("rice-tiny", "mlcd_vision_model", 892_048),
     _tiny("openvision2-tiny", "openvision2", 893_952),
     _tiny("dinov2-tiny", "dinov2", 895_232),
     _tiny("dinov3-tiny", "dinov3_vit", 893_056, prefix_tokens=5),
@@ -159,11 +173,13 @@ def in_words(resolution: int, tokens: int) -> str:
     return f"{resolution} x {resolution} pixels, {grid} x {grid} grid, {tokens} tokens"
 
 
-def resolve(name: str, resolution: int | None = None, view: str = "square") -> EncoderSpec:
-    """`KEY`, `PATH`, `NAME=PATH` or a hub id -> its spec, at another resolution (pixels a side) if asked, for pictures of a view.
+def resolve(name: str, resolution: int | None = None, view: str = "square", layer: int = -1) -> EncoderSpec:
+    """`KEY`, `PATH`, `NAME=PATH` or a hub id -> its spec, at another resolution (pixels a side) if asked, for pictures of a view,
+    read at its last `layer`, or at -2, the block before its last.
 
     Raises ValueError for an unknown name (with the nearest keys), a folder without a readable config.json, a processor file that this
-    table cannot express (with file and field), or a resolution that is no multiple of the patch or that its class cannot take.
+    table cannot express (with file and field), a resolution that is no multiple of the patch or that its class cannot take, or a view
+    that is not known or that it cannot have.
     """
     label, _, path = name.rpartition("=")
     if name in KEYS:
@@ -176,13 +192,22 @@ def resolve(name: str, resolution: int | None = None, view: str = "square") -> E
         spec = _from_folder(name.split("/")[1], _hub_config(name), name, resolution)
     else:
         raise ValueError(unknown("encoder", name, KEYS, "; or a folder, NAME=FOLDER, or a hub id org/name"))
-    if resolution and resolution != spec.resolution:
-        spec = dataclasses.replace(spec, resolution=resolution)
-    if spec.resolution % spec.patch_size:
+    own = family_of(spec.family).positions == "table" and resolution in (None, spec.resolution)  # whose patches may leave a rest
+    spec = dataclasses.replace(spec, resolution=resolution or spec.resolution)
+    if spec.resolution % spec.patch_size and not own:
         raise ValueError(f"{name}: resolution {spec.resolution} is not a multiple of its patch size {spec.patch_size}")
     if view == "crop" and isinstance(spec.crop, str):
         raise ValueError(f"{name}: its own processor cuts the centre out of {spec.crop}, which --view crop does not: use --view square")
-    return dataclasses.replace(spec, view=view, why="--resolution" if resolution else spec.why)
+    seen = views.asked(view, spec.resolution, spec.tokens)
+    if seen.kind == "native":
+        require_native(spec)
+    if layer == -2 and spec.feature != "block":
+        raise ValueError(
+            f"{name} is read behind its final norm, not at a block: --feature-layer -2 is for families such as CLIP and SigLIP"
+        )
+    return dataclasses.replace(
+        spec, view=str(seen), feature=BEFORE_LAST if layer == -2 else spec.feature, why="--resolution" if resolution else spec.why
+    )
 
 
 def _from_folder(label: str, folder: Path, hub_id: str | None, asked: int | None) -> EncoderSpec:

@@ -174,6 +174,9 @@ FAMILIES = {
         learned_resolution=_genlip_resolution,
     ),
     "clip_vision_model": Family(CLIP, 1, OPENAI_MEAN, OPENAI_STD, "bicubic", "table", 32, 224, 768, crop=1.0, interpolate=TOLD),
+    "mlcd_vision_model": Family(
+        CLIP, 1, OPENAI_MEAN, OPENAI_STD, "bicubic", "computed", 14, 336, 1664, crop=1.0, twin=TINY | {"num_key_value_groups": 1}
+    ),
     "openvision2": Family(CLIP, 1, IMAGENET_MEAN, IMAGENET_STD, "bilinear", "table", 14, 336, 1024, interpolate=TOLD),
     "siglip_vision_model": Family(BLOCK, 0, HALF, HALF, "bicubic", "table", 16, 224, 768, interpolate=TOLD),
     "siglip2_vision_model": Family(
@@ -225,3 +228,13 @@ ANY = Family(NORM)
 def family_of(name: str) -> Family:
     """By transformers' model_type; of one that is in neither table, what any class of AutoModel is taken for."""
     return FAMILIES.get(name) or MEASURED.get(name) or ANY
+
+
+def native_grid(family: str, height: int, width: int, patch: int, max_tokens: int) -> tuple[int, int]:
+    """Rows and columns of patches for a picture of `height` x `width` pixels, at most `max_tokens` in all, by the family's own rule; an
+    aspect ratio above 200 is refused."""
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(f"a picture of {width} x {height} pixels is more than 200 times longer than wide: crop it")
+    native = family_of(family).native
+    assert native is not None  # asked for before
+    return native.grid(height, width, patch, max_tokens)

@@ -1,11 +1,13 @@
 """Shapes of an encoder outside the table, from one forward of its class without weights (on the meta device)."""
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from genlip.common import model_folder
 from llava_plugin import register
 
 from .families import family_of
@@ -24,10 +26,11 @@ def measure_shapes(source: str, resolution: int) -> EncoderShapes:
     Raises ValueError where the output is no square grid of features, with nothing but prefix tokens before it.
     """
     register()
-    config = AutoConfig.from_pretrained(source)
-    config = getattr(config, "vision_config", config)
-    with torch.device("meta"):
+    with model_folder.building(Path(source, "config.json")), torch.device("meta"):
+        config = AutoConfig.from_pretrained(source)
+        config = getattr(config, "vision_config", config)
         encoder = build(config)
+    with torch.device("meta"):
         family = family_of(config.model_type)
         try:
             out = family.features[family.feature](encoder.eval(), torch.zeros(1, 3, resolution, resolution))
@@ -54,8 +57,8 @@ def measure_shapes(source: str, resolution: int) -> EncoderShapes:
 def count_parameters(source: str) -> int:
     """Of the vision model in a folder or at a hub id, from its config.json alone."""
     register()
-    config = AutoConfig.from_pretrained(source)
-    with torch.device("meta"):
+    with model_folder.building(Path(source, "config.json")), torch.device("meta"):
+        config = AutoConfig.from_pretrained(source)
         return build(getattr(config, "vision_config", config)).num_parameters()
 
 

@@ -136,10 +136,10 @@ def test_batches_on_a_gpu_equal_one_by_one(way, tmp_path):
             total += loss.item()
         return total, {n: p.grad.flatten() for n, p in model.named_parameters() if p.grad is not None}
 
-    alone, gradients = learnt([Collator(tower.preprocess, model.config, padded=True)([sample]) for sample in samples])
+    alone, gradients = learnt([Collator(tower, model.config, padded=True)([sample]) for sample in samples])
     if way != "padded":
         use_packed_attention(model, flash=way == "flash")
-    together, found = learnt([Collator(tower.preprocess, model.config, padded=way == "padded", flash=way == "flash")(samples)])
+    together, found = learnt([Collator(tower, model.config, padded=way == "padded", flash=way == "flash")(samples)])
     assert together == pytest.approx(alone, rel=2e-3)
     for name, gradient in gradients.items():
         difference = (found[name] - gradient).norm() / gradient.norm()

@@ -221,7 +221,7 @@ def test_samples_on_disk_are_not_in_memory(tmp_path):
     path = tmp_path / "samples.jsonl"
     with path.open("w") as stream:
         for i in range(4000):
-            stream.write(json.dumps({"doc_id": i, "prompt": "p", "answer": "x" * 5000}) + "\n")
+            stream.write(json.dumps({"doc_id": i, "prompt": "p", "answer": "x" * 5000, "target": "x", "image": None, "doc": {}}) + "\n")
     tracemalloc.start()
     found, prompt = samples.take(path, {7, 3999})
     peak = tracemalloc.get_traced_memory()[1]
@@ -263,7 +263,9 @@ def test_bad_input_is_a_sentence(world, capsys):
     assert "evaluate an encoder first" in said(capsys, "empty")
     assert "did you mean" in said(capsys, "results", "--suite", "easyvq").lower()
     assert "no results of suite mini14" in said(capsys, "results", "--suite", "mini14")
-    assert "0 or more" in said(capsys, "results", "--samples", -1)
+    with pytest.raises(SystemExit):
+        report_main(["results", "--samples", "-1"])
+    assert "0 or more" in capsys.readouterr().err
     assert "two encoders" in said(capsys, "results", "--compare", "good")
     other = next(root.rglob("easyvqa_shape"))
     copy = root / "mini14" / "e" / "l@0" / "mini_chartqa"
@@ -287,6 +289,39 @@ def test_an_old_report_is_replaced_and_nothing_else_is(world, capsys):
     assert Path("notes.html").read_text() == "<!doctype html> my notes"
     Path("folder.html").mkdir()
     assert "is no report" in said(capsys, "results", "--out", "folder.html")
+
+
+@pytest.mark.parametrize("record", ["[1]", '{"step": "x", "loss": 1}', '{"step": 1, "loss": null}', "no JSON", "\\xff"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "captions.jsonl"])
+def test_a_line_that_is_no_record_of_a_run_is_named(name, record, world, capsys):
+    make_runs(results.read_rows(world[0], SUITE)[0])
+    if name == "captions.jsonl" and record[0] == "{":
+        record = "{"
+    file = Path("runs/own run") / name
+    file.write_bytes(b'{"step": 1, "loss": 1}\n' + record.replace("\\xff", "\xff").encode("latin-1") + b"\n")
+    assert f"{file}, line 2" in said(capsys, "results")
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "ledger.json"])
+def test_a_run_folders_file_that_holds_no_object_is_named(name, world, capsys):
+    make_runs(results.read_rows(world[0], SUITE)[0])
+    Path("runs/own run", name).write_text("[]")
+    assert f"runs/own run/{name} is [], and takes an object" in said(capsys, "results")
+
+
+@pytest.mark.parametrize("field", ["prompt", "answer", "target", "doc"])
+def test_a_sample_that_lacks_what_is_shown_is_named(field, world, capsys):
+    file = next(world[0].rglob("easyvqa_shape/samples.jsonl"))
+    first, *others = file.read_text().splitlines(keepends=True)
+    sample = {key: value for key, value in json.loads(first).items() if key != field}
+    file.write_text(json.dumps(sample) + "\n" + "".join(others))
+    assert f"{file.relative_to(Path.cwd())}, line 1 does not say {field}" in said(capsys, "results")
+
+
+def test_a_sample_of_no_document_refuses_its_cell(world):
+    file = next(world[0].rglob("easyvqa_shape/samples.jsonl"))
+    file.write_text(file.read_text().replace('{"doc_id": 0,', '{"doc_id": "x",', 1))
+    assert "samples.jsonl, line 1: not a sample of easyvqa_shape" in str(made("results").data["data"]["notes"])
 
 
 def test_the_command_answers_without_torch_and_pandas(tmp_path):

@@ -142,7 +142,7 @@ def test_weights_that_a_load_has_found_right_are_not_checked_again_until_their_f
 def test_an_encoders_folder_is_held_against_the_mllm(small_easyvqa, monkeypatch, capsys):
     looked = []
 
-    def digests_as_trained(name, resolution):
+    def digests_as_trained(name, resolution, layer):
         looked.append(name)
         return ["b" * 64, Path("mine/model.safetensors").read_text()]
 
@@ -636,6 +636,13 @@ def test_frozen_encoders_of_another_token_budget_are_not_compared(small_easyvqa,
     unfrozen = replace(export, provenance=replace(export.provenance, frozen=False))
     assert not preflight.budget_problem(unfrozen, [other])  # encoders that were trained too may differ: the table says so
     assert not preflight.budget_problem(export, [replace(other, frozen=False)])
+
+    def of(view):
+        return replace(export, provenance=replace(export.provenance, view=view, tokens=36, resolution=96))
+
+    assert not preflight.budget_problem(of("crop"), [other]) and "view crop" in preflight.size_in_words(of("crop"))
+    (problem,) = preflight.budget_problem(of("anyres (1x2),(2x1)"), [other])
+    assert problem.startswith("genlip-tiny was trained with --view anyres (1x2),(2x1), random-tiny with square: not comparable")
 
 
 def test_two_runs_into_one_folder(small_easyvqa, capsys, monkeypatch):

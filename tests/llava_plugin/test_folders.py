@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
 import genlip
 from genlip.common.preprocessing import RESAMPLE, read_preprocessing
-from llava_plugin.encoders import resolve
+from llava_plugin.encoders import KEYS, resolve
 from llava_plugin.encoders.__main__ import main as encoders_main
 from llava_plugin.encoders.families import FAMILIES
 from llava_plugin.tower import VisionTower
@@ -31,19 +32,27 @@ def folder_of(path: Path, config: dict, **files) -> Path:
 def test_what_its_authors_publish_is_read_as_they_mean_it(name, tmp_path):
     said = PUBLISHED[name]
     folder = folder_of(tmp_path / "it", said["config"], preprocessor_config=said["processor"])
-    if isinstance(said["reads"], str):  # So/14 at 384: LLaVA-NeXT's 729 tokens are of 378 pixels
-        with pytest.raises(ValueError, match="resolution 384 is not a multiple of its patch size 14"):
-            resolve(str(folder))
-        assert resolve(str(folder), 378).tokens == 729
-        return
     spec = resolve(str(folder))
     assert [spec.family, spec.resolution, spec.tokens, spec.resample, list(spec.mean)] == said["reads"]
 
 
 def test_published_files_cover_the_families_of_the_table(tmp_path):
     folders = [folder_of(tmp_path / str(i), each["config"]) for i, each in enumerate(PUBLISHED.values())]
-    sides = [378 if isinstance(each["reads"], str) else None for each in PUBLISHED.values()]
-    assert {resolve(str(folder), side).family for folder, side in zip(folders, sides)} == set(FAMILIES)
+    assert {resolve(str(folder)).family for folder in folders} == set(FAMILIES)
+
+
+def test_a_patch_embedding_may_leave_a_rest_of_its_own_size_alone(tmp_path):
+    """So/14 at 384: its 729 tokens are of 378 pixels a side."""
+    config = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    SiglipVisionModel(SiglipVisionConfig(image_size=64, patch_size=14, **config)).save_pretrained(tmp_path)
+    tower = VisionTower.from_encoder(f"mine={tmp_path}")
+    pixels = torch.rand(1, 3, 64, 64)
+    seen = tower(pixels).last_hidden_state
+    pixels[:, :, 56:], pixels[..., 56:] = 0, 0
+    assert tower.spec.tokens == seen.shape[1] == 16 and tower.interpolation is None and tower(pixels).last_hidden_state.equal(seen)
+    with pytest.raises(ValueError, match="resolution 65 is not a multiple of its patch size 14"):
+        resolve(f"mine={tmp_path}", 65)
+    assert KEYS["siglip-so14-384"].tokens == KEYS["siglip2-so14-384"].tokens == resolve("siglip2-so16-384", 432).tokens == 729
 
 
 @pytest.mark.parametrize(

@@ -43,13 +43,23 @@ def world(shared, tmp_path_factory):
     return folder
 
 
-def run_training(world, shared, out, parts, vision_tower="enc:genlip-tiny"):
+SQUARE = ("--image_aspect_ratio", "square", "--mm_patch_merge_type", "flat")
+ANYRES = (
+    "--image_aspect_ratio",
+    "anyres_max_2",
+    "--mm_patch_merge_type",
+    "spatial_unpad",
+    "--image_grid_pinpoints",
+    "[(64, 128), (128, 128)]",
+)
+
+
+def run_training(world, shared, out, parts, vision_tower="enc:genlip-tiny", seen=SQUARE):
     return python(
         "-m", "llava_plugin.llava_next", "train", "--model_name_or_path", world / "qwen-tiny", "--version", "qwen_1_5",
         "--data_path", world / "data.json", "--image_folder", shared / "sft" / "images", "--vision_tower", vision_tower,
         "--mm_tunable_parts", parts, "--mm_projector_type", "mlp2x_gelu", "--mm_vision_select_layer", "-2",
-        "--image_aspect_ratio", "square",
-        "--mm_patch_merge_type", "flat", "--mm_use_im_start_end", "False", "--mm_use_im_patch_token", "False", "--bf16", "True",
+        *seen, "--mm_use_im_start_end", "False", "--mm_use_im_patch_token", "False", "--bf16", "True",
         "--output_dir", out, "--max_steps", "2", "--per_device_train_batch_size", "2", "--learning_rate", "1e-2", "--save_strategy", "no",
         "--logging_steps", "1", "--report_to", "none", "--lazy_preprocess", "True", "--attn_implementation", "sdpa", "--use_cpu", "True",
         "--gradient_checkpointing", "False", "--model_max_length", "512", "--mm_vision_tower_lr", "1e-2", "--dataloader_num_workers", "0",
@@ -128,6 +138,45 @@ print("there", (a - c).abs().max().item() < 1e-5, "back", (a - b).abs().max().it
 def test_a_checkpoint_goes_to_the_native_folder_and_back_with_equal_prompt_and_logits(trained, tmp_path):
     out = python("-c", ROUND, trained["unfrozen"], tmp_path).stdout
     assert "prompt True" in out and "there True back True size True" in out
+
+
+ANYRES_ROUND = """
+import sys, torch
+from pathlib import Path
+from PIL import Image
+from llava_plugin import llava_next, mllm, views
+checkpoint, folder = Path(sys.argv[1]), Path(sys.argv[2])
+llava_next.to_native(checkpoint, folder / "export")
+llava_next.to_llava_next(folder / "export", folder / "back")
+one, two, native = llava_next.load(checkpoint), llava_next.load(folder / "back"), mllm.load(folder / "export", device="cpu")
+from llava.mm_utils import process_images
+print("view", native.provenance.view)
+for file in sys.argv[3:]:
+    picture = Image.open(file).convert("RGB")
+    ids = [151644, 872, 198, -200, 198, 3838, 151645]
+    n = views.tokens(native.tower.spec, picture.height, picture.width)
+    place = torch.tensor([[i for t in ids for i in ([native.model.config.image_token_id] * n if t == -200 else [t])]])
+    tiles = process_images([picture], one.get_vision_tower().image_processor, one.config)
+    with torch.no_grad():
+        a, b = (m(torch.tensor([ids]), images=list(tiles), image_sizes=[picture.size]).logits for m in (one, two))
+        prepared = native.tower.prepare([picture])
+        c = native.model(input_ids=place, **prepared).logits
+    equal = tiles[0].equal(prepared["pixel_values"]), (a - c).abs().max().item() < 1e-4, (a - b).abs().max().item() < 1e-4
+    print(n, "tiles", equal[0], "there", equal[1], "back", equal[2], "size", a.abs().max().item() > 1e-2)
+moved = one.get_model().image_newline.equal(native.model.model.image_newline)
+print("newline", moved, two.get_model().image_newline.equal(one.get_model().image_newline))
+"""
+
+
+@real
+@pytest.mark.slow
+def test_a_checkpoint_of_tiles_goes_to_the_native_folder_and_back_with_equal_tiles_and_logits(world, shared, tmp_path):
+    parts = "mm_vision_tower,mm_mlp_adapter,mm_language_model"
+    run_training(world, shared, tmp_path / "anyres", parts, seen=ANYRES)
+    photos = sorted((shared / "sft" / "images").glob("*.jpg"))[:4]
+    out = python("-c", ANYRES_ROUND, tmp_path / "anyres", tmp_path, *photos).stdout
+    assert "view anyres_max_2 (1x2),(2x2)" in out and "newline True True" in out
+    assert len(re.findall(r"\d+ tiles True there True back True size True", out)) == len(photos)
 
 
 @real

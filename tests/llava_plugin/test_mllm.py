@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava_plugin import mllm
+from llava_plugin.encoders.families import native_grid
 from llava_plugin.pixel_shuffle import PixelShuffleProjector
-from llava_plugin.tower import VisionTower, digest, native_grid, tensor_digests
+from llava_plugin.tower import VisionTower, digest, tensor_digests
 
 BUILT = {"stage": "sft", "llm": "llama-tiny"}  # what an export has to say of itself
 
@@ -82,7 +86,7 @@ def test_projectors_that_do_not_fit_are_refused(llama_tiny):
 
 @pytest.fixture(scope="module", params=["genlip-tiny", "siglip2-naflex-tiny"])
 def native(request, llama_tiny, tmp_path_factory):
-    model, tokenizer = mllm.build(VisionTower.from_encoder(request.param), str(llama_tiny), native_tokens=30)
+    model, tokenizer = mllm.build(VisionTower.from_encoder(request.param, view="native_30"), str(llama_tiny))
     folder = tmp_path_factory.mktemp("native")
     mllm.save(model, tokenizer, folder, BUILT)
     return mllm.load(folder)
@@ -123,9 +127,9 @@ def test_packed_pictures_train_as_features_computed_before_and_gradients_reach_t
 
 def test_native_tokens_are_refused_where_they_cannot_be(llama_tiny):
     with pytest.raises(ValueError, match="clip-tiny reads squares only; at native aspect ratio: genlip-l16"):
-        mllm.build(VisionTower.from_encoder("clip-tiny"), str(llama_tiny), native_tokens=30)
-    with pytest.raises(ValueError, match="use mlp2x_gelu or linear"):
-        mllm.build(VisionTower.from_encoder("genlip-tiny"), str(llama_tiny), native_tokens=30, projector="pixel_shuffle")
+        VisionTower.from_encoder("clip-tiny", view="native_30")
+    with pytest.raises(ValueError, match="use --projector mlp2x_gelu or linear"):
+        mllm.build(VisionTower.from_encoder("genlip-tiny", view="native_30"), str(llama_tiny), projector="pixel_shuffle")
 
 
 def test_interpolated_positions_stand_in_the_provenance(llama_tiny, tmp_path):
@@ -162,7 +166,7 @@ def test_batch_size_never_changes_an_answer(loaded):
 def test_pictures_are_seen(loaded):
     ids = torch.tensor([mllm.prompt_ids(loaded.tokenizer, user("yes", 1), loaded.model.config.image_token_id, 16)])
     with torch.inference_mode():
-        logits = [loaded.model(input_ids=ids, pixel_values=torch.stack(loaded.features([picture(seed)]))).logits[0, -1] for seed in (1, 2)]
+        logits = [loaded.model(input_ids=ids, pixel_values=torch.cat(loaded.features([picture(seed)]))).logits[0, -1] for seed in (1, 2)]
     assert not torch.allclose(*logits)
 
 
@@ -230,6 +234,61 @@ def test_saved_and_loaded_is_bit_equal_and_a_changed_weight_is_refused(export, l
     (changed / "provenance.json").unlink()
     with pytest.raises(ValueError, match=r"no provenance\.json"):
         mllm.load(changed)
+
+
+def changed(source: Path, folder: Path, file: str, change) -> Path:
+    """A copy of the folder with a file changed: JSON by a function of its content, else as the bytes given."""
+    shutil.copytree(source, folder)
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_bytes(change if isinstance(change, bytes) else json.dumps(change(content)).encode())
+    return folder
+
+
+ODD_TOKENIZERS = [b"{}", b'{"version": "9.0", "added_tokens": []}', b'{"added_tokens": [], "model": {"type": "none"}}']
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c | {"vision_config": c["vision_config"] | {"encoder": c["vision_config"]["encoder"] | {"intermediate_size": 99}}},
+        lambda c: c | {"vision_config": c["vision_config"] | {"encoder": c["vision_config"]["encoder"] | {"hidden_act": "none"}}},
+        lambda c: c | {"vision_config": c["vision_config"] | {"encoder": {}}},
+        lambda c: c | {"vision_config": {}},
+        lambda c: c | {"text_config": {}},
+        lambda c: c | {"text_config": c["text_config"] | {"hidden_act": "none"}},
+        lambda c: c | {"projector": "none"},
+    ],
+)
+def test_an_export_whose_config_does_not_fit_is_a_sentence_that_names_it(change, export, tmp_path):
+    folder = changed(export, tmp_path / "export", "config.json", change)
+    with pytest.raises(ValueError, match=re.escape(str(folder / "config.json"))):
+        mllm.load(folder)
+
+
+@pytest.mark.parametrize("content", ODD_TOKENIZERS)
+def test_a_tokenizer_that_cannot_be_read_is_named(content, export, llama_tiny, tmp_path):
+    folder = changed(export, tmp_path / "export", "tokenizer.json", content)
+    with pytest.raises(ValueError, match=re.escape(str(folder / "tokenizer.json"))):
+        mllm.load(folder)
+    folder = changed(llama_tiny, tmp_path / "llm", "tokenizer.json", content)
+    with pytest.raises(ValueError, match=re.escape(str(folder / "tokenizer.json"))):
+        mllm.build(VisionTower.from_encoder("genlip-tiny"), str(folder))
+
+
+@pytest.mark.parametrize("field", [{"intermediate_size": 77}, {"hidden_act": "none"}, {"rope_parameters": "x"}, {"num_hidden_layers": 7}])
+def test_a_language_model_that_its_config_does_not_fit_is_named(field, llama_tiny, tmp_path):
+    folder = changed(llama_tiny, tmp_path / "llm", "config.json", lambda c: c | field)
+    with pytest.raises(ValueError, match=re.escape(str(folder))):
+        mllm.build(VisionTower.from_encoder("genlip-tiny"), str(folder))
+
+
+@pytest.mark.parametrize("key, field", [("genlip-tiny", {"mrope_section": [1]}), ("genlip-tiny", {"mrope_section": [0, 0, 1]}),
+                                        ("clip-tiny", {"hidden_size": 32}), ("clip-tiny", {"hidden_act": "none"})])  # fmt: skip
+def test_an_encoder_that_its_config_does_not_fit_is_named(key, field, tmp_path):
+    VisionTower.from_encoder(key).encoder.save_pretrained(tmp_path / "own")
+    folder = changed(tmp_path / "own", tmp_path / "odd", "config.json", lambda c: c | field)
+    with pytest.raises(ValueError, match=re.escape(str(folder / "config.json"))):
+        VisionTower.from_encoder(str(folder))
 
 
 def test_every_weight_is_hashed_once_when_saved_and_once_when_loaded(loaded, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ FIRST_LAYER = {  # the parameter that a pixel meets first, by the names of the f
     "genlip": "vision_embeddings.patch_embedding.weight",
     "clip_vision_model": "embeddings.patch_embedding.weight",
     "openvision2": "embeddings.patch_embedding.weight",
+    "mlcd_vision_model": "embeddings.patch_embedding.weight",
     "siglip_vision_model": "embeddings.patch_embedding.weight",
     "siglip2_vision_model": "embeddings.patch_embedding.weight",
     "aimv2_vision_model": "embeddings.patch_embed.weight",
@@ -50,7 +51,7 @@ def by_hand(tower, pixels):
     else:
         model(pixels)
     handle.remove()
-    return taken[0][:, 1:] if family in ("clip_vision_model", "openvision2") else taken[0]
+    return taken[0][:, 1:] if family in ("clip_vision_model", "openvision2", "mlcd_vision_model") else taken[0]
 
 
 def test_every_family_of_the_table_has_a_twin():
@@ -320,3 +321,20 @@ def test_an_encoder_is_known_again_in_whatever_dtype_a_training_began(tmp_path):
 def test_features_computed_before_pass_through():
     features = torch.randn(2, 16, 128)
     assert VisionTower.from_encoder("genlip-tiny")(features).last_hidden_state is features
+
+
+@pytest.mark.parametrize("key", ["clip-tiny", "siglip-tiny", "aimv2-tiny", "rice-tiny", "siglip2-naflex-tiny"])
+def test_the_block_before_the_last_is_what_llava_next_reads_and_the_last_is_not_built(key, tmp_path):
+    whole = VisionTower.from_encoder(key)
+    whole.encoder.save_pretrained(tmp_path)
+    tower = VisionTower.from_encoder(f"mine={tmp_path}", layer=-2)
+    pixels, taken = torch.randn(2, 3, 64, 64), []
+    whole.encoder.encoder.layers[-2].register_forward_hook(
+        lambda module, args, out: taken.append(out[0] if isinstance(out, tuple) else out)
+    )
+    whole(pixels)
+    assert tower(pixels).last_hidden_state.equal(taken[0][:, whole.spec.prefix_tokens :])
+    assert len(tower.encoder.encoder.layers) == len(whole.encoder.encoder.layers) - 1
+    assert digest(tower) in digests_as_trained(f"mine={tmp_path}", layer=-2)
+    with pytest.raises(ValueError, match="genlip-tiny is read behind its final norm"):
+        VisionTower.from_encoder("genlip-tiny", layer=-2)

@@ -141,6 +141,21 @@ def test_flop_are_two_a_parameter_and_token_and_pass():
     assert estimate.conversation_flops(resolve(replace(RECIPES["projector"], llm="nobody/knows"), 8)) is None
 
 
+def test_anyres_unfrozen_is_planned_in_tiles_for_llava_nexts_data(capsys):
+    """2 x 2 tiles and the whole, of 24 x 24 tokens and a newline behind each of 48 rows; no note that anyres is missing."""
+    assert main(["sft-qwen7b-unfrozen-anyres", "--dry-run", "--encoder", "genlip-so16"]) == 0
+    out = capsys.readouterr().out
+    assert "780,000 (assumed" in out and f"at most {5 * 576 + 48} visual" in out and "6,094 of 128: 2 per GPU x 8 GPUs x 8" in out
+    assert "no anyres" not in out and "python -m train_mllm.fetch llava-next-780k" in out and "ZeRO stage              2:" in out
+    planned, square = (resolve(RECIPES[f"sft-qwen7b-unfrozen{more}"], 8) for more in ("-anyres", ""))
+    assert planned.parts.projector == square.parts.projector + 3584  # the newline
+    assert (planned.recipe.lr, planned.recipe.encoder_lr, planned.recipe.feature_layer) == (1e-5, 2e-6, -1)
+    encoder = 6 * planned.parts.encoder * 5 * 576
+    language = estimate.conversation_flops(planned) - encoder - 6 * planned.parts.projector * (5 * 576 + 48)
+    before = estimate.conversation_flops(square) - encoder / 5 - 6 * square.parts.projector * 576
+    assert language / before == pytest.approx((5 * 576 + 48 + 200) / 776)
+
+
 def test_hours_follow_gpus_and_mfu(capsys):
     def hours(*flags):
         assert main(["sft-qwen7b-frozen", "--dry-run", *flags]) == 0
@@ -216,7 +231,15 @@ def test_a_full_gpu_and_a_workers_error_are_sentences():
 
 
 @pytest.mark.parametrize(
-    "script", ["sft_qwen7b_frozen", "sft_qwen7b_unfrozen", "sft_qwen1.5b_frozen", "sft_qwen1.5b_unfrozen", "pretrain_projector"]
+    "script",
+    [
+        "sft_qwen7b_frozen",
+        "sft_qwen7b_unfrozen",
+        "sft_qwen1.5b_frozen",
+        "sft_qwen1.5b_unfrozen",
+        "sft_qwen7b_unfrozen_anyres",
+        "pretrain_projector",
+    ],
 )
 def test_scripts_plan_without_anything(script):
     result = subprocess.run(["bash", f"train_mllm/{script}.sh", "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)

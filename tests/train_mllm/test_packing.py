@@ -61,10 +61,10 @@ def test_flash_attention_is_called_as_it_is_documented(parts, turns, monkeypatch
     tower, model, tokenizer = parts
     together = samples([TWO_TURNS, TEXT_ONLY, TWO_TURNS[:2]], model, tokenizer, turns)
     use_packed_attention(model)
-    loss, gradients = step(model, Collator(tower.preprocess, model.config)(together), 20)
+    loss, gradients = step(model, Collator(tower, model.config)(together), 20)
     monkeypatch.setattr(packing, "varlen_attn", one_by_one)
     use_packed_attention(model, flash=True)
-    batch = Collator(tower.preprocess, model.config, flash=True)(together)
+    batch = Collator(tower, model.config, flash=True)(together)
     assert ("sequence_index" in batch) == (turns == "independent")  # a dialogue is read where it stands
     by_flash, found = step(model, batch, 20)
     torch.testing.assert_close(by_flash, loss, atol=1e-5, rtol=0)
@@ -84,7 +84,7 @@ def test_flash_attention_is_given_half_precision(parts, monkeypatch):
     monkeypatch.setattr(packing, "varlen_attn", flash)
     use_packed_attention(model, flash=True)
     with torch.autocast("cpu", torch.bfloat16):
-        step(model, Collator(tower.preprocess, model.config, flash=True)(samples([TWO_TURNS], model, tokenizer, "dialogue")), 20)
+        step(model, Collator(tower, model.config, flash=True)(samples([TWO_TURNS], model, tokenizer, "dialogue")), 20)
     assert seen == {torch.bfloat16}
 
 
@@ -95,12 +95,12 @@ def test_flash_attention_drops_nothing_silently(parts):
         layer.self_attn.attention_dropout = 0.1
     use_packed_attention(model.train(), flash=True)
     with pytest.raises(ValueError, match="set attention_dropout 0"):
-        model(**Collator(tower.preprocess, model.config, flash=True)(samples([TWO_TURNS], model, tokenizer, "dialogue")))
+        model(**Collator(tower, model.config, flash=True)(samples([TWO_TURNS], model, tokenizer, "dialogue")))
 
 
 def test_logits_are_those_of_learned_tokens(parts):
     tower, model, tokenizer = parts
-    batch = Collator(tower.preprocess, model.config)(samples([TWO_TURNS, TEXT_ONLY], model, tokenizer, "dialogue"))
+    batch = Collator(tower, model.config)(samples([TWO_TURNS, TEXT_ONLY], model, tokenizer, "dialogue"))
     labels = batch["labels"][0]
     use_packed_attention(model)
     assert model(**batch).logits.shape[1] == (labels != IGNORED).sum() < len(labels) / 2
@@ -133,7 +133,7 @@ def test_a_batch_gives_the_loss_and_gradients_of_each_sequence_alone(parts, turn
         gradients = {n: gradients.get(n, 0) + some.get(n, 0) for n in gradients.keys() | some.keys()}
     if not padded:
         use_packed_attention(model)
-    loss, found = step(model, Collator(tower.preprocess, model.config, tokenizer.pad_token_id, padded)(together), supervised)
+    loss, found = step(model, Collator(tower, model.config, tokenizer.pad_token_id, padded)(together), supervised)
     torch.testing.assert_close(loss, losses, atol=1e-5, rtol=0)
     assert found.keys() == gradients.keys() and len(found) > 20
     for name, gradient in gradients.items():
@@ -149,7 +149,7 @@ def test_a_batch_without_a_picture_takes_the_projector_along_and_teaches_the_sam
     expected, gradients = step(model, {"input_ids": torch.tensor([row.ids]), "labels": torch.tensor([row.labels])}, 4)
     if not padded:
         use_packed_attention(model)
-    loss, found = step(model, Collator(tower.preprocess, model.config, tokenizer.pad_token_id, padded)(together), 4)
+    loss, found = step(model, Collator(tower, model.config, tokenizer.pad_token_id, padded)(together), 4)
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
     of_pictures = {n for n in found if "projector" in n or "vision_tower" in n}
     assert of_pictures and of_pictures.isdisjoint(gradients) and all(not found[n].any() for n in of_pictures)
@@ -158,9 +158,9 @@ def test_a_batch_without_a_picture_takes_the_projector_along_and_teaches_the_sam
 
 
 def test_cached_features_without_a_picture(parts):
-    _, model, tokenizer = parts
+    tower, model, tokenizer = parts
     row = samples([TEXT_ONLY], model, tokenizer, "dialogue")[0]["row"]
-    batch = Collator(None, model.config)([{"id": "x", "row": row, "features": torch.zeros(0, 16, 128)}])
+    batch = Collator(tower, model.config)([{"id": "x", "row": row, "features": torch.zeros(0, 16, 128), "sizes": []}])
     assert batch["pixel_values"].shape == (1, 16, 128) and not batch["pixel_values"].any()
 
 
