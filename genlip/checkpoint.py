@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 
 from .common import digests, fingerprint
-from .common.files import read_json, write_json, written_aside
+from .common.files import in_their_sizes, numbered, read_json, remove, require, write_json, written_aside
 from .common.schema import SCHEMA, RunRecord
 from .common.versions import git_commit, package_versions
 from .recipes import Recipe
@@ -42,7 +42,7 @@ def save(run: Path, step: int, model, optimizer, state: dict, keep: int = 2, mil
     part = folder.with_suffix(".part")
     first = not dist.is_initialized() or dist.get_rank() == 0
     if first:
-        shutil.rmtree(part, ignore_errors=True)
+        remove(part)
         part.mkdir(parents=True)
     _wait()
     tensors, optimizer_state = get_state_dict(model, optimizer)
@@ -54,8 +54,7 @@ def save(run: Path, step: int, model, optimizer, state: dict, keep: int = 2, mil
         if first:
             sizes = {file.name: file.stat().st_size for file in part.iterdir()}
             _write(part / "state.json", json.dumps(state | {"step": step, "run": _run_digest(run), "files": sizes}))
-            if folder.exists():  # cut short, and passed over by `newest`
-                shutil.rmtree(folder)
+            remove(folder)  # cut short, and passed over by `newest`
             part.rename(folder)
     except (OSError, RuntimeError, CheckpointException) as e:
         if first:
@@ -64,20 +63,19 @@ def save(run: Path, step: int, model, optimizer, state: dict, keep: int = 2, mil
             f"checkpoint {folder} could not be written ({_why(e)}); the earlier ones are whole. Make room and run again"
         ) from e
     if first:
-        old = sorted(folder.parent.glob("step-??????"))[:-keep]
-        for each in old:
-            if not milestone_every or int(each.name.removeprefix("step-")) % milestone_every:
-                shutil.rmtree(each)
-        for part in folder.parent.glob("*.part"):  # of runs that were killed while they wrote
-            shutil.rmtree(part)
+        for each in numbered(folder.parent, "step-")[:-keep]:
+            if not milestone_every or step_of(each) % milestone_every:
+                remove(each)
+        for part in folder.parent.glob("step-*.part"):  # of runs that were killed while they wrote
+            remove(part)
     _wait()
 
 
 def newest(run: Path) -> Path | None:
-    """The newest whole checkpoint, the same on all ranks, or None where there is none."""
+    """The newest whole checkpoint, the same on all ranks, or None where there is none. OSError where one cannot be read now."""
     found: list[str | None] = [None]
     if not dist.is_initialized() or dist.get_rank() == 0:
-        for folder in sorted((run / "checkpoints").glob("step-??????"), reverse=True):
+        for folder in reversed(numbered(run / "checkpoints", "step-")):
             if whole(folder):
                 found = [str(folder)]
                 break
@@ -88,12 +86,37 @@ def newest(run: Path) -> Path | None:
 
 
 def whole(folder: Path) -> bool:
-    """state.json is there, and every file it names, in its size."""
+    """state.json is there, and every file it names, in its size.
+
+    OSError where the system does not give a file that is there: it may give it next time, and going on from an older one would lose this.
+    """
     try:
-        files = read_json(folder / "state.json", fields=STATE)["files"]
-    except (OSError, ValueError):
+        return in_their_sizes(folder, read_json(folder / "state.json", fields=STATE)["files"])
+    except (FileNotFoundError, ValueError):
         return False
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def position(folder: Path, state: dict, recipe: Recipe) -> tuple[int, list[dict]]:
+    """(step, the streams' positions and ledgers) of a loaded state. ValueError where the recipe cannot go on from it."""
+    file, mend = str(folder / "state.json"), f"remove {folder} to go on from the one before"
+    step = state["step"]
+    streams = require(state, {"streams": list}, file, mend)["streams"]
+    if step != step_of(folder):
+        raise ValueError(f"{file}: step is {step}, and its folder is named for another: {mend}")
+    if step > recipe.max_steps:
+        raise ValueError(f"{file}: step is {step}, beyond --max-steps {recipe.max_steps}: raise it, or {mend}")
+    if len(streams) != recipe.rows:
+        raise ValueError(f"{file} has {len(streams)} rows per step, and a position in the data for each: --rows {recipe.rows} cannot go on")
+    for number, stream in enumerate(streams):
+        where = f"{file}: stream {number}"
+        require(stream, {"position": dict, "ledger": dict}, where, mend)
+        require(stream["position"], {"places": list, "drawn": list, "waiting": list}, f"{where}, position", mend)
+        require(stream["ledger"], {"read": int, "used": int, "skipped": dict, "names": dict}, f"{where}, ledger", mend)
+    return step, streams
 
 
 def load(folder: Path, model, optimizer) -> dict:

@@ -77,6 +77,10 @@ class GenLIPImageProcessor(BaseImageProcessor):
         self.size, self.min_pixels, self.max_pixels, self.patch_size = size, min_pixels, max_pixels, patch_size
         self.image_mean, self.image_std = image_mean, image_std
         self._check_size(size)
+        for name, values, least in (("image_mean", image_mean, -math.inf), ("image_std", image_std, 0)):
+            if not all(least < value < math.inf for value in np.asarray(values, float).flat):  # nan too
+                wanted = "finite numbers above 0" if least == 0 else "finite numbers"
+                raise ValueError(f"{name} {values!r} (as given, or of preprocessor_config.json): it takes {wanted}")
 
     def _check_size(self, size: int | str) -> None:
         if size != "native" and (not isinstance(size, int) or size < self.patch_size or size % self.patch_size):

@@ -27,6 +27,7 @@ from .common.files import read_json, write_json
 from .common.flags import add_recipe, bounded, check_choices, read_recipe
 from .common.hardware import peak_bf16
 from .common.locks import locked, one_at_a_time
+from .common.processes import ranks
 from .common.run_folder import claim_run_folder, pin
 from .recipes import LAPTOP, PRESETS, Recipe
 
@@ -86,12 +87,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     # Go on from the newest whole checkpoint; what was logged beyond it is forgotten.
     step, streams = 0, None
     if newest is not None:
-        state = checkpoint.load(newest, model, optimizer)
-        step, streams = state["step"], state["streams"]
-        if len(streams) != recipe.rows:
-            raise ValueError(
-                f"{run} has {len(streams)} rows per step, and a position in the data for each: --rows {recipe.rows} cannot go on"
-            )
+        step, streams = checkpoint.position(newest, checkpoint.load(newest, model, optimizer), recipe)
         print0(rank, f"going on from step {step}")
     batches = packed_rows(recipe, tokenizer, sources, rank, world, streams)
     mine = {r: streams[r] for r in range(rank, recipe.rows, world)} if streams else {}
@@ -166,7 +162,7 @@ def init_distributed(recipe: Recipe):
     check_choices(recipe)
     if recipe.max_steps < 1:
         raise ValueError("--max-steps must be at least 1")
-    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    world, local = ranks(), int(os.environ.get("LOCAL_RANK", 0))
     if recipe.rows % world:
         raise ValueError(f"--rows {recipe.rows} do not split over {world} ranks: give a multiple of {world}")
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")

@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.eval_suites.helpers.small_data import provenance
+
 pytestmark = pytest.mark.slow
 
 SECONDS = 20
@@ -82,6 +84,22 @@ def fields_spoilt(names: tuple[str, ...]) -> Callable[[bytes], dict[str, object]
     return spoil
 
 
+def samples_spoilt(whole: bytes) -> dict[str, object]:
+    """A line of samples that is none of a sample."""
+    *lines, last = whole.splitlines(keepends=True)
+    said = json.loads(last)
+    fields = [
+        ("scores", []),
+        ("scores", {"exact_match": 10**400}),
+        ("image", {}),
+        ("image", {"bytes": ""}),
+        ("doc_id", [1]),
+        ("doc_id", 10**30),
+    ]
+    found = {f"{name} {str(value)[:20]}": json.dumps(said | {name: value}).encode() for name, value in fields}
+    return {name: b"".join([*lines, line]) for name, line in found.items()} | {"deep": b"".join([*lines, b"[" * 100_000 + b"]" * 100_000])}
+
+
 @dataclass(frozen=True)
 class Cell:
     """A command, its words, and the file that is spoilt; `bears` are ways to spoil it that the command rightly takes."""
@@ -93,12 +111,13 @@ class Cell:
     bears: tuple[str, ...] = ()
 
 
-RESULT = "results/easyvqa/good/llm/easyvqa_shape"
+RESULT = f"results/easyvqa/good/llm-tiny@{provenance('good')['weights_digest'][:8]}/easyvqa_shape"
 DATA = "data/genlip-eval/easy-vqa"
 RUN = "--encoder genlip-tiny --suite easyvqa --mllm sft/export --allow-partial --dry-run"
 # A config.json leaves out what is as its class has it: transformers writes it so.
 DEFAULTS = ("no num_attention_heads", "no patch_size", "no vocab_size", "no mrope_section", "mrope_section None")
 DAMAGED = ("empty", "cut", "zeros", "text", "a folder", "ones")  # samples that cannot be read refuse their cells, and stop no table
+NO_SAMPLES = ("scores []", "scores {'exact_match': 1000", "image {}", "image {'bytes': ''}", "doc_id [1]", f"doc_id {10**30}"[:27], "deep")
 NAMED = ("nowhere.tar", "no shards at 'x'", "mrope_section", "these samples")  # what a sentence may name instead of a file or a flag
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "vocab_size", "mrope_section")
 TRAIN = "tiny-s1 --data shards --tokenizer tokenizer --out out/run --max-steps 1 --workers 0 --resolution 32 --row-tokens 400"
@@ -169,6 +188,9 @@ CELLS = [
     Cell("eval_suites.tables", "easyvqa", f"{RESULT}/result.json", fields_spoilt(("n", "results", "key", "provenance", "schema")),
          ("n 1000000000", "n 0", "results {}", "no schema")),  # the table says why such a cell is none
     Cell("eval_suites.tables", "easyvqa", f"{RESULT}/samples.jsonl", binary_spoilt, DAMAGED),
+    Cell("eval_suites.tables", "easyvqa", f"{RESULT}/samples.jsonl", samples_spoilt, NO_SAMPLES),
+    Cell("eval_suites.compare", "good poor --suite easyvqa", f"{RESULT}/samples.jsonl", samples_spoilt, NO_SAMPLES),
+    Cell("eval_suites.report", "results --out out/r.html", f"{RESULT}/samples.jsonl", samples_spoilt, NO_SAMPLES),
     Cell("eval_suites.compare", "good poor --suite easyvqa", f"{RESULT}/result.json", json_spoilt),
     Cell("eval_suites.results", "results", f"{RESULT}/result.json", json_spoilt),
     Cell("eval_suites.report", "results --out out/r.html", f"{RESULT}/result.json", json_spoilt),
@@ -278,8 +300,6 @@ def workshop(tmp_path_factory, llama_tiny):
     finetuning.train(replace(sft, workers=0, cache_features=False, standardise=False, save_every=1))
     shutil.copy("sft/recipe.json", "sft-kept.json")
     handmade_results.make(folder, patch)
-    for name in ("good", "poor"):
-        next((folder / "results/easyvqa" / name).iterdir()).rename(folder / "results/easyvqa" / name / "llm")
     yield folder
     patch.undo()
 

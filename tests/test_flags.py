@@ -50,6 +50,7 @@ def test_stored_recipes_are_what_they_were(trainer):
 @pytest.mark.parametrize(
     ("trainer", "words"),
     [("genlip", words) for words in ("save-every 0", "keep -1", "lr nan", "warmup nan", "rows 0", "max-bad 1.5", "seed -1", "gpus -1")]
+    + [("genlip", f"save-every {10**400}"), ("genlip", f"gpus {10**400}"), ("train_mllm", f"batch {10**309}")]
     + [("train_mllm", words) for words in ("global-batch -4", "batch 0", "warmup inf", "save-every 0", "epochs nan", "mfu 0", "gpus x")],
 )
 def test_a_number_beyond_its_bounds_is_refused_by_the_parser(trainer, words, capsys):

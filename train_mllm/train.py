@@ -24,6 +24,7 @@ from genlip.common.files import LONG, keep_until, read_json, write_json, written
 from genlip.common.flags import add_recipe, bounded, check_choices, flag, read_recipe
 from genlip.common.ledger import Ledger
 from genlip.common.locks import locked, one_at_a_time
+from genlip.common.processes import ranks
 from genlip.common.run_folder import claim_run_folder, pin, recorded
 from genlip.common.schema import Provenance, RunRecord
 from llava_plugin import views
@@ -77,7 +78,7 @@ def train(recipe: Recipe) -> Path:
     Raises ValueError for what the user can mend, RuntimeError where the promise on the encoder was broken.
     """
     check_recipe(recipe)
-    setup = resolve(recipe, int(os.environ.get("WORLD_SIZE", 1)))
+    setup = resolve(recipe, ranks())
     if lacks := estimate.missing(setup):
         raise ValueError("; ".join(lacks))
     run, first = Path(recipe.out), os.environ.get("RANK", "0") == "0"
@@ -428,7 +429,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.dry_run:
             check_recipe(recipe)
             gpus = 8 * (recipe.preset not in LAPTOP) if args.gpus is None else args.gpus
-            setup = resolve(recipe, int(os.environ.get("WORLD_SIZE", gpus or 1)))
+            setup = resolve(recipe, ranks(gpus or 1))
             setup = replace(setup, lacks=(*setup.lacks, *refusals(setup)))
             estimate.dry_run(setup, gpus > 0, args.gpu_memory, args.mfu)
             return 0

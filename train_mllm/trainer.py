@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
-from genlip.common.files import LONG, naming, open_to_append, read_json, write_file
+from genlip.common.files import LONG, in_their_sizes, naming, numbered, open_to_append, read_json, write_file
 
 from . import estimate
 from .data import IGNORED
@@ -150,12 +150,11 @@ class StrictTrainer(Trainer):
 
 def checkpoints(folder: Path) -> list[Path]:
     """By their steps: a clock that was put back would make the one just written the oldest."""
-    named = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
-    return sorted((path for path, step in named.items() if step.isdecimal()), key=lambda path: int(named[path]))
+    return numbered(folder, "checkpoint-")
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that was saved to its end; those cut short or spoilt are removed."""
+    """The newest checkpoint that was saved to its end; those cut short or spoilt are removed. OSError where one cannot be read now."""
     found = None
     for checkpoint in checkpoints(folder):
         if whole(checkpoint):
@@ -167,14 +166,17 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def whole(checkpoint: Path) -> bool:
-    """Whether every file that whole.json names is there in its size, and the trainer's state can be read."""
+    """Whether every file that whole.json names is there in its size, and the trainer's state is that of the folder's step.
+
+    OSError where the system does not give a file that is there: it may give it next time, and the checkpoint is kept.
+    """
     try:
         sizes = read_json(checkpoint / WHOLE, fields={"run": str, "files": dict})["files"]
         state = read_json(checkpoint / "trainer_state.json", fields={"global_step": int, "max_steps": int, "log_history": list}, most=LONG)
-    except (OSError, ValueError):
+        right = bool(sizes) and f"checkpoint-{state['global_step']}" == checkpoint.name and state["global_step"] <= state["max_steps"]
+        return right and in_their_sizes(checkpoint, sizes)
+    except (FileNotFoundError, ValueError):
         return False
-    right = bool(sizes) and f"checkpoint-{state['global_step']}" == checkpoint.name
-    return right and all((checkpoint / n).is_file() and (checkpoint / n).stat().st_size == size for n, size in sizes.items())
 
 
 def run_digest(run: Path) -> str:

@@ -70,7 +70,8 @@ def benchmark(
     said = [f"{rows[i].label} answered other data of this benchmark; its answers are not shown here." for i in done if i not in same]
     right_from = 1.0 if columns[0].unit == "CIDEr" else 0.5
     said += [f"{rows[i].label}: answers of its first seed are shown." for i in same if rows[i].members]
-    marks = [_marks(rows[i], columns, folders[i] / task / "samples.jsonl") for i in same]
+    metrics = [column.metric.split(",")[0] for column in columns]
+    marks = [_marks(rows[i], columns, metrics, folders[i] / task / "samples.jsonl") for i in same]
     docs = np.unique(np.concatenate([mark.docs for mark in marks]))
     table = np.full((len(marks), len(docs)), np.nan)
     for line, mark in zip(table, marks):
@@ -80,7 +81,6 @@ def benchmark(
     for i in same:
         found, first = take(folders[i] / task / "samples.jsonl", set(chosen.tolist()))
         texts, prompt = [*texts, found], prompt or first
-    metrics = [column.metric.split(",")[0] for column in columns]
     budget = TEXT_LETTERS // len(suite.tasks)
     items = _items(chosen.tolist(), texts, metrics, budget)
     pictures, why = _pictures(task, items, data_root, data, PICTURE_BYTES // (len(suite.tasks) * max(count, 1)))
@@ -89,7 +89,7 @@ def benchmark(
     return BenchmarkSamples(task, title, len(docs), counts, said, prompt, right_from, same, items, pictures)
 
 
-def _marks(row: EncoderResult, columns: list[Column], path: Path) -> SampleScores:
+def _marks(row: EncoderResult, columns: list[Column], metrics: list[str], path: Path) -> SampleScores:
     """Scores by document: those that the cells are made of; MME's cells are made of pairs, so its samples are read once more.
 
     A sample of MME without a score belongs to the half of MME that is no column of the suite.
@@ -102,7 +102,7 @@ def _marks(row: EncoderResult, columns: list[Column], path: Path) -> SampleScore
         with path.open(encoding="utf-8") as stream:
             for line in stream:
                 sample = json.loads(line)  # as read_samples of score/results.py has read it before
-                found += [(sample["doc_id"], float(score["score"])) for score in sample["scores"].values()]
+                found += [(sample["doc_id"], float(score["score"])) for metric, score in sample["scores"].items() if metric in metrics]
         docs, values = np.array([doc for doc, _ in found], np.int64), np.array([score for _, score in found])
     order = np.argsort(docs)
     return SampleScores(docs[order], values[order])

@@ -79,7 +79,7 @@ class Journal:
                     settings = (entry["max_new_tokens"], tuple(entry["until"]))
                     answer = Answer(entry["answer"], entry["prompt"], entry["image"], entry["tokens"], entry.get("modes", ""))
                     self.answers[entry["doc_id"], settings] = answer
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise ValueError(f"{self.path}, line {number}: not an answer of this task ({error!r}); delete the file") from error
         return kept
 

@@ -330,7 +330,7 @@ def _lines(path: Path) -> Iterator[dict]:
         for number, line in enumerate(stream, 1):
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path.name}, line {number}, is no sample ({error})") from error
 
 

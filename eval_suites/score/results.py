@@ -14,7 +14,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +215,11 @@ def read_samples(path: Path, columns: Sequence[Column]) -> Samples:
         for line_number, line in enumerate(stream, 1):
             try:
                 sample = json.loads(line)
-                doc = str(index(sample["doc_id"]))
+                if type(doc_id := sample["doc_id"]) is not int or not 0 <= doc_id < 2**63:
+                    raise TypeError("doc_id is not the number of a document")
+                if not isinstance(sample["scores"], dict) or not isinstance(sample["image"], str | None):
+                    raise TypeError("scores takes an object, image text")
+                doc = str(doc_id)
                 docs.append(doc)
                 for metric, column, own in wanted:
                     if metric not in sample["scores"]:
@@ -226,7 +229,7 @@ def read_samples(path: Path, columns: Sequence[Column]) -> Samples:
                     picture = sample["image"] or f"{column.task} {doc}"
                     value = float(score["score"] if isinstance(score, dict) else score)
                     own.append((*unit(column, doc, score), picture, value))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 raise ValueError(f"{path}, line {line_number}: not a sample of {columns[0].task} ({error!r}); {AGAIN}") from error
     if lacking := [metric for metric, _, own in wanted if not own]:
         raise ValueError(f"{path} holds no sample with {lacking[0]}; {AGAIN}")
@@ -235,7 +238,7 @@ def read_samples(path: Path, columns: Sequence[Column]) -> Samples:
 
 def unit(column: Column, doc: str, score: Any) -> tuple[str, str]:
     """(what is scored, its category) of a sample: the question, or MME's pair of questions about a picture."""
-    return (f"{score['category']}/{score['question_id']}", score["category"]) if column.aggregate == "mme" else (doc, "")
+    return (f"{score['category']}/{score['question_id']}", str(score["category"])) if column.aggregate == "mme" else (doc, "")
 
 
 def scores_of(column: Column, samples: list[tuple[str, str, str, float]], path: Path) -> stats.Scores:

@@ -72,7 +72,7 @@ def _signals_raised() -> Iterator[None]:
             os.kill(os.getpid(), number)
         raise Stopped(number)
 
-    if threading.current_thread() is threading.main_thread() and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if threading.current_thread() is threading.main_thread() and os.environ.get("WORLD_SIZE", "1") == "1":
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:
                 before[number] = signal.signal(number, stop)

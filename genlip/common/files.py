@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -138,6 +139,28 @@ def require(content: object, fields: Mapping[str, type | types.UnionType], where
     return content
 
 
+def numbered(folder: Path, prefix: str) -> list[Path]:
+    """The folders inside whose name is the prefix and a number, by that number. OSError where `folder` is there and cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if re.fullmatch(rf"{re.escape(prefix)}[0-9]+", entry.name) and entry.is_dir()]
+    except FileNotFoundError:
+        return []
+    return [folder / name for name in sorted(names, key=lambda name: int(name.removeprefix(prefix)))]
+
+
+def in_their_sizes(folder: Path, sizes: Mapping[str, int]) -> bool:
+    """Whether the folder has every file that `sizes` names, of that many bytes. OSError where one is there and cannot be looked at."""
+    for name, size in sizes.items():
+        try:
+            found = (folder / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            return False
+    return True
+
+
 def keep_until(file: Path, step: int) -> None:
     """Drop from a run's JSON lines those after `step`, which a resumed run logs again, and the one that a kill or power cut spoilt.
 
@@ -148,7 +171,7 @@ def keep_until(file: Path, step: int) -> None:
         try:
             if line.endswith(b"\n") and json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if number < len(lines):
                 raise ValueError(f"{file}, line {number}: not a record of a step ({error!r}); mend or remove that line") from error
     write_file(file, b"".join(kept))

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -138,7 +137,8 @@ def bounded(kind: type, least: float = 0, most: float | None = None) -> Callable
 
 
 def _outside(value: float, least: float, most: float | None) -> bool:
-    return not math.isfinite(value) or value < least or (most is not None and value > most)
+    """Whole numbers too that no float holds: what is computed from them would overflow."""
+    return not abs(value) <= sys.float_info.max or value < least or (most is not None and value > most)  # `not`: nan
 
 
 def _range(least: float, most: float | None) -> str:
@@ -188,7 +188,7 @@ def recipe_from_file(file: str, presets: dict[str, Callable[[], Any]]) -> Any:
     for name, value in values.items():
         like = getattr(recipe, choose(name, [f.name for f in fields(recipe)], f"field of {file}:"))
         if isinstance(like, float | tuple) and not isinstance(value, bool):
-            value = [float(v) if type(v) is int else v for v in value] if isinstance(value, list) else _float(value)
+            value = [*map(_float, value)] if isinstance(value, list) else _float(value)
         if _kinds(value) != _kinds(json.loads(json.dumps(like))):
             raise ValueError(f"{name} of {file} is {json.dumps(value)}: it takes what {json.dumps(like)} is, a value of that type")
         values[name] = like | value if isinstance(like, dict) else type(like)(value)
@@ -196,7 +196,8 @@ def recipe_from_file(file: str, presets: dict[str, Callable[[], Any]]) -> Any:
 
 
 def _float(value: object) -> object:
-    return float(value) if type(value) is int else value
+    """A whole number as a float, unless none holds it."""
+    return float(value) if type(value) is int and abs(value) <= sys.float_info.max else value
 
 
 def _kinds(value: object) -> list[type]:

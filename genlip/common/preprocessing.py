@@ -8,9 +8,10 @@ folded into mean and std. What these four cannot express is refused, naming file
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from .files import read_json
 
@@ -132,8 +133,10 @@ def _triple(said: dict, field: str, file: Path) -> Triple | None:
         return None
     values: list[Any] = value if isinstance(value, list) else [value]
     values = values * 3 if len(values) == 1 else values
-    if len(values) != 3 or not all(isinstance(each, int | float) and not isinstance(each, bool) for each in values):
+    if len(values) != 3 or not all(map(_finite, values)):
         raise _refused(file, field, value, "a number, or three")
+    if field.endswith("std") and min(values) <= 0:
+        raise _refused(file, field, value, "a number above 0, or three")
     return float(values[0]), float(values[1]), float(values[2])
 
 
@@ -147,9 +150,14 @@ def _number(said: dict, field: str, default: float, file: Path) -> float:
     value = said.get(field)
     if value is None:
         return default
-    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+    if not _finite(value) or value <= 0:
         raise _refused(file, field, value, "a number above 0")
     return value
+
+
+def _finite(value: object) -> TypeGuard[float]:
+    """A number that a float holds, which neither nan nor 10^400 is."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _whole(value: object, least: int = 1) -> bool:

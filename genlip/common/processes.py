@@ -20,6 +20,14 @@ def running(pid: int) -> bool:
     return True
 
 
+def ranks(single: int = 1) -> int:
+    """How many processes torchrun started, by WORLD_SIZE; `single` where it started none. ValueError where that is no number of them."""
+    said = os.environ.get("WORLD_SIZE", str(single))
+    if not said.isascii() or not said.isdecimal() or len(said) > 9 or int(said) < 1:
+        raise ValueError(f"WORLD_SIZE is {said!r}, and takes the number of processes, 1 or more: unset it, or start by torchrun")
+    return int(said)
+
+
 def die_with(parent: int) -> None:
     """Have the system kill this process when its parent is gone, however it went: an orphan would hold a GPU and the folder's lock.
 

@@ -78,6 +78,11 @@ def test_another_mllm_under_the_same_digest_is_told_by_its_provenance_and_finger
     assert cells(rows[1]["good"])[1] == {"shape": f"its fingerprint is not that of the MLLM that it names: {results.AGAIN}"}
 
 
+def changed(lines: list[str], **fields) -> list[str]:
+    """The samples, the last with other fields."""
+    return [*lines[:-1], json.dumps(json.loads(lines[-1]) | fields) + "\n"]
+
+
 @pytest.mark.parametrize(
     ("of_result", "of_lines", "why"),
     [
@@ -89,6 +94,13 @@ def test_another_mllm_under_the_same_digest_is_told_by_its_provenance_and_finger
         ({}, lambda lines: [lines[0].replace("1.0", "NaN").replace("0.0", "NaN"), *lines[1:]], "scores outside 0 to 1"),
         ({}, lambda lines: [lines[0].replace("1.0", "2.0").replace("0.0", "-1.0"), *lines[1:]], "scores outside 0 to 1"),
         ({}, lambda lines: [*lines[:-1], lines[-1][:20]], "line 40: not a sample of easyvqa_shape"),
+        ({}, lambda lines: [*lines[:-1], "[" * 100_000 + "]" * 100_000 + "\n"], "line 40: not a sample of easyvqa_shape (RecursionError"),
+        ({}, lambda lines: changed(lines, scores={"exact_match": 10**400}), "line 40: not a sample of easyvqa_shape (OverflowError"),
+        ({}, lambda lines: changed(lines, scores=[1.0]), "line 40: not a sample of easyvqa_shape"),
+        ({}, lambda lines: changed(lines, image={}), "line 40: not a sample of easyvqa_shape"),
+        ({}, lambda lines: changed(lines, image={"bytes": ""}), "line 40: not a sample of easyvqa_shape"),
+        ({}, lambda lines: changed(lines, doc_id=[39]), "line 40: not a sample of easyvqa_shape"),
+        ({}, lambda lines: changed(lines, doc_id=10**30), "line 40: not a sample of easyvqa_shape"),
         ({"results": {"exact_match,none": float("nan")}}, None, "nan, outside 0 to 1"),
         ({"results": {"exact_match,none": float("inf")}}, None, "inf, outside 0 to 1"),
         ({"results": {"exact_match,none": 0.123}}, None, "the result says 0.123"),

@@ -53,9 +53,10 @@ def test_other_keys_and_settings_have_other_answers(tmp_path):
 def test_a_damaged_line_is_named_and_a_renamed_file_is_refused(tmp_path):
     path = filled(tmp_path).path
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([lines[0], lines[1][:20] + "\n", *lines[2:]]))
-    with pytest.raises(ValueError, match="line 2: not an answer"):
-        Journal(tmp_path, KEY)
+    for damaged in (lines[1][:20], "[" * 100_000 + "]" * 100_000):
+        path.write_text("".join([lines[0], damaged + "\n", *lines[2:]]))
+        with pytest.raises(ValueError, match="line 2: not an answer"):
+            Journal(tmp_path, KEY)
     path.write_text(json.dumps({**KEY, "weights": "b"}) + "\n" + "".join(lines[1:]))
     with pytest.raises(ValueError, match=r"line 1: .*another key"):
         Journal(tmp_path, KEY)

@@ -99,3 +99,49 @@ def test_other_rows_a_step_cannot_go_on(recipe):
     shutil.rmtree(recipe.out + "/export")
     with pytest.raises(ValueError, match="--rows 2 cannot go on"):
         train(replace(recipe, rows=2), accept_changes=True)
+
+
+def test_one_that_cannot_be_read_now_stops_the_run_and_is_kept(pair, tmp_path):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, *pair, {})
+    state = tmp_path / "checkpoints/step-000002/state.json"
+    state.unlink()
+    state.symlink_to(state.name)  # an error of the system's that is no missing file
+    with pytest.raises(OSError, match=r"step-000002/state\.json"):
+        checkpoint.newest(tmp_path)
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_what_is_only_named_like_a_checkpoint_is_none(pair, tmp_path):
+    for name in ("step-backup", "step-latest"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints/notes.part").write_text("")
+    (tmp_path / "checkpoints/step-000001.part").write_text("")
+    (tmp_path / "checkpoints/step-000007.part").symlink_to(tmp_path)
+    for step in (1, 999_999, 1_000_000, 1_000_001):
+        checkpoint.save(tmp_path, step, *pair, {})
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert left == {"step-backup", "step-latest", "notes.part", "step-1000000", "step-1000001"}
+    assert checkpoint.newest(tmp_path).name == "step-1000001" and (tmp_path / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"step": 7}, "step is 7, and its folder"),
+        ({"step": -1}, "step is -1, and its folder"),
+        ({"streams": None}, "streams is null"),
+        ({"streams": [7]}, "stream 0 is 7, and takes an object"),
+        ({"streams": [{}]}, "stream 0 does not say position"),
+        ({"streams": []}, "has 0 rows per step"),
+        ({}, "beyond --max-steps 2"),
+    ],
+)
+def test_a_state_that_no_run_goes_on_from_is_refused(changes, why, recipe, tmp_path):
+    stream = {"position": {"places": [], "drawn": [], "waiting": []}, "ledger": {"read": 0, "used": 0, "skipped": {}, "names": {}}}
+    state, folder = {"step": 3, "streams": [stream]}, tmp_path / "step-000003"
+    assert checkpoint.position(folder, state, replace(recipe, rows=1)) == (3, [stream])
+    with pytest.raises(ValueError, match=rf"step-000003/state\.json.*{why}"):
+        checkpoint.position(folder, state | changes, replace(recipe, rows=1, max_steps=3 if changes else 2))
+    with pytest.raises(ValueError, match="does not say streams"):
+        checkpoint.position(folder, {"step": 3}, recipe)

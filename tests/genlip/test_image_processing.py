@@ -165,5 +165,13 @@ def test_shapes_and_sizes_that_cannot_be():
     for size in (100, 0, -16, "big"):
         with pytest.raises(ValueError, match="neither a multiple of the patch size 16 nor 'native'"):
             GenLIPImageProcessor(size=size)
+    for field, value in (
+        ("image_std", 0),
+        ("image_std", [0.5, 0.0, 0.5]),
+        ("image_mean", float("nan")),
+        ("image_mean", [0.5, 0.5, float("inf")]),
+    ):
+        with pytest.raises(ValueError, match=rf"{field} .*preprocessor_config\.json.*it takes finite numbers"):
+            GenLIPImageProcessor(**{field: value})
     with pytest.raises(ValueError, match="no pictures"):
         processor([])

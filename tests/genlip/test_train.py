@@ -275,13 +275,18 @@ def test_learning_rate_warms_up_and_ends_at_its_minimum(recipe):
     assert rates[55] == pytest.approx(0.505)
 
 
-def test_what_the_user_can_mend_is_a_sentence(recipe, capsys):
+def test_what_the_user_can_mend_is_a_sentence(recipe, capsys, monkeypatch):
     with pytest.raises(ValueError, match="--rows 3 do not split over 2 ranks"):
         os.environ["WORLD_SIZE"] = "2"
         try:
             train_module.init_distributed(replace(recipe, rows=3))
         finally:
             del os.environ["WORLD_SIZE"]
+    for size in ("0", "abc", "-1", "", "9" * 5000):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        assert main(["tiny-s1", *(f"--{name}={getattr(recipe, name)}" for name in ("data", "tokenizer", "out"))]) == 2
+        assert f"WORLD_SIZE is {size!r}, and takes" in capsys.readouterr().err
+    monkeypatch.delenv("WORLD_SIZE")
     for changes, said in (
         ({"parallel": "zero"}, "--parallel is one of ddp, fsdp"),
         ({"max_steps": 0}, "--max-steps"),

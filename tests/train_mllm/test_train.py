@@ -250,6 +250,15 @@ def test_the_newest_checkpoints_are_those_of_the_highest_steps_whatever_the_cloc
         (folder / "checkpoint-6").mkdir(exist_ok=True)
         (folder / "checkpoint-6" / spoilt).write_text("{")
         assert newest_whole(folder).name == "checkpoint-5" and not (folder / "checkpoint-6").exists()
+    state = folder / "checkpoint-5/trainer_state.json"
+    said = state.read_text()
+    state.unlink()
+    state.symlink_to(state.name)  # an error of the system's that is no missing file
+    with pytest.raises(OSError, match="trainer_state"):
+        newest_whole(folder)
+    state.unlink()
+    state.write_text(said.replace('"max_steps": 6', '"max_steps": 4'))
+    assert newest_whole(folder) is None, "a step beyond the last"
 
 
 def test_a_run_stopped_before_its_export_takes_no_step_more(recipe, monkeypatch):
@@ -516,7 +525,7 @@ def test_a_loss_that_is_no_number_stops_the_run(recipe):
 
 
 def test_conversations_that_do_not_fit_are_counted(recipe):
-    with pytest.raises(ValueError, match=r"8 of 8 conversations have a first turn longer than --max-length 20"):
+    with pytest.raises(ValueError, match=r"8 of 8 conversations cannot be learned from .* raise --max-length \(now 20\)"):
         train(replace(recipe, max_length=20))
     train(replace(recipe, out=recipe.out + "-b", max_length=27, max_steps=1))
     counted = json.loads((Path(recipe.out + "-b") / "ledger.json").read_text())["tokens"]

@@ -32,13 +32,15 @@ def test_two_processes_that_write_one_file_at_once_leave_a_whole_one(tmp_path):
 
 def test_lines_of_a_run_are_kept_up_to_a_step_whatever_spoilt_the_last(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    for spoilt in (b"\0\0\0\n", b'{"step": 1', b'{"said": "caf\xc3', b"[]\n", b""):
+    deep = b"[" * 100_000 + b"]" * 100_000 + b"\n"
+    for spoilt in (deep, b"\0\0\0\n", b'{"step": 1', b'{"said": "caf\xc3', b"[]\n", b""):
         file.write_bytes(b'{"step": 0}\n{"step": 1}\n{"step": 7}\n' + spoilt)
         keep_until(file, 1)
         assert file.read_bytes() == b'{"step": 0}\n{"step": 1}\n'
-    file.write_bytes(b'{"step": 0}\n\n{"step": 1}\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: not a record of a step"):
-        keep_until(file, 1)
+    for spoilt in (b"\n", deep):
+        file.write_bytes(b'{"step": 0}\n' + spoilt + b'{"step": 1}\n')
+        with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: not a record of a step"):
+            keep_until(file, 1)
 
 
 def test_a_killed_writer_leaves_one_part_that_the_next_overwrites(tmp_path):
