@@ -26,6 +26,7 @@ from train_mllm import train as train_module
 from train_mllm import trainer as trainer_module
 from train_mllm.freeze_check import FreezeCheck
 from train_mllm.recipes import PRESETS, protocol
+from train_mllm.skipped import Skipped
 from train_mllm.train import main, train
 from train_mllm.trainer import StrictTrainer, newest_whole
 
@@ -169,6 +170,14 @@ def test_too_many_pictures_that_break_stop_the_run_in_words_and_again(recipe, ca
     for _ in range(2):
         with pytest.raises(ValueError, match=r"2 conversations broke in training .*'2', '5'.*--max-bad"):
             train(replace(recipe, max_bad=0.2, max_steps=8))
+
+
+def test_the_list_of_what_broke_is_never_written_through_a_link(tmp_path):
+    other, file = tmp_path / "other", tmp_path / "skipped.jsonl"
+    file.symlink_to(other)
+    with pytest.raises(ValueError, match=r"skipped\.jsonl is no plain file .*: remove it"):
+        Skipped(file).add(3, "a", "truncated picture")
+    assert not other.exists()
 
 
 def test_a_conversation_that_the_template_refuses_is_left_out_and_named(recipe):
