@@ -235,7 +235,7 @@ def load(
         require(parts[part], {"model_type": str}, f"{export / 'config.json'}, {part}", model_folder.MEND)
     with model_folder.building(export / "config.json"):
         config = LlavaConfig.from_pretrained(export)
-        projector = getattr(config, "projector", "mlp2x_gelu")  # exports from before there was a choice
+        config.projector = projector = getattr(config, "projector", "mlp2x_gelu")  # exports from before there was a choice
         view = config.vision_config.spec.setdefault(
             "view", f"native_{config.native_tokens}" if getattr(config, "native_tokens", None) else "square"
         )
@@ -401,10 +401,8 @@ class Mllm:
             markers = sum(plain(m["content"]).count(IMAGE) for m in messages)
             if markers != len(pictures):
                 raise ValueError(f"a conversation has {markers} {IMAGE} markers and {len(pictures)} pictures; they must match")
-        joined, sizes = (
-            PROJECTORS[self.provenance.projector].joined,
-            [[upright_size(picture) for picture in pictures] for pictures in images],
-        )
+        joined = PROJECTORS[config.projector].joined
+        sizes = [[upright_size(picture) for picture in pictures] for pictures in images]
         prompts = [
             prompt_ids(tokenizer, messages, config.image_token_id, [tokens(self.tower.spec, *size, joined) for size in own])
             for messages, own in zip(conversations, sizes)

@@ -84,6 +84,12 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
+def signals_as_in_a_terminal() -> None:
+    """Where the tests run in the background some signals are ignored, and stay so in what they start."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_command_in_a_sentence_and_what_it_was_writing_is_gone(tmp_path, number, code):
     script = "import sys, time; from pathlib import Path; from genlip.common.command import command\n"
@@ -92,7 +98,7 @@ def test_a_signal_ends_a_command_in_a_sentence_and_what_it_was_writing_is_gone(t
         " with locked(Path(sys.argv[1]), 'x'), written_aside(Path(sys.argv[1], 'export')):\n  print('on', flush=True); time.sleep(60)\n"
     )
     run = [sys.executable, "-c", f"{script}raise SystemExit(main())", str(tmp_path / "out")]
-    process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=signals_as_in_a_terminal)
     assert process.stdout.readline() == "on\n"
     process.send_signal(number)
     assert process.communicate()[1] == "stopped; the same command goes on from here\n" and process.returncode == code
@@ -111,7 +117,9 @@ def test_workers_end_with_a_command_that_is_stopped_or_killed(tmp_path):
         pids.mkdir()
         run = [sys.executable, str(tmp_path / "script.py"), str(pids)]
         here = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-        process = subprocess.Popen(run, env=here, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            run, env=here, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=signals_as_in_a_terminal
+        )
         wait_until(lambda: len(list(pids.iterdir())) == 2)  # noqa: B023
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # as a terminal's Ctrl-C
         said = process.communicate(timeout=20)[1]

@@ -197,8 +197,11 @@ def plan_job(suite: Suite, task: str, args: argparse.Namespace, export: Export |
     }
     if any(column.full_mark is None for column in suite.columns if column.task == task):
         key["maximum"] = data.maximum
-    done = results.read_result(folder)
-    done = None if done is None or results.misplaced(done, folder) else done
+    try:
+        done = results.read_result(folder)
+        done = None if done is None or results.misplaced(done, folder) else done
+    except ValueError:  # no result, or one that was edited: the task runs again, with the journal's answers
+        done = None
     # A full result answers a limited request too: a quick look never costs the long run's answers.
     done = done if done and done.key in (key, {**key, "limit": None}) else None
     if done and export:

@@ -340,12 +340,20 @@ def _disagreeing(result: Result, samples: Samples, columns: Sequence[Column]) ->
 def read_row(folder: Path, suite: Suite) -> EncoderResult | None:
     """The row of `results/<suite>/<encoder>/<llm>@<digest8>/`; None where no task of the suite is done.
 
-    The folder names the row. A result that contradicts it, the row's other tasks or its own samples is a refused cell, and no more.
+    The folder names the row. A result that cannot be read, or contradicts it, the row's other tasks or its own samples, is a refused cell,
+    and no more.
     """
-    found = {task: result for task in suite.tasks if (result := read_result(folder / task))}
-    if not found:
+    found, unread = {}, {}
+    for task in suite.tasks:
+        try:
+            if result := read_result(folder / task):
+                found[task] = result
+        except ValueError as error:
+            unread[task] = str(error)
+    if not found and not unread:
         return None
     results, doubts = _believed(folder, found)
+    doubts |= unread
     cells, scores = {}, {}
     for task in suite.tasks:
         columns = [column for column in suite.columns if column.task == task]

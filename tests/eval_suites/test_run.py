@@ -221,7 +221,7 @@ def test_results_of_schema_1_stay_readable_under_their_old_digest(small_easyvqa)
     new = json.loads(file.read_text())
     key = {"weights": "a" * 64, **{name: value for name, value in new["key"].items() if name != "model"}}
     said = {name: value for name, value in new["provenance"].items() if name not in ("schema", "protocol", "seed")}
-    lacking = ("schema", "fingerprint", "environment")
+    lacking = ("schema", "fingerprint", "environment", "seal")
     file.write_text(json.dumps({name: value for name, value in new.items() if name not in lacking} | {"key": key, "provenance": said}))
     Path(file.parents[1]).rename(file.parents[2] / "llm-tiny@aaaaaaaa")
     assert small_easyvqa.run(*arguments) == 0
@@ -731,7 +731,7 @@ def test_every_kind_of_question_that_cannot_be_asked_costs_itself_alone(small_ea
     assert all(why.startswith(expected) for why, (_, expected) in zip(whys, kinds.values()))
     assert whys[n:] == [
         "no picture: neither bytes nor path",
-        "no bytes, and no file gone.png",
+        "no bytes, but the name of a file: gone.png",
         "no picture: image is empty",
         "its words hold <image>, which stands for a picture",
     ]

@@ -164,6 +164,7 @@ def own_processor(family, side):
         "genlip": lambda: genlip.GenLIPImageProcessor(size=side),
         "clip_vision_model": lambda: CLIPImageProcessorPil(**whole),
         "aimv2_vision_model": lambda: CLIPImageProcessorPil(**whole),  # the class and values that its authors' folders name
+        "mlcd_vision_model": lambda: CLIPImageProcessorPil(**whole),  # likewise
         "siglip_vision_model": lambda: SiglipImageProcessorPil(size=whole["size"], do_convert_rgb=True),
         "dinov2": lambda: BitImageProcessorPil(**whole, **imagenet),
         "openvision2": lambda: BitImageProcessorPil(**whole, **imagenet, resample=2),  # its authors' "vgg_value_range", bilinear
