@@ -124,9 +124,9 @@ def test_an_export_that_changes_while_it_is_read_is_refused(export, tmp_path, mo
     copy = shutil.copytree(export, tmp_path / "copy")
     real = mllm.AutoTokenizer.from_pretrained
 
-    def replaced(folder):
+    def replaced(folder, **options):
         (copy / "chat_template.jinja").write_text("another")
-        return real(folder)
+        return real(folder, **options)
 
     monkeypatch.setattr(mllm.AutoTokenizer, "from_pretrained", replaced)
     with pytest.raises(ValueError, match=r"was replaced while it was read \(chat_template\): run the same command again"):
