@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 
 from .common import digests, fingerprint
-from .common.files import in_their_sizes, numbered, read_json, remove, require, write_json, written_aside
+from .common.files import in_their_sizes, numbered, read_json, remove, require, sha256, write_json, written_aside
 from .common.schema import SCHEMA, RunRecord
 from .common.versions import git_commit, package_versions
 from .recipes import Recipe
@@ -129,7 +129,8 @@ def load(folder: Path, model, optimizer) -> dict:
             f"{folder} is of an earlier version, whose checkpoints are pickled and not read any more, since reading one can run code: "
             f"finish that run with commit {LAST_PICKLED} of this project, or give another --out"
         )
-    if read_json(folder / "state.json", fields=STATE)["run"] != _run_digest(run := folder.parents[1]):
+    state: dict = read_json(folder / "state.json", fields=STATE)
+    if state["run"] != _run_digest(run := folder.parents[1]):
         raise ValueError(f"{folder} was written under another run.json than {run} holds: bring that back, or give another --out")
     tensors, optimizer_state = get_state_dict(model, optimizer)
     both = {"model": tensors, "optimizer": optimizer_state["state"]}
@@ -141,12 +142,12 @@ def load(folder: Path, model, optimizer) -> dict:
         raise ValueError(f"{folder} does not hold this model ({_why(e)}): remove it to go on from the one before") from e
     optimizer_state["state"] = both["optimizer"]
     set_state_dict(model, optimizer, model_state_dict=both["model"], optim_state_dict=optimizer_state)
-    return read_json(folder / "state.json")
+    return state
 
 
 def _run_digest(run: Path) -> str:
     """Of what the run was resolved to; its recipe may change by --accept-changes."""
-    return hashlib.sha256((run / "run.json").read_bytes()).hexdigest()
+    return sha256(run / "run.json")
 
 
 def _why(error: Exception) -> object:

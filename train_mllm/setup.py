@@ -99,10 +99,6 @@ def kernels(recipe: Recipe) -> Kernels:
     return Kernels(words + ("Liger" if liger else "transformers (liger-kernel is not installed)"), flash, liger)
 
 
-def computed_with(recipe: Recipe, on_gpu: bool) -> str:
-    return kernels(recipe).words if on_gpu else "attention by torch (SDPA), no GPU"
-
-
 # Files of a model's folder that decide what it is.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
 SOURCES = {"encoder": "the encoder", "llm": "the language model", "init": "the earlier stage"}

@@ -10,14 +10,13 @@ An answer is handed to the system before the next batch starts: it outlives the 
 answers are read in about 1 s.
 """
 
-import hashlib
 import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from genlip.common.files import file_aside, open_to_append
+from genlip.common.files import file_aside, open_to_append, sha256_json
 
 Settings = tuple[int, tuple[str, ...]]  # (max_new_tokens, stop strings)
 
@@ -36,7 +35,7 @@ class Answer:
 
 def path_of(folder: Path, key: dict) -> Path:
     """Where the key's answers lie in a task's folder."""
-    return folder / f"answers-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]}.jsonl"
+    return folder / f"answers-{sha256_json(key)[:12]}.jsonl"
 
 
 def adopt(folder: Path, key: dict) -> None:

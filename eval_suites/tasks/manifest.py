@@ -1,16 +1,14 @@
 """The manifest of benchmark data that we make: what was made, by digest, so that a changed file is refused before it is asked."""
 
-import hashlib
-import json
 from collections.abc import Collection
 from pathlib import Path
 
 from genlip.common import digests
-from genlip.common.files import read_json
+from genlip.common.files import read_json, sha256_json
 
 
 def digest(told: dict) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return sha256_json(told)
 
 
 def verify(folder: Path, names: Collection[str] | None = None) -> dict:

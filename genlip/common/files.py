@@ -194,6 +194,11 @@ def open_to_append(path: Path) -> int:
     return descriptor
 
 
+def sha256_json(content: object) -> str:
+    """In hex, of what JSON holds, in whatever order its names stand."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def sha256(path: Path) -> str:
     """Of the file's bytes, in hex."""
     with path.open("rb") as stream:

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .files import read_json
+from .files import read_json, sha256_json
 
 MEND = "export the model again"
 # Raised by hand wherever our code gives other pixels, prompts, tokens or texts for equal files; a test holds what each gives today.
@@ -68,7 +68,7 @@ class Fingerprint:
 
     @cached_property
     def digest(self) -> str:
-        return _sha256(self.parts)
+        return sha256_json(self.parts)
 
     def differing(self, other: "Fingerprint") -> list[str]:
         return [name for name in {**self.parts, **other.parts} if self.parts.get(name) != other.parts.get(name)]
@@ -152,12 +152,8 @@ def _bytes(folder: Path, pattern: str) -> bytes:
     return b"".join(f"{file.relative_to(folder).as_posix()} {file.stat().st_size} ".encode() + file.read_bytes() for file in files)
 
 
-def _sha256(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _digest(content: object) -> str:
-    return _sha256(_said(content))
+    return sha256_json(_said(content))
 
 
 def _set(config: object) -> object:

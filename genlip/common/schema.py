@@ -15,7 +15,6 @@ Of a run's record, what is `compared` has to be equal for the run to go on.
 A file without `schema` is of schema 1: it is read, what it lacks has its field's default, and it is never ranked with one of schema 2.
 """
 
-import hashlib
 import json
 import types
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .command import command, new_parser
-from .files import WORDS, read_json, write_json
+from .files import WORDS, read_json, sha256_json, write_json
 
 SCHEMA = 2
 KINDS = ("compared", "derived", "environment", "seed", "name")
@@ -240,7 +239,7 @@ R = TypeVar("R", bound=Record)
 def write(path: Path, record: Record) -> None:
     """The record as a file, with `seal`, the digest of all its fields."""
     content = json.loads(json.dumps(record.as_json()))
-    write_json(path, content | {"seal": _seal(content)})
+    write_json(path, content | {"seal": sha256_json(content)})
 
 
 def read(kind: type[R], path: Path, mend: str) -> R:
@@ -249,16 +248,12 @@ def read(kind: type[R], path: Path, mend: str) -> R:
     return parse(kind, read_json(path, mend), str(path), mend)
 
 
-def _seal(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def parse(kind: type[R], content: object, where: str, mend: str) -> R:
     """The record that `content` is, of whatever schema it says; `where` names it in errors, `mend` ends them."""
     if not isinstance(content, dict):
         raise ValueError(f"{where} is no {kind.__name__}, which is an object: {mend}")
     content = dict(content)
-    if (seal := content.pop("seal", None)) is not None and seal != _seal(content):
+    if (seal := content.pop("seal", None)) is not None and seal != sha256_json(content):
         raise ValueError(f"{where} was edited: its seal is not that of its content. Bring the file back, or {mend}")
     schema = content.get("schema", 1)
     if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
